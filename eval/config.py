@@ -1,0 +1,238 @@
+"""Strict configuration: YAML and command line over dataclasses, and the one-line errors of bad input.
+
+Order of precedence: command line > YAML file (--config FILE) > default. An unknown key, wherever it stands, is an
+error that names the nearest known one (TRL's and transformers' own parsers let some of them pass, and do not check
+the types of lists that come from YAML: here the YAML goes through the same parser as the command line).
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+
+class InputError(Exception):
+    """Something the user gave is wrong. The text is one line: the value, the constraint, the remedy."""
+
+
+def run_main(main: Callable[[], None]) -> NoReturn:
+    """Runs an entry point; bad input ends with its one line on stderr and exit status 2, Ctrl-C with 130."""
+    try:
+        main()
+    except InputError as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """'; did you mean X?' for the known name closest to `name`, else the list of known names if it is short."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; known: {', '.join(known)}" if len(known) <= 20 else ""
+
+
+def parse(types: Sequence[type], argv: Sequence[str], prog: str) -> tuple[Any, ...]:
+    """Parses `argv` (with an optional --config FILE of YAML) into one instance of each dataclass in `types`.
+
+    Raises InputError for an unknown key, a value of the wrong type, a missing required one, or a value that the
+    dataclass itself refuses (ValueError in its __post_init__).
+    """
+    from transformers import HfArgumentParser
+
+    class Parser(HfArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise InputError(f"{prog}: {message}")
+
+    parser = Parser(list(types), prog=prog, allow_abbrev=False)
+    parser.add_argument("--config", help="YAML file with values for the options below; the command line wins")
+    known = [f.name for t in types for f in fields(t) if f.init]
+    argv, config = _split_config(list(argv), prog)
+    _check_flags(argv, known, prog)
+    argv = (_as_arguments(config, known) if config else []) + argv
+    try:
+        # a key of TRL's that its __post_init__ refuses raises ValueError there with a text of its own
+        *values, rest = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{prog}: {error}") from error
+    if rest:
+        raise InputError(f"{prog}: cannot read '{rest[0]}' on the command line; options are written --name value")
+    return tuple(values[: len(types)])
+
+
+def _split_config(argv: list[str], prog: str) -> tuple[list[str], Path | None]:
+    """Takes --config FILE or --config=FILE out of argv."""
+    config, rest, i = None, [], 0
+    while i < len(argv):
+        name, _, value = argv[i].partition("=")
+        if name != "--config":
+            rest.append(argv[i])
+        elif config is not None:
+            raise InputError(f"{prog}: --config is given twice; give one file")
+        else:
+            if not value:
+                i += 1
+                if i == len(argv):
+                    raise InputError(f"{prog}: --config needs the path of a YAML file")
+                value = argv[i]
+            config = Path(value)
+        i += 1
+    return rest, config
+
+
+def _check_flags(argv: list[str], known: list[str], prog: str) -> None:
+    for argument in argv:
+        if argument.startswith("--"):
+            name = argument[2:].partition("=")[0].replace("-", "_")
+            if name not in known and name.removeprefix("no_") not in known and name != "help":
+                raise InputError(f"{prog}: unknown option --{argument[2:].partition('=')[0]}{nearest(name, known)}")
+
+
+def _as_arguments(path: Path, known: list[str]) -> list[str]:
+    """A YAML mapping as command-line arguments, so that its values are checked in the same way."""
+    values = read_yaml(path)
+    arguments = []
+    for key, value in values.items():
+        if key not in known:
+            raise InputError(f"{path}: unknown key '{key}'{nearest(str(key), known)}")
+        if value is None:
+            raise InputError(f"{path}: '{key}' has no value; give one or leave the line out")
+        if isinstance(value, list):
+            arguments += [f"--{key}", *(json.dumps(v) if isinstance(v, dict | list) else _text(v) for v in value)]
+        else:
+            arguments.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else _text(value)}")
+    return arguments
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Reads a YAML mapping; InputError where the file is missing, not YAML, or not a mapping."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"config file {path}: {error.strerror}; give the path of a YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"config file {path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"config file {path} must hold a mapping of keys to values")
+    return values
+
+
+def prepare_output(folder: Path, needed_mib: int = 16) -> None:
+    """Makes the output folder and proves, before any work, that it can be written and has room.
+
+    Raises InputError where it cannot be made or written, or where fewer than `needed_mib` MiB are free.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".write-test-") as probe:
+            probe.write(b"x" * 4096)
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        raise InputError(f"output folder {folder} cannot be written ({error.strerror}); choose another folder") from error
+    free_mib = shutil.disk_usage(folder).free // 2**20
+    if free_mib < needed_mib:
+        raise InputError(
+            f"output folder {folder} has {free_mib} MiB free and the run needs about {needed_mib}; "
+            "free some space or choose another folder"
+        )
+
+
+@dataclass
+class EvaluationConfig:
+    """What is asked of a checkpoint; the part that `eval run` and the evaluation during training share."""
+
+    experiments: list[str] = field(
+        default_factory=lambda: ["bbq", "winogender", "admissions"], metadata={"help": "bbq, winogender, admissions"}
+    )
+    conditions: list[str] = field(
+        default_factory=lambda: ["Q", "Q+IF", "Q+IF+CoT", "Q+Match-Stats"],
+        metadata={"help": "Q, Q+IF, Q+IF+CoT, Q+Match-Stats (Winogender only)"},
+    )
+    categories: list[str] = field(default_factory=list, metadata={"help": "BBQ categories; empty = all that are there"})
+    data_dir: str | None = field(
+        default=None, metadata={"help": "folder with bbq/, winogender/, admissions/; default $SELFCORRECT_DATA or the small set"}
+    )
+    limit: int | None = field(
+        default=None, metadata={"help": "the first N rows of each set (BBQ: of each category's file) in file order"}
+    )
+    cot_limit: int | None = field(
+        default=None,
+        metadata={"help": "chain of thought on at most about N items of each experiment, spread evenly (BBQ: whole groups of four)"},
+    )
+    orders: int = field(
+        default=3, metadata={"help": "BBQ option orders asked: 1 = as given (the paper), 3 = all rotations (order-symmetrised)"}
+    )
+    format: str = field(default="auto", metadata={"help": "dialogue format: auto, chat or paper"})
+    cot_max_new_tokens: int = field(default=256, metadata={"help": "length of the sampled reasoning (paper: up to 256)"})
+    batch_tokens: int = field(default=512, metadata={"help": "distinct tokens in one forward pass of the scorer"})
+    sample_batch: int = field(default=64, metadata={"help": "dialogues whose reasoning is sampled together"})
+    seed: int = field(default=0, metadata={"help": "seed of the sampled reasoning and of the bootstrap"})
+
+    def __post_init__(self) -> None:
+        from eval.conditions import CONDITIONS, condition_named
+        from eval.experiments.registry import EXPERIMENTS
+
+        self.experiments = _split_commas(self.experiments)
+        self.categories = _split_commas(self.categories)
+        for name in self.experiments:
+            if name not in EXPERIMENTS:
+                raise InputError(f"experiments: unknown '{name}'{nearest(name, list(EXPERIMENTS))}")
+        self.conditions = [condition_named(c).name for c in _split_commas(self.conditions)]
+        if not self.experiments or not self.conditions:
+            raise InputError(f"experiments and conditions must not be empty; conditions: {', '.join(CONDITIONS)}")
+        if self.format not in ("auto", "chat", "paper"):
+            raise InputError(f"format must be auto, chat or paper, not '{self.format}'")
+        if self.orders not in (1, 3):
+            raise InputError(f"orders must be 1 (as given) or 3 (all rotations), not {self.orders}")
+        for name in ("limit", "cot_limit", "cot_max_new_tokens", "batch_tokens", "sample_batch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} must be at least 1, not {value}")
+
+
+def _split_commas(values: list[str]) -> list[str]:
+    return list(dict.fromkeys(part.strip() for v in values for part in v.split(",") if part.strip()))
+
+
+@dataclass
+class RunConfig(EvaluationConfig):
+    """`python -m eval run`: evaluate one checkpoint."""
+
+    model: str = field(default="", metadata={"help": "hub id or local folder of the model"})
+    adapter: str | None = field(default=None, metadata={"help": "folder or hub id of a LoRA adapter on top of it"})
+    adapter_base_differs: bool = field(
+        default=False, metadata={"help": "accept an adapter whose recorded base has another name than --model"}
+    )
+    revision: str | None = field(default=None, metadata={"help": "hub revision of the model"})
+    dtype: str = field(default="auto", metadata={"help": "auto (as stored), float32, bfloat16 or float16"})
+    device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, cuda:0 ..."})
+    output: str = field(default="", metadata={"help": "results folder; default runs/eval/<model>"})
+    step: int = field(default=0, metadata={"help": "RLHF step of the checkpoint, for the report's axis"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.model:
+            raise InputError("eval run: --model is missing; give a hub id or a local folder")
+        if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
+            raise InputError(f"dtype must be auto, float32, bfloat16 or float16, not '{self.dtype}'")
+        if self.step < 0:
+            raise InputError(f"step must be at least 0, not {self.step}")

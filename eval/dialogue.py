@@ -1,0 +1,104 @@
+"""Dialogues as token ids, and where the answer begins in them.
+
+Two formats (Ganguli et al. 2023 used the first):
+- paper: each turn is "\\n\\nHuman: " or "\\n\\nAssistant: " followed by its text, nothing else; a BOS token only if the
+  tokenizer adds one by default.
+- chat: the tokenizer's own chat template with continue_final_message=True, the assistant's beginning being the content
+  of the last message, neither closed nor followed by a space. Special tokens are those that the template writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from eval.config import InputError
+from eval.records import Prompt
+
+PAPER_TURNS = {"human": "\n\nHuman: ", "assistant": "\n\nAssistant: "}
+CHAT_ROLES = {"human": "user", "assistant": "assistant"}
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of a prompt and of each candidate after it.
+
+    boundary_moved: number of the prompt's last tokens that were moved into every candidate because the tokenizer
+    merges across the boundary for at least one of them. Each candidate's probability is then that of the same moved
+    text and the candidate, so ratios between candidates stay those of the whole strings.
+    """
+
+    context: tuple[int, ...]
+    candidates: tuple[tuple[int, ...], ...]
+    boundary_moved: int = 0
+
+
+def choose_format(wanted: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """'chat' or 'paper'; 'auto' is chat where the tokenizer has a template. InputError for chat without a template."""
+    has_template = bool(getattr(tokenizer, "chat_template", None))
+    if wanted == "auto":
+        return "chat" if has_template else "paper"
+    if wanted == "chat" and not has_template:
+        raise InputError("format chat: the tokenizer has no chat template; use --format paper")
+    return wanted
+
+
+def render(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, style: str) -> str:
+    """The dialogue as text, ending with the assistant's beginning."""
+    if style == "paper":
+        return "".join(PAPER_TURNS[t.role] + t.text for t in prompt.turns)
+    messages = [{"role": CHAT_ROLES[t.role], "content": t.text} for t in prompt.turns]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, continue_final_message=True)
+    assert isinstance(text, str)
+    if not text.endswith(prompt.turns[-1].text):
+        raise InputError(
+            "format chat: this tokenizer's template changes the assistant's beginning "
+            f"({prompt.turns[-1].text[-40:]!r}), so the answer would not follow it; use --format paper"
+        )
+    return text
+
+
+def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer puts a BOS token before plain text by default."""
+    return tokenizer.bos_token_id is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
+
+
+def encode(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, style: str) -> list[Encoded]:
+    """Encodes prompts with their candidates. Raises InputError for a candidate that adds no token."""
+    texts: list[str] = []
+    for prompt in prompts:
+        rendered = render(prompt, tokenizer, style)
+        texts += [rendered, *(rendered + c for c in prompt.candidates)]
+    # A template writes its special tokens itself; plain text gets a BOS where the tokenizer would add one.
+    ids = tokenizer(texts, add_special_tokens=False).input_ids if texts else []
+    bos = (tokenizer.bos_token_id,) if style == "paper" and adds_bos(tokenizer) else ()
+    encoded, at = [], 0
+    for prompt in prompts:
+        n = 1 + len(prompt.candidates)
+        encoded.append(_split(prompt, [bos + tuple(x) for x in ids[at : at + n]]))
+        at += n
+    return encoded
+
+
+def _split(prompt: Prompt, ids: list[tuple[int, ...]]) -> Encoded:
+    """The longest beginning that the prompt and all its candidates share, and what each candidate adds to it."""
+    context, wholes = ids[0], ids[1:]
+    shared = len(context)
+    for whole in wholes:
+        shared = min(shared, _common(context, whole))
+    candidates = tuple(whole[shared:] for whole in wholes)
+    for text, candidate in zip(prompt.candidates, candidates, strict=True):
+        if not candidate:
+            raise InputError(f"candidate {text!r} adds no token to the prompt; the tokenizer cannot express it")
+    return Encoded(context[:shared], candidates, len(context) - shared)
+
+
+def _common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+    n = 0
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            break
+        n += 1
+    return n

@@ -1,0 +1,1 @@
+"""The experiments, each a file with the same four functions: load, ask, read_off, measure."""

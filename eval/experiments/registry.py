@@ -1,0 +1,9 @@
+"""The experiments by name: add one file here and one line below."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from eval.experiments import admissions, bbq, winogender
+
+EXPERIMENTS: dict[str, ModuleType] = {"bbq": bbq, "winogender": winogender, "admissions": admissions}

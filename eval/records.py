@@ -1,0 +1,89 @@
+"""The nouns: what is asked (Item, Prompt), what answers it (Scorer), what is kept (a record), what is told (Metric)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of a dialogue."""
+
+    role: Literal["human", "assistant"]
+    text: str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A dialogue whose last turn is the beginning of an assistant's turn, and the strings that may follow it.
+
+    Without candidates it is a prompt to sample reasoning from.
+    """
+
+    turns: tuple[Turn, ...]
+    candidates: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question of an experiment, before a condition is put on it.
+
+    id identifies it within the experiment, cluster is the unit of the bootstrap (template, occupation, profile),
+    weight counts how often it stands in the population, fields go into its records, texts make the prompts.
+    """
+
+    id: str
+    cluster: str
+    weight: float = 1.0
+    fields: dict[str, Any] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a scorer says of one prompt: natural-log probabilities, one per candidate, over the full vocabulary."""
+
+    logprobs: np.ndarray
+    prompt_tokens: int
+    boundary_moved: int
+
+
+Record = dict[str, Any]
+"""One line of records.jsonl; its columns are described in docs/results.md."""
+
+
+@dataclass
+class Metric:
+    """One number with where it comes from: value and interval are None where it is undefined, and `note` says why."""
+
+    experiment: str
+    condition: str
+    name: str
+    value: float | None
+    low: float | None
+    high: float | None
+    n_items: int
+    n_clusters: int
+    method: str
+    note: str = ""
+    category: str = "all"
+
+
+class Scorer(Protocol):
+    """A model as the experiments see it. Adding one is adding a file in eval/scorers with these methods."""
+
+    def score(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
+        """Yields (index into prompts, Answer) in any order, as they are done."""
+        ...
+
+    def sample(self, prompts: Sequence[Prompt], seeds: Sequence[int], max_new_tokens: int) -> Iterator[tuple[int, str]]:
+        """Yields (index into prompts, sampled continuation); a prompt's sample depends on its own seed."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What belongs into the provenance: format, tier, dtype ..."""
+        ...

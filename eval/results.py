@@ -1,0 +1,132 @@
+"""Results on disk: one folder per checkpoint, written as they come, continued after a kill.
+
+folder/provenance.json  what the results depend on; a folder of something else is refused, never mixed
+folder/records.jsonl    one record per item x condition x order, appended pack by pack
+folder/summary.json     the metrics with their intervals, written last and atomically: its presence means complete
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from eval.config import InputError
+from eval.records import Metric, Record
+
+Key = tuple[str, str, str, int]
+
+IDENTITY = ("weights", "adapter_weights", "format", "dtype", "data", "data_sha256", "evaluation", "step")
+"""The fields of the provenance that must agree for a folder's records to be continued."""
+
+
+def record_key(record: Record) -> Key:
+    """What identifies a record: experiment, condition, item, order."""
+    return record["experiment"], record["condition"], record["item"], record["order"]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON atomically: a reader sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as out:
+            json.dump(value, out, indent=1, allow_nan=False)
+            out.write("\n")
+            out.flush()
+            os.fsync(out.fileno())
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            Path(name).unlink()
+        raise
+
+
+class Store:
+    """The results of one checkpoint."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.records_path = folder / "records.jsonl"
+        self.summary_path = folder / "summary.json"
+        self.provenance_path = folder / "provenance.json"
+
+    def open(self, provenance: dict[str, Any]) -> None:
+        """Starts the folder or continues it. InputError where it holds results of something else."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.provenance_path.is_file():
+            found = json.loads(self.provenance_path.read_text(encoding="utf-8"))
+            for name in IDENTITY:
+                if found.get(name) != provenance.get(name):
+                    raise InputError(
+                        f"{self.folder} holds results with another {name} ({_short(found.get(name))} there, "
+                        f"{_short(provenance.get(name))} now); choose another --output or remove the folder"
+                    )
+        else:
+            write_json(self.provenance_path, provenance)
+        self._drop_torn_line()
+
+    def _drop_torn_line(self) -> None:
+        """A kill in the middle of a write leaves a last line without its end: it is cut off and asked again."""
+        if not self.records_path.is_file():
+            return
+        with self.records_path.open("rb+") as handle:
+            content = handle.read()
+            end = content.rfind(b"\n") + 1
+            if end != len(content):
+                handle.truncate(end)
+
+    def append(self, records: Iterable[Record]) -> None:
+        """Appends whole lines and flushes them."""
+        with self.records_path.open("a", encoding="utf-8") as handle:
+            for record in records:
+                handle.write(json.dumps(record, allow_nan=False) + "\n")
+            handle.flush()
+
+    def read(self) -> Iterator[Record]:
+        """The records, in the order in which they were written."""
+        if self.records_path.is_file():
+            with self.records_path.open(encoding="utf-8") as handle:
+                for number, line in enumerate(handle, 1):
+                    try:
+                        yield json.loads(line)
+                    except json.JSONDecodeError as error:
+                        raise InputError(f"{self.records_path}:{number} is damaged; remove the folder") from error
+
+    def finish(self, metrics: list[Metric], provenance: dict[str, Any]) -> None:
+        """Writes summary.json."""
+        write_json(self.summary_path, {**provenance, "metrics": [dataclasses.asdict(m) for m in metrics]})
+
+    def summary(self) -> dict[str, Any] | None:
+        """summary.json, or None where the evaluation is not complete."""
+        if not self.summary_path.is_file():
+            return None
+        return json.loads(self.summary_path.read_text(encoding="utf-8"))
+
+
+def find_summaries(folder: Path) -> list[dict[str, Any]]:
+    """All complete results in `folder`, ordered by RLHF step, each with its own folder as 'results'.
+
+    Raises InputError where there is none.
+    """
+    if not folder.is_dir():
+        raise InputError(f"run folder {folder} is not there; give the folder of a training run or of `eval run`")
+    found = []
+    for path in sorted(folder.rglob("summary.json")):
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        if "metrics" in summary:
+            found.append({**summary, "results": str(path.parent)})
+    if not found:
+        raise InputError(f"run folder {folder} has no finished evaluation (no summary.json in it)")
+    return sorted(found, key=lambda s: s["step"])
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,131 @@
+"""Weights & Biases: every run identity and metric name that this project uses. The only module that imports wandb here.
+
+A trainer owns its run (job_type 'train'). Evaluation never calls wandb: it writes result files, and `publish` projects
+them into one run per condition (job_type 'eval') in the same group, with the metrics eval/<experiment>/<metric> against
+rlhf_step. The files are the truth: a ledger beside them says what was sent, so publishing again sends nothing again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import netrc
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import wandb
+from eval.conditions import CONDITIONS
+from eval.results import find_summaries, write_json
+
+PROJECT = "selfcorrect"
+LEDGER = "wandb-ledger.json"
+RUN_FILE = "run.json"
+"""Written by a trainer into its output folder: policy (the group's name), algorithm, model, model_params, seed ..."""
+CONFIG_KEYS = ("model", "model_params", "algorithm", "data", "seed", "git_commit", "format", "dtype")
+
+
+def mode() -> str:
+    """$WANDB_MODE where it is set, else online where the user is logged in, else offline."""
+    if chosen := os.environ.get("WANDB_MODE"):
+        return chosen
+    settings = wandb.setup().settings
+    if settings.api_key:
+        return "online"
+    host = urlparse(settings.base_url).hostname or ""
+    try:
+        known = netrc.netrc(os.environ.get("NETRC")).authenticators(host)
+    except (OSError, netrc.NetrcParseError):
+        known = None
+    return "online" if known else "offline"
+
+
+def start_training_run(folder: Path, policy: str, run_id: str, config: dict[str, Any]) -> Any:
+    """The training's own run; the Trainer's W&B callback logs into it. Continued under the same id after a kill."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return wandb.init(
+        project=os.environ.get("WANDB_PROJECT", PROJECT),
+        dir=str(folder),
+        id=run_id,
+        name=run_id,
+        group=policy,
+        job_type="train",
+        resume="allow",
+        mode=mode(),  # pyright: ignore[reportArgumentType]
+        config=config,
+    )
+
+
+def publish(run_folder: Path) -> list[str]:
+    """Sends the finished evaluations in `run_folder` that were not sent yet; returns the ids of the runs written.
+
+    One publisher at a time (file lock). A checkpoint that comes late or out of order keeps its place, since the axis
+    is rlhf_step and not the order of logging. Raises InputError where there is no finished evaluation.
+    """
+    summaries = find_summaries(run_folder)
+    described = json.loads((run_folder / RUN_FILE).read_text("utf-8")) if (run_folder / RUN_FILE).is_file() else {}
+    policy = described.get("policy") or run_folder.resolve().name
+    written = []
+    with _locked(run_folder / f".{LEDGER}.lock"):
+        ledger_path = run_folder / LEDGER
+        sent = set(json.loads(ledger_path.read_text("utf-8"))) if ledger_path.is_file() else set()
+        for condition in CONDITIONS.values():
+            rows = {s["step"]: _row(s, condition.name) for s in summaries}
+            keys = {step: f"{condition.slug}@{step}" for step, row in rows.items() if row}
+            if new := {step: key for step, key in keys.items() if key not in sent}:
+                config = {k: {**summaries[0], **described}.get(k) for k in CONFIG_KEYS}
+                config |= {"condition": condition.name, "policy": policy}
+                run_id = f"eval-{policy}-{condition.slug}"
+                _log(run_folder, policy, run_id, config, {step: rows[step] for step in sorted(new)}, rows[max(keys)])
+                sent |= set(new.values())
+                write_json(ledger_path, sorted(sent))
+                written.append(run_id)
+    return written
+
+
+def _row(summary: dict[str, Any], condition: str) -> dict[str, float]:
+    """eval/<experiment>/<metric>[_low|_high] of one checkpoint and condition; undefined values are left out."""
+    row = {}
+    for m in summary["metrics"]:
+        if m["condition"] != condition:
+            continue
+        name = f"eval/{m['experiment']}/{m['name']}" + ("" if m["category"] == "all" else f"/{m['category']}")
+        for suffix, value in (("", m["value"]), ("_low", m["low"]), ("_high", m["high"])):
+            if value is not None:
+                row[name + suffix] = value
+    return row
+
+
+def _log(
+    folder: Path, policy: str, run_id: str, config: dict[str, Any], rows: dict[int, dict[str, float]],
+    last: dict[str, float],
+) -> None:  # fmt: skip
+    run = wandb.init(
+        project=os.environ.get("WANDB_PROJECT", PROJECT),
+        dir=str(folder),
+        id=run_id,
+        name=run_id,
+        group=policy,
+        job_type="eval",
+        resume="allow",
+        reinit="create_new",  # beside the trainer's run in the same process
+        mode=mode(),  # pyright: ignore[reportArgumentType]
+        config=config,
+        settings=wandb.Settings(silent=True, x_disable_stats=True, console="off"),
+    )
+    run.define_metric("rlhf_step", hidden=True, summary="none")
+    run.define_metric("eval/*", step_metric="rlhf_step", step_sync=False, summary="none")
+    for step, row in rows.items():
+        run.log({"rlhf_step": step, **row})
+    run.summary.update({"final/" + name.removeprefix("eval/"): value for name, value in last.items()})
+    run.finish()
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,1 @@
+"""Says what is good: reward models from human preferences."""

@@ -1,0 +1,46 @@
+"""Models for training: LoRA as configured, and a reward model loaded and checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+from eval.checkpoints import check_model
+from eval.config import InputError
+
+
+def lora_config(model_args: Any, model: str, top_layers: int | None) -> Any:
+    """TRL's LoRA configuration, on the top layers only where `top_layers` says so; None for full fine-tuning.
+
+    Leaving the lower layers alone saves their backward pass. Raises InputError for more layers than the model has.
+    """
+    from trl import get_peft_config
+
+    peft_config = get_peft_config(model_args)
+    if peft_config is None or top_layers is None:
+        return peft_config
+    layers = AutoConfig.from_pretrained(model, revision=model_args.model_revision).get_text_config().num_hidden_layers
+    if not 1 <= top_layers <= layers:
+        raise InputError(f"lora_top_layers must be 1 to {layers} for {model}, not {top_layers}")
+    peft_config.layers_to_transform = list(range(layers - top_layers, layers))
+    return peft_config
+
+
+def check_model_arguments(model_args: Any) -> str:
+    """The model's path or id. InputError where it is missing, not there, or would execute remote code."""
+    if not model_args.model_name_or_path:
+        raise InputError("model_name_or_path is missing; give a hub id or a local folder")
+    check_model(model_args.model_name_or_path, model_args.model_revision)
+    return model_args.model_name_or_path
+
+
+def check_reward_model(path: str) -> None:
+    """InputError unless `path` is a sequence classification model with one output (a merged reward model)."""
+    hint = "; train one with `accelerate launch -m reward.train`"
+    if not Path(path).exists() and (path.count("/") != 1 or path.startswith((".", "/", "runs/"))):
+        raise InputError(f"reward model {path}: there is no such folder{hint}")
+    config = check_model(path)
+    if getattr(config, "num_labels", None) != 1:
+        raise InputError(f"reward model {path} has {config.num_labels} outputs, it must have one{hint}")

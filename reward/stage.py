@@ -1,0 +1,59 @@
+"""A training stage on disk: what it was started with, and whether it is finished, so that a command can be repeated.
+
+folder/settings.json  written at the start; another start with other settings is refused instead of mixed
+folder/<result>.json  written last and atomically: its presence means that the stage is finished
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from eval.config import InputError
+from eval.results import write_json
+
+FREE = {
+    "output_dir", "logging_dir", "run_name", "report_to", "disable_tqdm", "log_level", "local_rank", "ddp_timeout",
+    "resume_from_checkpoint", "evaluation",
+}  # fmt: skip
+"""Settings that may differ between two starts of the same stage, since they do not change what is learned."""
+
+
+def settings_of(*configs: Any, **more: Any) -> dict[str, Any]:
+    """The settings of dataclasses as JSON values, without FREE, plus `more` (hashes of data and weights)."""
+    settings = {f.name: getattr(c, f.name) for c in configs for f in dataclasses.fields(c) if f.name not in FREE}
+    plain = {k: v for k, v in settings.items() if isinstance(v, str | int | float | bool | list | dict | None)}
+    return json.loads(json.dumps({**plain, **more}, default=str))
+
+
+class Stage:
+    """A stage's folder; `result` is the name of its result file."""
+
+    def __init__(self, folder: Path, result: str, settings: dict[str, Any]) -> None:
+        self.folder = folder
+        self.result_path = folder / result
+        self.settings = settings
+
+    def begin(self) -> dict[str, Any] | None:
+        """The result if the stage is finished, else None, the settings recorded.
+
+        Raises InputError where the folder was started with other settings.
+        """
+        path = self.folder / "settings.json"
+        if path.is_file():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            for name in sorted({*found, *self.settings}):
+                if found.get(name) != self.settings.get(name):
+                    raise InputError(
+                        f"{self.folder} was started with {name} = {found.get(name)!r}, now it is "
+                        f"{self.settings.get(name)!r}; choose another --output_dir or remove the folder"
+                    )
+        else:
+            write_json(path, self.settings)
+        return json.loads(self.result_path.read_text(encoding="utf-8")) if self.result_path.is_file() else None
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Marks the stage as finished."""
+        write_json(self.result_path, result)

@@ -1,0 +1,121 @@
+"""Checkpoints exactly at the scheduled steps, each evaluated when it is saved, training being left as it is.
+
+A checkpoint folder is complete when it has policy.json, which is written last.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import TrainerCallback
+
+from eval.checkpoints import POLICY_FILE, adapter_id, weights_id
+from eval.config import EvaluationConfig
+from eval.evaluate import Plan, evaluate
+from eval.results import write_json
+from eval.scorers.transformers import TransformersScorer
+
+log = logging.getLogger(__name__)
+
+
+def last_complete(output: Path) -> Path | None:
+    """The latest complete checkpoint that training can be resumed from, or None."""
+    found = [p.parent for p in output.glob(f"checkpoint-*/{POLICY_FILE}") if (p.parent / "trainer_state.json").is_file()]
+    return max(found, key=_step, default=None)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.rpartition("-")[2])
+
+
+@contextmanager
+def undisturbed(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation inside leaves training bit-identical: random states and train/eval modes are put back."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda)
+
+
+class ScheduledCheckpoints(TrainerCallback):
+    """Saves at the scheduled steps; step 0 is the policy before RLHF. `on_checkpoint` is called with each one saved."""
+
+    def __init__(self, steps: list[int], policy: dict[str, Any], evaluator: CheckpointEvaluator | None) -> None:
+        self.steps = set(steps)
+        self.policy = policy
+        self.evaluator = evaluator
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Saves and evaluates step 0; after a resume evaluates what a kill left unevaluated."""
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if state.global_step == 0 and 0 in self.steps and state.is_world_process_zero:
+            with undisturbed(kwargs["model"]):
+                kwargs["model"].save_pretrained(folder)
+                kwargs["processing_class"].save_pretrained(folder)
+        if state.global_step in self.steps:
+            self._complete(folder, state, kwargs)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Asks the Trainer to save after this step if it is scheduled."""
+        control.should_save = state.global_step in self.steps
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Marks the checkpoint complete and evaluates it."""
+        self._complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", state, kwargs)
+
+    def _complete(self, folder: Path, state: Any, kwargs: dict[str, Any]) -> None:
+        from accelerate import PartialState
+
+        if state.is_world_process_zero:
+            with undisturbed(kwargs["model"]):
+                write_json(folder / POLICY_FILE, {**self.policy, "rlhf_step": state.global_step})
+                if self.evaluator is not None:
+                    self.evaluator(kwargs["model"], kwargs["processing_class"], folder, state.global_step)
+        PartialState().wait_for_everyone()
+
+
+class CheckpointEvaluator:
+    """Evaluates the model in memory, as the checkpoint just saved from it, into OUTPUT/eval/step-N; then publishes."""
+
+    def __init__(self, config: EvaluationConfig, planned: Plan, output: Path, policy: dict[str, Any], publish: bool) -> None:
+        self.config = config
+        self.planned = planned
+        self.output = output
+        self.policy = policy
+        self.publish = publish
+
+    def __call__(self, model: Any, tokenizer: Any, folder: Path, step: int) -> None:
+        adapted = (folder / "adapter_config.json").is_file()
+        provenance = {
+            "model": self.policy["model"] if adapted else str(folder),
+            "revision": self.policy["revision"] if adapted else None,
+            "weights": self.policy["base_weights"] if adapted else weights_id(str(folder)),
+            "adapter": str(folder) if adapted else None,
+            "adapter_weights": adapter_id(str(folder)) if adapted else None,
+            "model_params": self.policy["model_params"],
+        }
+        scorer = TransformersScorer(
+            model, tokenizer, self.config.format, self.config.batch_tokens, self.config.sample_batch
+        )
+        evaluate(scorer, self.config, self.output / "eval" / f"step-{step:06d}", provenance, step, self.planned)
+        if self.publish:
+            from eval import tracking
+
+            tracking.publish(self.output)
