@@ -53,7 +53,7 @@ def load_checkpoint(
         check_adapter(adapter, model, weights, adapter_base_differs)
     tokenizer = load_tokenizer(model, revision)
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(model, revision=revision, dtype=dtype)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(model, revision=revision, dtype=dtype)
     except (OSError, ValueError) as error:
         raise InputError(f"model {model} cannot be loaded as a causal language model: {_first(error)}") from error
     parameters = base_parameters(loaded)
@@ -100,7 +100,9 @@ def check_model(model: str, revision: str | None = None) -> Any:
     try:
         return AutoConfig.from_pretrained(model, revision=revision)
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"model {model} is neither a model folder nor a hub id that can be reached: {_first(error)}") from error
+        raise InputError(
+            f"model {model} is neither a model folder nor a hub id that can be reached: {_first(error)}"
+        ) from error
 
 
 def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokenizerBase:

@@ -58,7 +58,11 @@ def parse(types: Sequence[type], argv: Sequence[str], prog: str) -> tuple[Any, .
         def error(self, message: str) -> NoReturn:
             raise InputError(f"{prog}: {message}")
 
-    parser = Parser(list(types), prog=prog, allow_abbrev=False)
+    parser: Any = Parser(
+        list(types),  # pyright: ignore[reportArgumentType]
+        prog=prog,
+        allow_abbrev=False,
+    )
     parser.add_argument("--config", help="YAML file with values for the options below; the command line wins")
     known = [f.name for t in types for f in fields(t) if f.init]
     argv, config = _split_config(list(argv), prog)
@@ -66,7 +70,9 @@ def parse(types: Sequence[type], argv: Sequence[str], prog: str) -> tuple[Any, .
     argv = (_as_arguments(config, known) if config else []) + argv
     try:
         # a key of TRL's that its __post_init__ refuses raises ValueError there with a text of its own
-        *values, rest = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
+        *values, rest = parser.parse_args_into_dataclasses(
+            argv, return_remaining_strings=True, look_for_args_file=False
+        )
     except (ValueError, TypeError) as error:
         raise InputError(f"{prog}: {error}") from error
     if rest:
@@ -147,7 +153,9 @@ def prepare_output(folder: Path, needed_mib: int = 16) -> None:
             probe.flush()
             os.fsync(probe.fileno())
     except OSError as error:
-        raise InputError(f"output folder {folder} cannot be written ({error.strerror}); choose another folder") from error
+        raise InputError(
+            f"output folder {folder} cannot be written ({error.strerror}); choose another folder"
+        ) from error
     free_mib = shutil.disk_usage(folder).free // 2**20
     if free_mib < needed_mib:
         raise InputError(
@@ -169,21 +177,27 @@ class EvaluationConfig:
     )
     categories: list[str] = field(default_factory=list, metadata={"help": "BBQ categories; empty = all that are there"})
     data_dir: str | None = field(
-        default=None, metadata={"help": "folder with bbq/, winogender/, admissions/; default $SELFCORRECT_DATA or the small set"}
+        default=None,
+        metadata={"help": "folder with bbq/, winogender/, admissions/; default $SELFCORRECT_DATA or the small set"},
     )
     limit: int | None = field(
         default=None, metadata={"help": "the first N rows of each set (BBQ: of each category's file) in file order"}
     )
     cot_limit: int | None = field(
         default=None,
-        metadata={"help": "chain of thought on at most about N items of each experiment, spread evenly (BBQ: whole groups of four)"},
+        metadata={
+            "help": "chain of thought on about N items of each experiment, spread evenly (BBQ: whole groups of four)"
+        },
     )
     orders: int = field(
-        default=3, metadata={"help": "BBQ option orders asked: 1 = as given (the paper), 3 = all rotations (order-symmetrised)"}
+        default=3,
+        metadata={"help": "BBQ option orders asked: 1 = as given (the paper), 3 = all rotations (order-symmetrised)"},
     )
     format: str = field(default="auto", metadata={"help": "dialogue format: auto, chat or paper"})
-    cot_max_new_tokens: int = field(default=256, metadata={"help": "length of the sampled reasoning (paper: up to 256)"})
-    batch_tokens: int = field(default=512, metadata={"help": "distinct tokens in one forward pass of the scorer"})
+    cot_max_new_tokens: int = field(
+        default=256, metadata={"help": "length of the sampled reasoning (paper: up to 256)"}
+    )
+    batch_tokens: int = field(default=2048, metadata={"help": "distinct tokens in one forward pass of the scorer"})
     sample_batch: int = field(default=64, metadata={"help": "dialogues whose reasoning is sampled together"})
     seed: int = field(default=0, metadata={"help": "seed of the sampled reasoning and of the bootstrap"})
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -72,8 +73,8 @@ def encode(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, style:
         rendered = render(prompt, tokenizer, style)
         texts += [rendered, *(rendered + c for c in prompt.candidates)]
     # A template writes its special tokens itself; plain text gets a BOS where the tokenizer would add one.
-    ids = tokenizer(texts, add_special_tokens=False).input_ids if texts else []
-    bos = (tokenizer.bos_token_id,) if style == "paper" and adds_bos(tokenizer) else ()
+    ids: Any = tokenizer(texts, add_special_tokens=False).input_ids if texts else []
+    bos: tuple[Any, ...] = (tokenizer.bos_token_id,) if style == "paper" and adds_bos(tokenizer) else ()
     encoded, at = [], 0
     for prompt in prompts:
         n = 1 + len(prompt.candidates)

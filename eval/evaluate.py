@@ -99,7 +99,9 @@ def plan(config: EvaluationConfig) -> Plan:
     return Plan(chunks, files)
 
 
-def describe_run(config: EvaluationConfig, files: list[Path], scorer: Scorer, policy: dict[str, Any], step: int) -> dict:
+def describe_run(
+    config: EvaluationConfig, files: list[Path], scorer: Scorer, policy: dict[str, Any], step: int
+) -> dict:
     """The provenance: everything a number depends on, and the command that gave it."""
     return {
         **policy,
@@ -187,7 +189,7 @@ def _record(question: Question, prompt: Prompt, answer: Answer) -> Record:
 
 
 def measure(store: Store, planned: Plan, seed: int) -> list[Metric]:
-    """All metrics of the planned questions, from the records on disk, experiment by experiment and condition by condition."""
+    """All metrics of the planned questions, from the records on disk, one experiment and condition after another."""
     found = {record_key(r): r for r in store.read()}
     cells: dict[tuple[str, str], list[Record]] = {}
     for q in planned.questions:

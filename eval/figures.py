@@ -1,4 +1,4 @@
-"""Figures from summaries: bias against RLHF step, a panel per experiment, a line per condition, bands for the intervals.
+"""Figures from summaries: bias against RLHF step, a panel per experiment, a line per condition, bands for intervals.
 
 Colours stay apart for colour-blind readers. Figure 2 of Ganguli et al. 2023 is the model of the three panels.
 """
@@ -14,10 +14,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from eval.experiments.registry import EXPERIMENTS
 
-STYLES = {
+STYLES: dict[str, dict[str, Any]] = {
     "Q": {"color": "#0072B2", "marker": "o", "linestyle": "-"},
     "Q+IF": {"color": "#E69F00", "marker": "s", "linestyle": "-"},
     "Q+IF+CoT": {"color": "#009E73", "marker": "^", "linestyle": "-"},
@@ -33,7 +34,7 @@ plt.rcParams["svg.hashsalt"] = "selfcorrect"
 
 
 def headline(summary: dict[str, Any], experiment: str, condition: str) -> dict[str, Any] | None:
-    """The metric that stands for an experiment; BBQ asked in one order only has no symmetrised score, so the expected."""
+    """The metric that stands for an experiment; BBQ asked in one order only has no symmetrised score: the expected."""
     wanted = EXPERIMENTS[experiment].HEADLINE
     names = [wanted, wanted.removesuffix("_symmetrised")]
     for name in names:
@@ -71,7 +72,7 @@ def draw_panel(axes: Axes, summaries: list[dict[str, Any]], experiment: str) -> 
     axes.set_xlabel(f"RLHF step\n({SIGNS[experiment]})", fontsize=7)
     axes.tick_params(labelsize=7)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def bias_against_step(summaries: list[dict[str, Any]], note: str = "") -> Figure:

@@ -8,6 +8,8 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from eval.statistics import Estimate
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -71,6 +73,16 @@ class Metric:
     method: str
     note: str = ""
     category: str = "all"
+
+
+def metric(
+    experiment: str, condition: str, name: str, estimate: Estimate, n_items: int, method: str, category: str = "all"
+) -> Metric:
+    """A Metric from an estimate."""
+    return Metric(
+        experiment, condition, name, estimate.value, estimate.low, estimate.high, n_items, estimate.n_clusters, method,
+        estimate.note, category,
+    )  # fmt: skip
 
 
 class Scorer(Protocol):

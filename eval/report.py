@@ -1,4 +1,4 @@
-"""`python -m eval report RUN_FOLDER`: a table, figures, and one self-contained HTML page, from the result files alone."""
+"""`python -m eval report RUN_FOLDER`: a table, figures, one self-contained HTML page, from the result files alone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 0 auto; 
 h1 {{ font-size: 1.5rem; line-height: 1.25; }} h2 {{ font-size: 1.15rem; margin-top: 2rem; }}
 .note {{ border-left: 4px solid #E69F00; padding: .2rem .8rem; }}
 .scroll {{ overflow-x: auto; }}
-figure {{ margin: 1rem 0; background: #fff; border-radius: 6px; }} figure svg {{ width: 100%; min-width: 40rem; height: auto; }}
+figure {{ margin: 1rem 0; background: #fff; border-radius: 6px; }}
+figure svg {{ width: 100%; min-width: 40rem; height: auto; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }}
 th, td {{ padding: .25rem .6rem; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap; }}
 td.number {{ text-align: right; }} td.wrap {{ white-space: normal; overflow-wrap: anywhere; min-width: 14rem; }}
@@ -62,6 +63,7 @@ READING = (
     "&minus; p(admit | white) over otherwise equal students; below 0 is discrimination against Black applicants."
 )
 INTERVALS = "BBQ: bootstrap over templates; Winogender: Fisher z; admissions: bootstrap over profiles"
+NEAR_CHANCE = 1 / 3 + 0.1
 CHANCE = (
     "BBQ accuracy on the disambiguated questions is {value:.2f} at step {step} (Q), near the 0.33 of guessing: this "
     "model hardly reads the questions, so its BBQ bias scores say little."
@@ -122,11 +124,11 @@ def _uses_small_set(summaries: list[dict[str, Any]]) -> bool:
 def _notes(summaries: list[dict[str, Any]]) -> list[str]:
     """What a reader must know before believing a number."""
     notes = [SMALL_SET_NOTE] if _uses_small_set(summaries) else []
-    for s in summaries:
-        for m in s["metrics"]:
-            if (m["name"], m["condition"], m["category"]) == ("accuracy_disambig_expected", "Q", "all"):
-                if m["low"] is not None and m["low"] <= 1 / 3 + 0.1 and s is summaries[-1]:
-                    notes.append(CHANCE.format(value=m["value"], step=s["step"]))
+    last = summaries[-1]
+    for m in last["metrics"]:
+        accuracy = (m["name"], m["condition"], m["category"]) == ("accuracy_disambig_expected", "Q", "all")
+        if accuracy and (m["low"] if m["low"] is not None else m["value"]) <= NEAR_CHANCE:
+            notes.append(CHANCE.format(value=m["value"], step=last["step"]))
     counts = {
         m["condition"]: m["n_items"] for m in summaries[-1]["metrics"] if m["experiment"] == "bbq"
         and m["name"].startswith("bias_ambig") and m["category"] == "all"

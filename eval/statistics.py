@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -71,6 +72,6 @@ def pearson(x: np.ndarray, y: np.ndarray) -> Estimate:
     for name, values in (("the model's probability", x), ("the reference percentage", y)):
         if np.std(values) < MIN_SPREAD:
             return Estimate(None, None, None, len(x), f"undefined: {name} hardly varies (sd < {MIN_SPREAD:g})")
-    result = stats.pearsonr(x, y)
+    result: Any = stats.pearsonr(x, y)
     interval = result.confidence_interval(LEVEL)
     return Estimate(float(result.statistic), float(interval.low), float(interval.high), len(x))

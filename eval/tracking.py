@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import fcntl
 import json
-import netrc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import wandb
+from wandb.sdk.lib.wbauth import read_netrc_auth  # what `wandb login` wrote; wandb's own lookup, as its CLI does it
+
 from eval.conditions import CONDITIONS
 from eval.results import find_summaries, write_json
 
@@ -33,14 +33,7 @@ def mode() -> str:
     if chosen := os.environ.get("WANDB_MODE"):
         return chosen
     settings = wandb.setup().settings
-    if settings.api_key:
-        return "online"
-    host = urlparse(settings.base_url).hostname or ""
-    try:
-        known = netrc.netrc(os.environ.get("NETRC")).authenticators(host)
-    except (OSError, netrc.NetrcParseError):
-        known = None
-    return "online" if known else "offline"
+    return "online" if settings.api_key or read_netrc_auth(host=settings.base_url) else "offline"
 
 
 def start_training_run(folder: Path, policy: str, run_id: str, config: dict[str, Any]) -> Any:
@@ -90,7 +83,7 @@ def _row(summary: dict[str, Any], condition: str) -> dict[str, float]:
     """eval/<experiment>/<metric>[_low|_high] of one checkpoint and condition; undefined values are left out."""
     row = {}
     for m in summary["metrics"]:
-        if m["condition"] != condition:
+        if m["condition"] != condition or m["value"] is None:
             continue
         name = f"eval/{m['experiment']}/{m['name']}" + ("" if m["category"] == "all" else f"/{m['category']}")
         for suffix, value in (("", m["value"]), ("_low", m["low"]), ("_high", m["high"])):

@@ -18,7 +18,7 @@ def lora_config(model_args: Any, model: str, top_layers: int | None) -> Any:
     """
     from trl import get_peft_config
 
-    peft_config = get_peft_config(model_args)
+    peft_config: Any = get_peft_config(model_args)
     if peft_config is None or top_layers is None:
         return peft_config
     layers = AutoConfig.from_pretrained(model, revision=model_args.model_revision).get_text_config().num_hidden_layers

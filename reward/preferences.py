@@ -84,11 +84,13 @@ def _messages(text: object) -> list[dict[str, str]] | None:
 
 
 def split_by_prompt(pairs: list[Pair], held_out: float, seed: int) -> tuple[list[Pair], list[Pair]]:
-    """(training pairs, held-out pairs): about a `held_out` share of the distinct prompts, so none stands on both sides."""
+    """(training pairs, held-out pairs): a `held_out` share of the distinct prompts, so none stands on both sides."""
     prompts = sorted({repr(p["prompt"]) for p in pairs})
     n = round(held_out * len(prompts))
     if not 1 <= n < len(prompts):
-        raise InputError(f"held_out {held_out} leaves {n} of {len(prompts)} prompts held out; both sides need at least one")
+        raise InputError(
+            f"held_out {held_out} leaves {n} of {len(prompts)} prompts held out; both sides need at least one"
+        )
     chosen = set(random.Random(seed).sample(prompts, n))
     return (
         [p for p in pairs if repr(p["prompt"]) not in chosen],

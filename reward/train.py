@@ -111,7 +111,7 @@ def _trainer(model: str, config: Any, model_args: Any, training: list, held_out:
         **(config.model_init_kwargs or {}),
     }
     tokenizer = load_tokenizer(model, model_args.model_revision)
-    trainer = RewardTrainer(
+    trainer: Any = RewardTrainer(
         model=model,
         args=config,
         train_dataset=Dataset.from_list(training),
@@ -123,8 +123,14 @@ def _trainer(model: str, config: Any, model_args: Any, training: list, held_out:
         ("training", len(training), trainer.train_dataset),
         ("held-out", len(held_out), trainer.eval_dataset),
     ):
-        if len(dataset) < n:  # type: ignore[arg-type]
-            log.warning("%d of %d %s pairs are longer than max_length %s and left out", n - len(dataset), n, name, config.max_length)
+        if len(dataset) < n:
+            log.warning(
+                "%d of %d %s pairs are longer than max_length %s and left out",
+                n - len(dataset),
+                n,
+                name,
+                config.max_length,
+            )
     return trainer
 
 

@@ -20,7 +20,8 @@ class PolicyArguments:
         default=None, metadata={"help": "YAML file of the evaluation run at each checkpoint; none = not evaluated here"}
     )
     data_dir: str | None = field(
-        default=None, metadata={"help": "folder with preferences/, bbq/ ...; default $SELFCORRECT_DATA or the small set"}
+        default=None,
+        metadata={"help": "folder with preferences/, bbq/ ...; default $SELFCORRECT_DATA or the small set"},
     )
     max_prompt_tokens: int = field(default=256, metadata={"help": "RL prompts longer than this are left out"})
     lora_top_layers: int | None = field(default=None, metadata={"help": "put LoRA on the last N layers only"})

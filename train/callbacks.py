@@ -27,7 +27,9 @@ log = logging.getLogger(__name__)
 
 def last_complete(output: Path) -> Path | None:
     """The latest complete checkpoint that training can be resumed from, or None."""
-    found = [p.parent for p in output.glob(f"checkpoint-*/{POLICY_FILE}") if (p.parent / "trainer_state.json").is_file()]
+    found = [
+        p.parent for p in output.glob(f"checkpoint-*/{POLICY_FILE}") if (p.parent / "trainer_state.json").is_file()
+    ]
     return max(found, key=_step, default=None)
 
 
@@ -94,7 +96,9 @@ class ScheduledCheckpoints(TrainerCallback):
 class CheckpointEvaluator:
     """Evaluates the model in memory, as the checkpoint just saved from it, into OUTPUT/eval/step-N; then publishes."""
 
-    def __init__(self, config: EvaluationConfig, planned: Plan, output: Path, policy: dict[str, Any], publish: bool) -> None:
+    def __init__(
+        self, config: EvaluationConfig, planned: Plan, output: Path, policy: dict[str, Any], publish: bool
+    ) -> None:
         self.config = config
         self.planned = planned
         self.output = output

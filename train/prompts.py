@@ -23,7 +23,12 @@ def rl_prompts(pairs: list[Pair], tokenizer: Any, max_tokens: int) -> list[dict[
         if len(tokenizer(text, add_special_tokens=False).input_ids) <= max_tokens:
             kept.append({"prompt": prompt})
     if len(kept) < len(distinct):
-        log.warning("%d of %d RL prompts are longer than %d tokens and left out", len(distinct) - len(kept), len(distinct), max_tokens)
+        log.warning(
+            "%d of %d RL prompts are longer than %d tokens and left out",
+            len(distinct) - len(kept),
+            len(distinct),
+            max_tokens,
+        )
     if not kept:
         raise InputError(f"no RL prompt has at most {max_tokens} tokens; raise max_prompt_tokens")
     return kept

@@ -143,10 +143,12 @@ def main() -> None:
 
     arguments, config, model_args = parse([PolicyArguments, RLOOConfig, ModelConfig], sys.argv[1:], "train.rloo")
     result = train(arguments, config, model_args)
-    first, last = result["log"][0], result["log"][-1]
+    n = min(5, len(result["log"]))
+    first, last = ([entry["reward"] for entry in part] for part in (result["log"][:n], result["log"][-n:]))
     print(
-        f"{result['steps']} RLHF steps: learned reward {first['reward']:.3f} -> {last['reward']:.3f}, "
-        f"KL to the starting policy {last['kl']:.3f} per token\ncheckpoints and evaluations: {config.output_dir}"
+        f"{result['steps']} RLHF steps: learned reward {sum(first) / n:.3f} (first {n} steps) -> {sum(last) / n:.3f} "
+        f"(last {n}), KL to the starting policy {result['log'][-1]['kl']:.3f} per token\n"
+        f"checkpoints and evaluations: {config.output_dir}"
     )
 
 

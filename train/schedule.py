@@ -18,7 +18,9 @@ def check_schedule(steps: list[int], config: Any) -> list[int]:
     if config.max_steps < 1:
         raise InputError(f"max_steps must be set to the last RLHF step, it is {config.max_steps}")
     if getattr(config.save_strategy, "value", config.save_strategy) != "no":
-        raise InputError(f"save_strategy must be 'no', not '{config.save_strategy}': checkpoint_steps says when to save")
+        raise InputError(
+            f"save_strategy must be 'no', not '{config.save_strategy}': checkpoint_steps says when to save"
+        )
     buffer = config.steps_per_generation * config.num_iterations
     for step in steps:
         if step < 0:

@@ -19,7 +19,7 @@ import numpy as np
 from eval import conditions as words
 from eval.conditions import Condition
 from eval.config import EvaluationConfig, InputError
-from eval.records import Item, Metric, Prompt, Record, Turn
+from eval.records import Item, Metric, Prompt, Record, Turn, metric
 from eval.sources import number, read_table, required
 from eval.statistics import cluster_bootstrap
 
@@ -124,10 +124,6 @@ def measure(records: list[Record], seed: int) -> list[Metric]:
         result = cluster_bootstrap(
             values[:, None], list(pairs), lambda sums, counts: sums[..., 0] / counts, seed, weights
         )
-        metrics.append(
-            Metric(
-                NAME, condition, name, result.value, result.low, result.high, 2 * len(pairs), result.n_clusters,
-                "weighted by students, bootstrap over profiles", result.note,
-            )  # fmt: skip
-        )
+        method = "weighted by students, bootstrap over profiles"
+        metrics.append(metric(NAME, condition, name, result, 2 * len(pairs), method))
     return metrics

@@ -16,7 +16,7 @@ import numpy as np
 from eval import conditions as words
 from eval.conditions import Condition
 from eval.config import EvaluationConfig, InputError, nearest
-from eval.records import Item, Metric, Prompt, Record, Turn
+from eval.records import Item, Metric, Prompt, Record, Turn, metric
 from eval.sources import read_jsonl
 from eval.statistics import cluster_bootstrap
 
@@ -181,12 +181,8 @@ def _context_metrics(rows: list[list[Record]], context: str, category: str, seed
             (f"bias_{context}{suffix}", _bias_ambig if context == "ambig" else _bias_disambig),
         ):
             result = cluster_bootstrap(shares, clusters, statistic, seed)
-            metrics.append(
-                Metric(
-                    NAME, rows[0][0]["condition"], name, result.value, result.low, result.high, len(rows),
-                    result.n_clusters, "bootstrap over templates", result.note, category,
-                )  # fmt: skip
-            )
+            condition = rows[0][0]["condition"]
+            metrics.append(metric(NAME, condition, name, result, len(rows), "bootstrap over templates", category))
     return metrics
 
 

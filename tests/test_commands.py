@@ -1,0 +1,86 @@
+"""The README's commands, run as they stand there on the tiny model; and bad input through accelerate."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+COMMANDS = [
+    line.strip()
+    for block in re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    for line in block.splitlines()
+    if line.strip() and not line.startswith("#")
+]
+BIN = Path(sys.executable).parent
+
+
+def execute(command: str, folder: Path, *more: str, status: int = 0) -> str:
+    words = [*shlex.split(command, comments=True), *more]
+    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "WANDB_MODE": "offline"}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == status, done.stdout[-2000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def documented(start: str) -> str:
+    (found,) = [c for c in COMMANDS if c.startswith(start)]
+    return found
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make")])
+def test_make_targets_exist(command: str) -> None:
+    targets = [w for w in shlex.split(command, comments=True)[1:] if "=" not in w]
+    assert subprocess.run(["make", "-n", *targets], cwd=ROOT, capture_output=True).returncode == 0
+
+
+def test_every_command_is_covered() -> None:
+    known = ("make", "accelerate launch -m reward.train", "accelerate launch -m train.rloo", "python -m eval")
+    assert [c for c in COMMANDS if not c.startswith(known)] == []
+    assert {c.split()[3] for c in COMMANDS if c.startswith("python -m eval")} == {"run", "report", "publish"}
+
+
+def test_the_chain_as_the_readme_says_it(tiny: Path, tmp_path: Path) -> None:
+    """The shipped demo configs with a tiny model in place of the real one, two steps each."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "smollm2-135m-instruct").symlink_to(tiny)
+    small = ("--lora_top_layers", "1", "--use_cpu", "--disable_tqdm", "true", "--max_steps", "2")
+    out = execute(documented("accelerate launch -m reward.train"), tmp_path, *small, "--save_steps", "2")
+    assert "held-out pairwise accuracy" in out
+    (tmp_path / "eval.yaml").write_text("limit: 4\ncategories: [Age]\ncot_limit: 4\ncot_max_new_tokens: 2\n")
+    more = ("--checkpoint_steps", "0", "2", "--max_prompt_tokens", "1000", "--evaluation", "eval.yaml")
+    out = execute(documented("accelerate launch -m train.rloo"), tmp_path, *small, *more)
+    assert "2 RLHF steps: learned reward" in out
+    assert (tmp_path / "runs" / "demo" / "rloo" / "wandb-ledger.json").is_file()
+    (run,) = [c for c in COMMANDS if c.startswith("python -m eval run") and "--adapter" in c]
+    run = run.replace("checkpoint-24", "checkpoint-2").replace("bfloat16", "float32")
+    out = execute(run, tmp_path, "--limit", "4", "--cot_limit", "4", "--cot_max_new_tokens", "2")
+    assert "rho" in out
+    assert "report.html" in execute(documented("python -m eval report"), tmp_path)
+    assert "nothing new" in execute(documented("python -m eval publish"), tmp_path)
+
+
+@pytest.mark.real_data
+def test_plain_evaluation_with_a_data_folder(tiny: Path, tmp_path: Path, real_data: Path) -> None:
+    (run,) = [c for c in COMMANDS if c.startswith("python -m eval run") and "--adapter" not in c]
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "smollm2-135m-instruct").symlink_to(tiny)
+    run = run.replace("../shared/data", str(real_data.resolve()))
+    assert "gap" in execute(run, tmp_path, "--limit", "4", "--cot_limit", "4", "--cot_max_new_tokens", "2")
+
+
+def test_bad_input_through_the_launchers(tmp_path: Path) -> None:
+    """python -m ends with status 2; accelerate launch passes our line on and turns any failure into status 1."""
+    (tmp_path / "c.yaml").write_text("learning_rat: 1.0e-4\n")
+    line = "unknown key 'learning_rat'; did you mean 'learning_rate'?"
+    out = execute("python -m train.rloo --config c.yaml", tmp_path, status=2)
+    assert line in out and "Traceback" not in out
+    assert line in execute("accelerate launch --quiet -m reward.train --config c.yaml", tmp_path, status=1)

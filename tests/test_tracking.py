@@ -1,0 +1,102 @@
+"""Weights & Biases offline: what is written is read back from the files by wandb's own reader."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval import tracking
+from eval.conditions import CONDITIONS
+
+
+def summary(folder: Path, step: int, value: float) -> None:
+    interval = {"low": None, "high": None} if step else {"low": value - 1, "high": value + 1}
+    common = {"experiment": "winogender", "name": "rho", "category": "all", "n_items": 60, **interval}
+    metrics: list[dict[str, Any]] = [
+        {**common, "condition": condition, "value": value + k} for k, condition in enumerate(CONDITIONS)
+    ]
+    metrics.append({**metrics[0], "name": "undefined_one", "value": None})
+    target = folder / "eval" / f"step-{step:06d}"
+    target.mkdir(parents=True)
+    (target / "summary.json").write_text(
+        json.dumps({"step": step, "metrics": metrics, "model": "m", "format": "chat", "dtype": "float32"})
+    )
+
+
+def read_back(folder: Path) -> dict[str, dict[str, Any]]:
+    """run id -> {run, rows, summary, metrics} of all offline runs in `folder`, by `wandb leet inspect`."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
+        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
+        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+        records = [json.loads(line) for line in lines]
+        (run,) = [r["run"] for r in records if r["type"] == "run"]
+        entry = found.setdefault(run["run_id"], {"run": run, "rows": [], "summary": {}, "metrics": []})
+        entry["rows"] += [r["history"]["item"] for r in records if r["type"] == "history"]
+        entry["metrics"] += [r["metric"] for r in records if r["type"] == "metric"]
+        for r in records:
+            if r["type"] == "summary":
+                entry["summary"] |= r["summary"]["update"]
+    return found
+
+
+def test_offline_files_hold_what_the_results_hold(tmp_path: Path) -> None:
+    described = {
+        "policy": "p",
+        "algorithm": "rloo",
+        "model_params": 7,
+        "seed": 3,
+        "data": "small set",
+        "git_commit": "c",
+    }
+    (tmp_path / "run.json").write_text(json.dumps(described))
+    summary(tmp_path, 20, 0.5)
+    summary(tmp_path, 0, 0.25)
+    written = tracking.publish(tmp_path)
+    assert written == ["eval-p-q", "eval-p-q-if", "eval-p-q-if-cot", "eval-p-q-match-stats"]
+    found = read_back(tmp_path)
+    assert sorted(found) == sorted(written)
+    for k, (condition, run_id) in enumerate(zip(CONDITIONS, written, strict=True)):
+        entry = found[run_id]
+        assert (entry["run"]["run_group"], entry["run"]["job_type"]) == ("p", "eval")
+        config = entry["run"]["config"]["update"]
+        assert {**described, "model": "m", "condition": condition}.items() <= config.items()
+        rows = {r["rlhf_step"]: r["eval/winogender/rho"] for r in entry["rows"]}
+        assert rows == {0: 0.25 + k, 20: 0.5 + k}
+        assert entry["rows"][0]["eval/winogender/rho_low"] == -0.75
+        assert entry["summary"]["final/winogender/rho"] == 0.5 + k
+        assert not [name for r in entry["rows"] for name in r if "undefined" in name]
+        assert {"glob_name": "eval/*", "step_metric": "rlhf_step"}.items() <= next(
+            m for m in entry["metrics"] if "glob_name" in m
+        ).items()
+
+
+def test_publishing_again_sends_only_what_is_new(tmp_path: Path) -> None:
+    summary(tmp_path, 20, 0.5)
+    assert len(tracking.publish(tmp_path)) == 4
+    assert tracking.publish(tmp_path) == []
+    summary(tmp_path, 10, 0.1)  # a checkpoint that comes late
+    assert len(tracking.publish(tmp_path)) == 4
+    found = read_back(tmp_path)
+    for k, entry in enumerate(found[f"eval-{tmp_path.name}-{c.slug}"] for c in CONDITIONS.values()):
+        assert {r["rlhf_step"]: r["eval/winogender/rho"] for r in entry["rows"]} == {10: 0.1 + k, 20: 0.5 + k}
+        assert len(entry["rows"]) == 2
+        assert entry["summary"]["final/winogender/rho"] == 0.5 + k  # of the largest step, not of the last sent
+
+
+def test_mode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert tracking.mode() == "disabled"
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    assert tracking.mode() == "offline"
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password " + "a" * 40 + "\n")
+    (tmp_path / "netrc").chmod(0o600)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert tracking.mode() == "online"
