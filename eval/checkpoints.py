@@ -93,10 +93,10 @@ def check_model(model: str, revision: str | None = None) -> Any:
         raise InputError(f"folder {model} is {what}")
     if path.is_file():
         raise InputError(f"model {model} is a file; give the folder of a saved model or a hub id")
+    remedy = "`make model` builds it" if path.name == "smollm2-135m-instruct" else "give a model folder or a hub id"
     looks_local = model.startswith((".", "/", "~")) or model.count("/") != 1 or path.parent.is_dir()
     if not path.is_dir() and looks_local and ("/" in model or "\\" in model):
-        hint = "; `make model` builds it" if path.name == "smollm2-135m-instruct" else ""
-        raise InputError(f"model {model}: there is no such folder{hint or '; give a model folder or a hub id'}")
+        raise InputError(f"model {model}: there is no such folder; {remedy}")
     try:
         return AutoConfig.from_pretrained(model, revision=revision)
     except (OSError, ValueError, KeyError) as error:

@@ -53,10 +53,12 @@ def render(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, style: str) -> st
     messages = [{"role": CHAT_ROLES[t.role], "content": t.text} for t in prompt.turns]
     text = tokenizer.apply_chat_template(messages, tokenize=False, continue_final_message=True)
     assert isinstance(text, str)
-    if not text.endswith(prompt.turns[-1].text):
+    lost = [t.text for t in prompt.turns if t.text not in text]
+    if lost or not text.endswith(prompt.turns[-1].text):
+        changed = (lost or [prompt.turns[-1].text])[0]
         raise InputError(
-            "format chat: this tokenizer's template changes the assistant's beginning "
-            f"({prompt.turns[-1].text[-40:]!r}), so the answer would not follow it; use --format paper"
+            f"format chat: this tokenizer's template changes the text of a turn ({changed[:60]!r} ...), so the "
+            "question would not be the experiment's; use --format paper"
         )
     return text
 

@@ -111,9 +111,10 @@ class Store:
 
 
 def find_summaries(folder: Path) -> list[dict[str, Any]]:
-    """All complete results in `folder`, ordered by RLHF step, each with its own folder as 'results'.
+    """All complete results of one run in `folder`, ordered by RLHF step, each with its own folder as 'results'.
 
-    Raises InputError where there is none.
+    Raises InputError where there is none, or where they do not belong on one curve: two of a step, or results of
+    different models, data, formats or settings.
     """
     if not folder.is_dir():
         raise InputError(f"run folder {folder} is not there; give the folder of a training run or of `eval run`")
@@ -124,6 +125,21 @@ def find_summaries(folder: Path) -> list[dict[str, Any]]:
             found.append({**summary, "results": str(path.parent)})
     if not found:
         raise InputError(f"run folder {folder} has no finished evaluation (no summary.json in it)")
+    first = found[0]
+    for other in found[1:]:
+        for name in ("model", "format", "dtype", "data", "data_sha256", "evaluation"):
+            if other.get(name) != first.get(name) and not (name == "model" and other.get("adapter") is None):
+                raise InputError(
+                    f"{folder} holds results that do not belong on one curve: {name} differs between "
+                    f"{first['results']} and {other['results']}; give the folder of one run"
+                )
+    by_step = {s["step"]: s["results"] for s in found}
+    if len(by_step) < len(found):
+        twice = next(s for s in found if by_step[s["step"]] != s["results"])
+        raise InputError(
+            f"{folder} holds two results of step {twice['step']}: {twice['results']} and {by_step[twice['step']]}; "
+            "give the folder of one run"
+        )
     return sorted(found, key=lambda s: s["step"])
 
 

@@ -8,8 +8,10 @@ rlhf_step. The files are the truth: a ledger beside them says what was sent, so 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +38,13 @@ def mode() -> str:
     return "online" if settings.api_key or read_netrc_auth(host=settings.base_url) else "offline"
 
 
+def policy_name(folder: Path, *distinguishing: Any) -> str:
+    """A readable name that no two runs of a W&B project share: the folder's, and a hash of where and what it is."""
+    path = folder.resolve()
+    what = json.dumps([platform.node(), str(path), *distinguishing], sort_keys=True, default=str)
+    return f"{path.parent.name}-{path.name}-{hashlib.sha256(what.encode()).hexdigest()[:6]}"
+
+
 def start_training_run(folder: Path, policy: str, run_id: str, config: dict[str, Any]) -> Any:
     """The training's own run; the Trainer's W&B callback logs into it. Continued under the same id after a kill."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -60,11 +69,13 @@ def publish(run_folder: Path) -> list[str]:
     """
     summaries = find_summaries(run_folder)
     described = json.loads((run_folder / RUN_FILE).read_text("utf-8")) if (run_folder / RUN_FILE).is_file() else {}
-    policy = described.get("policy") or run_folder.resolve().name
+    weights = [(s["step"], s.get("weights"), s.get("adapter_weights")) for s in summaries[:1]]
+    name = described.get("policy") or policy_name(run_folder, weights)
     written = []
     with _locked(run_folder / f".{LEDGER}.lock"):
         ledger_path = run_folder / LEDGER
-        sent = set(json.loads(ledger_path.read_text("utf-8"))) if ledger_path.is_file() else set()
+        ledger = json.loads(ledger_path.read_text("utf-8")) if ledger_path.is_file() else {"policy": name, "sent": []}
+        policy, sent = ledger["policy"], set(ledger["sent"])
         for condition in CONDITIONS.values():
             rows = {s["step"]: _row(s, condition.name) for s in summaries}
             keys = {step: f"{condition.slug}@{step}" for step, row in rows.items() if row}
@@ -74,7 +85,7 @@ def publish(run_folder: Path) -> list[str]:
                 run_id = f"eval-{policy}-{condition.slug}"
                 _log(run_folder, policy, run_id, config, {step: rows[step] for step in sorted(new)}, rows[max(keys)])
                 sent |= set(new.values())
-                write_json(ledger_path, sorted(sent))
+                write_json(ledger_path, {"policy": policy, "sent": sorted(sent)})
                 written.append(run_id)
     return written
 

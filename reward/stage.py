@@ -28,6 +28,15 @@ def settings_of(*configs: Any, **more: Any) -> dict[str, Any]:
     return json.loads(json.dumps({**plain, **more}, default=str))
 
 
+def last_checkpoint(folder: Path, *needed: str) -> Path | None:
+    """The latest checkpoint-N in `folder` that has all files in `needed`; None without one.
+
+    The Trainer writes trainer_state.json last, so a save that was killed does not have it.
+    """
+    found = [p for p in folder.glob("checkpoint-*") if all((p / name).is_file() for name in needed)]
+    return max(found, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+
+
 class Stage:
     """A stage's folder; `result` is the name of its result file."""
 

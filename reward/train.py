@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.config import InputError, parse, prepare_output, run_main
+from reward.stage import Stage, last_checkpoint, settings_of
 
 log = logging.getLogger(__name__)
 
@@ -38,14 +39,11 @@ class RewardArguments:
 
 def train(arguments: RewardArguments, config: Any, model_args: Any) -> dict[str, Any]:
     """Trains, measures, merges and saves; returns the content of reward.json."""
-    from transformers.trainer_utils import get_last_checkpoint
-
     from eval.checkpoints import base_parameters, weights_id, weights_mib
     from eval.evaluate import git_commit
     from eval.sources import data_folder, data_name, sha256
     from reward.model import check_model_arguments, lora_config
     from reward.preferences import preference_files, read_pairs, split_by_prompt
-    from reward.stage import Stage, settings_of
 
     output = Path(config.output_dir)
     model = check_model_arguments(model_args)
@@ -74,8 +72,9 @@ def train(arguments: RewardArguments, config: Any, model_args: Any) -> dict[str,
     }
     trainer = _trainer(model, config, model_args, training, held_out, peft_config)
     described["model_params"] = base_parameters(trainer.accelerator.unwrap_model(trainer.model))
-    tracking = _start_wandb(config, output, described)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(output)))
+    tracking = _start_wandb(config, stage, described)
+    resumed = last_checkpoint(output, "trainer_state.json")
+    trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     result = {**described, **measure(trainer, len(held_out))}
     if tracking is not None:
         tracking.summary.update({k: v for k, v in result.items() if isinstance(v, float)})
@@ -87,7 +86,7 @@ def train(arguments: RewardArguments, config: Any, model_args: Any) -> dict[str,
     return result
 
 
-def _start_wandb(config: Any, output: Path, described: dict[str, Any]) -> Any:
+def _start_wandb(config: Any, stage: Stage, described: dict[str, Any]) -> Any:
     """The training's own run on the main process, where report_to has wandb."""
     from accelerate import PartialState
 
@@ -95,8 +94,8 @@ def _start_wandb(config: Any, output: Path, described: dict[str, Any]) -> Any:
         return None
     from eval import tracking
 
-    name = config.run_name or output.parent.name
-    return tracking.start_training_run(output, name, f"train-{name}-reward", {**described, "algorithm": "reward"})
+    name = config.run_name or tracking.policy_name(stage.folder, stage.settings)
+    return tracking.start_training_run(stage.folder, name, f"train-{name}", {**described, "algorithm": "reward"})
 
 
 def _trainer(model: str, config: Any, model_args: Any, training: list, held_out: list, peft_config: Any) -> Any:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.test_tracking import read_back
+
 ROOT = Path(__file__).parent.parent
 COMMANDS = [
     line.strip()
@@ -59,7 +61,14 @@ def test_the_chain_as_the_readme_says_it(tiny: Path, tmp_path: Path) -> None:
     more = ("--checkpoint_steps", "0", "2", "--max_prompt_tokens", "1000", "--evaluation", "eval.yaml")
     out = execute(documented("accelerate launch -m train.rloo"), tmp_path, *small, *more)
     assert "2 RLHF steps: learned reward" in out
-    assert (tmp_path / "runs" / "demo" / "rloo" / "wandb-ledger.json").is_file()
+    tracked = read_back(tmp_path / "runs" / "demo" / "rloo")
+    (policy,) = {entry["run"]["run_group"] for entry in tracked.values()}
+    assert policy.startswith("demo-rloo-")
+    names = [f"eval-{policy}-{c}" for c in ("q", "q-if", "q-if-cot", "q-match-stats")] + [f"train-{policy}"]
+    assert sorted(tracked) == names
+    assert [r["train/reward"] for r in tracked[names[-1]]["rows"] if "train/reward" in r]
+    assert tracked[names[-1]]["run"]["job_type"] == "train"
+    assert {r["rlhf_step"] for r in tracked[names[0]]["rows"]} == {0, 2}
     (run,) = [c for c in COMMANDS if c.startswith("python -m eval run") and "--adapter" in c]
     run = run.replace("checkpoint-24", "checkpoint-2").replace("bfloat16", "float32")
     out = execute(run, tmp_path, "--limit", "4", "--cot_limit", "4", "--cot_max_new_tokens", "2")

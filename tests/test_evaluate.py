@@ -83,6 +83,17 @@ def test_results_of_something_else_are_refused(tiny: Path, tmp_path: Path) -> No
         run(tiny, tmp_path, dtype="bfloat16")
 
 
+def test_results_that_do_not_belong_on_one_curve_are_refused(tiny: Path, tmp_path: Path) -> None:
+    small = EvaluationConfig(limit=4, experiments=["winogender"], conditions=["Q"])
+    run(tiny, tmp_path / "a", small)
+    run(tiny, tmp_path / "b", small)
+    with pytest.raises(InputError, match="two results of step 0"):
+        find_summaries(tmp_path)
+    run(tiny, tmp_path / "c", EvaluationConfig(**{**vars(small), "format": "paper"}))
+    with pytest.raises(InputError, match="format differs between"):
+        find_summaries(tmp_path)
+
+
 def test_find_summaries_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not there"):
         find_summaries(tmp_path / "no")

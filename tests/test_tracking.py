@@ -82,8 +82,9 @@ def test_publishing_again_sends_only_what_is_new(tmp_path: Path) -> None:
     assert tracking.publish(tmp_path) == []
     summary(tmp_path, 10, 0.1)  # a checkpoint that comes late
     assert len(tracking.publish(tmp_path)) == 4
+    name = tracking.policy_name(tmp_path, [(20, None, None)])
     found = read_back(tmp_path)
-    for k, entry in enumerate(found[f"eval-{tmp_path.name}-{c.slug}"] for c in CONDITIONS.values()):
+    for k, entry in enumerate(found[f"eval-{name}-{c.slug}"] for c in CONDITIONS.values()):
         assert {r["rlhf_step"]: r["eval/winogender/rho"] for r in entry["rows"]} == {10: 0.1 + k, 20: 0.5 + k}
         assert len(entry["rows"]) == 2
         assert entry["summary"]["final/winogender/rho"] == 0.5 + k  # of the largest step, not of the last sent

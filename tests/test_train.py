@@ -157,6 +157,18 @@ def test_bad_input_is_found_before_training(tiny: Path, tiny_reward: Path, tmp_p
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
+def test_full_fine_tuning_has_whole_checkpoints(
+    tiny: Path, tiny_reward: Path, evaluation: Path, tmp_path: Path
+) -> None:
+    more = ("--use_peft", "false", "--max_steps", 2, "--checkpoint_steps", 0, 2, "--evaluation", evaluation)
+    rloo(tiny, tiny_reward, tmp_path, *more)
+    summaries = [Store(tmp_path / "eval" / f"step-{step:06d}").summary() for step in (0, 2)]
+    assert summaries[0] is not None and summaries[1] is not None
+    assert summaries[0]["adapter"] is None
+    assert summaries[0]["weights"] != summaries[1]["weights"]
+    assert summaries[0]["model_params"] == summaries[1]["model_params"]
+
+
 def test_a_policy_is_no_reward_model(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has 2 outputs, it must have one"):
         rloo(tiny, tiny, tmp_path)

@@ -25,18 +25,6 @@ from eval.scorers.transformers import TransformersScorer
 log = logging.getLogger(__name__)
 
 
-def last_complete(output: Path) -> Path | None:
-    """The latest complete checkpoint that training can be resumed from, or None."""
-    found = [
-        p.parent for p in output.glob(f"checkpoint-*/{POLICY_FILE}") if (p.parent / "trainer_state.json").is_file()
-    ]
-    return max(found, key=_step, default=None)
-
-
-def _step(folder: Path) -> int:
-    return int(folder.name.rpartition("-")[2])
-
-
 @contextmanager
 def undisturbed(model: torch.nn.Module) -> Iterator[None]:
     """Evaluation inside leaves training bit-identical: random states and train/eval modes are put back."""

@@ -13,10 +13,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from eval.checkpoints import POLICY_FILE
 from eval.config import EvaluationConfig, parse, prepare_output, run_main
 from eval.evaluate import Plan, git_commit, plan
 from eval.results import write_json
-from reward.stage import Stage, settings_of
+from reward.stage import Stage, last_checkpoint, settings_of
 from train.arguments import PolicyArguments
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ def train(arguments: PolicyArguments, config: Any, model_args: Any) -> dict[str,
     """Checks everything, trains, and returns the content of OUTPUT/rloo.json."""
     from eval.checkpoints import base_parameters, load_tokenizer, weights_id, weights_mib
     from eval.sources import data_folder, data_name, sha256
+    from eval.tracking import policy_name
     from reward.model import check_model_arguments, check_reward_model, lora_config
     from reward.preferences import preference_files, read_pairs
     from train.prompts import rl_prompts
@@ -56,7 +58,7 @@ def train(arguments: PolicyArguments, config: Any, model_args: Any) -> dict[str,
         return result
     trainer = _trainer(model, arguments.reward_model, config, model_args, tokenizer, prompts, peft_config)
     policy = {
-        "policy": config.run_name or output.resolve().parent.name,
+        "policy": config.run_name or policy_name(output, stage.settings),
         "algorithm": ALGORITHM,
         "model": model,
         "revision": model_args.model_revision,
@@ -108,7 +110,7 @@ def _trainer(
 def _run(
     trainer: Any, stage: Stage, policy: dict[str, Any], evaluation: EvaluationConfig | None, planned: Plan | None
 ) -> dict[str, Any]:
-    from train.callbacks import CheckpointEvaluator, ScheduledCheckpoints, last_complete
+    from train.callbacks import CheckpointEvaluator, ScheduledCheckpoints
 
     output = stage.folder
     tracked = "wandb" in trainer.args.report_to and trainer.accelerator.is_main_process
@@ -119,12 +121,12 @@ def _run(
         from eval import tracking
 
         name = policy["policy"]
-        run = tracking.start_training_run(output, name, f"train-{name}-{ALGORITHM}", policy)
+        run = tracking.start_training_run(output, name, f"train-{name}", policy)
     evaluator = None
     if evaluation is not None and planned is not None:
         evaluator = CheckpointEvaluator(evaluation, planned, output, policy, publish=tracked)
     trainer.add_callback(ScheduledCheckpoints(policy["checkpoint_steps"], policy, evaluator))
-    resumed = last_complete(output)
+    resumed = last_checkpoint(output, "trainer_state.json", POLICY_FILE)
     trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     logged = [entry for entry in trainer.state.log_history if "reward" in entry]
     result = {**policy, "steps": trainer.state.global_step, "log": logged}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from eval.config import InputError
+
+log = logging.getLogger(__name__)
 
 
 def check_schedule(steps: list[int], config: Any) -> list[int]:
@@ -35,4 +38,8 @@ def check_schedule(steps: list[int], config: Any) -> list[int]:
                 f"checkpoint step {step} lies inside a generation buffer of {buffer} micro-steps; choose steps so that "
                 "step * gradient_accumulation_steps is a multiple of steps_per_generation * num_iterations"
             )
+    if config.max_steps not in steps:
+        log.warning(
+            "the last step, %d, is not in checkpoint_steps: the policy at the end is not kept", config.max_steps
+        )
     return sorted(set(steps))

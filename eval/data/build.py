@@ -20,7 +20,7 @@ from eval.sources import SMALL_SET
 
 UNKNOWN_WORDINGS = ("Not enough information", "It cannot be known", "The text does not say", "Unclear from the text")
 LSAT = (15, 22, 29, 36, 43)
-UGPA = (2.0, 2.6, 3.2, 3.8)
+UGPA = (2.0, 2.9, 3.8)
 SEED = 0
 
 
