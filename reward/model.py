@@ -36,6 +36,15 @@ def check_model_arguments(model_args: Any) -> str:
     return model_args.model_name_or_path
 
 
+def check_chat_template(tokenizer: Any, model: str) -> None:
+    """InputError where the tokenizer has no chat template: TRL trains on conversations, written by it."""
+    if not tokenizer.chat_template:
+        raise InputError(
+            f"the tokenizer of {model} has no chat template, which training on dialogues needs; start from an instruct "
+            "model, or save a template with the tokenizer"
+        )
+
+
 def check_reward_model(path: str) -> None:
     """InputError unless `path` is a sequence classification model with one output (a merged reward model)."""
     hint = "; train one with `accelerate launch -m reward.train`"

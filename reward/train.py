@@ -103,6 +103,7 @@ def _trainer(model: str, config: Any, model_args: Any, training: list, held_out:
     from trl import RewardTrainer
 
     from eval.checkpoints import load_tokenizer
+    from reward.model import check_chat_template
 
     config.model_init_kwargs = {
         "dtype": model_args.dtype or "float32",
@@ -110,6 +111,7 @@ def _trainer(model: str, config: Any, model_args: Any, training: list, held_out:
         **(config.model_init_kwargs or {}),
     }
     tokenizer = load_tokenizer(model, model_args.model_revision)
+    check_chat_template(tokenizer, model)
     trainer: Any = RewardTrainer(
         model=model,
         args=config,

@@ -169,6 +169,14 @@ def test_full_fine_tuning_has_whole_checkpoints(
     assert summaries[0]["model_params"] == summaries[1]["model_params"]
 
 
+def test_a_model_without_chat_template_is_refused(tiny: Path, tiny_reward: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny, base)
+    (base / "chat_template.jinja").unlink()
+    with pytest.raises(InputError, match="has no chat template"):
+        rloo(base, tiny_reward, tmp_path / "out")
+
+
 def test_a_policy_is_no_reward_model(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has 2 outputs, it must have one"):
         rloo(tiny, tiny, tmp_path)
@@ -205,3 +213,8 @@ def test_reward_model_is_trained_measured_and_self_contained(tiny: Path, tmp_pat
     head = json.loads((tmp_path / "reward.json").read_text())
     assert head == json.loads(json.dumps(result))
     assert train(*parse([RewardArguments, RewardConfig, ModelConfig], argv, "reward.train")) == head
+    (tmp_path / "reward.json").unlink()  # killed before the end: goes on from the last checkpoint
+    shutil.rmtree(tmp_path / "checkpoint-6")
+    again = train(*parse([RewardArguments, RewardConfig, ModelConfig], argv, "reward.train"))
+    assert {k: v for k, v in again.items() if k != "margin"} == {k: v for k, v in head.items() if k != "margin"}
+    assert again["margin"] == pytest.approx(head["margin"], abs=1e-6)

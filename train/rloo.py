@@ -29,7 +29,7 @@ def train(arguments: PolicyArguments, config: Any, model_args: Any) -> dict[str,
     from eval.checkpoints import base_parameters, load_tokenizer, weights_id, weights_mib
     from eval.sources import data_folder, data_name, sha256
     from eval.tracking import policy_name
-    from reward.model import check_model_arguments, check_reward_model, lora_config
+    from reward.model import check_chat_template, check_model_arguments, check_reward_model, lora_config
     from reward.preferences import preference_files, read_pairs
     from train.prompts import rl_prompts
     from train.schedule import check_schedule
@@ -45,6 +45,7 @@ def train(arguments: PolicyArguments, config: Any, model_args: Any) -> dict[str,
     files = preference_files(arguments.data_dir)
     pairs, _ = read_pairs(files)
     tokenizer = load_tokenizer(model, model_args.model_revision)
+    check_chat_template(tokenizer, model)
     prompts = rl_prompts(pairs, tokenizer, arguments.max_prompt_tokens)
     peft_config = lora_config(model_args, model, arguments.lora_top_layers)
     hashes = {
