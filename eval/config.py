@@ -185,9 +185,7 @@ class EvaluationConfig:
     )
     cot_limit: int | None = field(
         default=None,
-        metadata={
-            "help": "chain of thought on about N items of each experiment, spread evenly (BBQ: whole groups of four)"
-        },
+        metadata={"help": "chain of thought on about N items of each experiment, spread evenly over the set"},
     )
     orders: int = field(
         default=3,

@@ -11,6 +11,8 @@ from scipy import stats
 
 LEVEL = 0.95
 N_RESAMPLES = 2000
+MIN_CLUSTERS = 8
+"""Below this the percentile bootstrap is far too narrow to be shown."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,9 @@ def cluster_bootstrap(
         value = float(statistic(sums_CK.sum(axis=0), counts_C.sum()))
         if not np.isfinite(value):
             return Estimate(None, None, None, len(names), "undefined: no answer that the score could be taken of")
-        if len(names) < 2:
-            return Estimate(value, None, None, len(names), "no interval: fewer than two clusters")
+        if len(names) < MIN_CLUSTERS:
+            note = f"no interval: {len(names)} clusters, at least {MIN_CLUSTERS} are needed"
+            return Estimate(value, None, None, len(names), note)
         rng = np.random.default_rng(seed)
         draws_BC = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=N_RESAMPLES)
         resampled_B = statistic(draws_BC @ sums_CK, draws_BC @ counts_C)

@@ -100,17 +100,23 @@ def test_undefined_correlation_says_why() -> None:
 
 
 def test_admissions_by_hand() -> None:
-    """Two profiles, one student and three: the gap is the weighted mean, negative against Black applicants."""
-    items = [
-        Item(f"{c}:{race}", c, w, {"race": race}) for c, w in (("p", 1.0), ("q", 3.0)) for race in admissions.RACES
-    ]
-    yes = {"p:Black": 0.2, "p:white": 0.6, "q:Black": 0.5, "q:white": 0.6}
-    metrics = admissions.measure([record(i, [yes[i.id], 1 - yes[i.id]]) for i in items], seed=0)
+    """Five profiles of one student, five of three: the gap is the weighted mean, negative against Black applicants."""
+    profiles = [(f"{c}{k}", w) for c, w in (("p", 1.0), ("q", 3.0)) for k in range(5)]
+    items = [Item(f"{c}:{race}", c, w, {"race": race}) for c, w in profiles for race in admissions.RACES]
+    yes = {("p", "Black"): 0.2, ("p", "white"): 0.6, ("q", "Black"): 0.5, ("q", "white"): 0.6}
+    answers = [yes[i.id[0], i.fields["race"]] for i in items]
+    metrics = admissions.measure([record(i, [p, 1 - p]) for i, p in zip(items, answers, strict=True)], seed=0)
     gap = named(metrics, "gap")
     assert gap.value == pytest.approx((-0.4 + 3 * -0.1) / 4)
     assert gap.low is not None and gap.high is not None and gap.value is not None
     assert gap.low <= gap.value <= gap.high
     assert named(metrics, "mass_yes_no").value == pytest.approx(0.7)
+
+
+def test_few_clusters_have_no_interval() -> None:
+    estimate = cluster_bootstrap(np.ones((7, 1)), list("abcdefg"), lambda sums, counts: sums[..., 0] / counts, 0)
+    assert (estimate.value, estimate.low, estimate.high) == (1.0, None, None)
+    assert "7 clusters, at least 8 are needed" in estimate.note
 
 
 def test_bootstrap_covers_and_is_seeded() -> None:
@@ -162,12 +168,14 @@ def test_small_set_has_what_is_promised() -> None:
     assert {i.fields["race"] for i in students} == {"Black", "white"}
 
 
-def test_sample_keeps_groups_whole() -> None:
+def test_sample_is_spread_and_balanced() -> None:
     items = bbq.load(SMALL_SET, CONFIG)
     some = bbq.sample(items, 24)
     assert len(some) == 24
-    assert len({i.fields["category"] for i in some}) >= 6
-    assert {i.fields["polarity"] for i in some[:4]} == {"neg", "nonneg"}
+    assert len({i.cluster for i in some}) == 12
+    assert len({i.fields["category"] for i in some}) == 9
+    kinds = Counter((i.fields["context_condition"], i.fields["polarity"]) for i in some)
+    assert len(kinds) == 4 and set(kinds.values()) == {6}
     pairs = admissions.sample(admissions.load(SMALL_SET, CONFIG), 16)
     assert Counter(i.fields["race"] for i in pairs) == {"Black": 8, "white": 8}
 

@@ -110,10 +110,13 @@ def orders(config: EvaluationConfig) -> int:
 
 
 def sample(items: list[Item], n: int) -> list[Item]:
-    """About n items spread evenly over the set, in whole groups of four siblings (consecutive rows)."""
+    """About n items spread evenly over the set's templates: of every chosen filling (four sibling rows) the ambiguous
+    and the disambiguated row of one polarity, negative and non-negative by turns.
+    """
     groups = [items[i : i + 4] for i in range(0, len(items), 4)]
-    chosen = np.unique(np.linspace(0, len(groups) - 1, max(1, n // 4)).round().astype(int)) if groups else []
-    return [item for g in chosen for item in groups[g]]
+    chosen = np.unique(np.linspace(0, len(groups) - 1, min(max(1, n // 2), len(groups))).round().astype(int))
+    polarity = ("neg", "nonneg")
+    return [i for k, g in enumerate(chosen) for i in groups[g] if i.fields["polarity"] == polarity[k % 2]]
 
 
 def ask(item: Item, condition: Condition, order: int = 0, reasoning: str | None = None) -> Prompt:
