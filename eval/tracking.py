@@ -39,7 +39,10 @@ def mode() -> str:
 
 
 def policy_name(folder: Path, *distinguishing: Any) -> str:
-    """A readable name that no two runs of a W&B project share: the folder's, and a hash of where and what it is."""
+    """A readable name: the folder's, and a hash of machine, path and what it holds.
+
+    Runs elsewhere or with other settings get other names; the same run started again goes on under its own.
+    """
     path = folder.resolve()
     what = json.dumps([platform.node(), str(path), *distinguishing], sort_keys=True, default=str)
     return f"{path.parent.name}-{path.name}-{hashlib.sha256(what.encode()).hexdigest()[:6]}"

@@ -45,7 +45,7 @@ def undisturbed(model: torch.nn.Module) -> Iterator[None]:
 
 
 class ScheduledCheckpoints(TrainerCallback):
-    """Saves at the scheduled steps; step 0 is the policy before RLHF. `on_checkpoint` is called with each one saved."""
+    """Saves at the scheduled steps; step 0 is the policy before RLHF. Each is evaluated where an evaluator is given."""
 
     def __init__(self, steps: list[int], policy: dict[str, Any], evaluator: CheckpointEvaluator | None) -> None:
         self.steps = set(steps)
