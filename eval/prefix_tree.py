@@ -1,12 +1,16 @@
-"""Many token sequences that share beginnings -> packs in which each distinct beginning stands once. No model code.
+"""Many token sequences that share beginnings -> trees in which each distinct beginning stands once. No model code.
 
-A pack is a tree in depth-first order. A node's position is its depth; it may attend to its ancestors and itself, so a
-forward pass over the pack gives each sequence exactly what a pass over it alone would give.
+Nodes stand in depth-first order. A node's position is its depth; it may attend to its ancestors and itself, so a
+forward pass over the tree gives each sequence exactly what a pass over it alone would give. Two forms:
+
+- packs (`pack`): trees of their own, each with everything that its sequences need, for any model;
+- slices (`slices`): one tree over all sequences, cut anywhere. In depth-first order all that a slice needs of what
+  stands before it is the way down to its first node, so a model that keeps keys and values along computes no node twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,3 +86,130 @@ class _Builder:
             np.array(self.tokens), np.array(self.depth), np.array(self.parent), tuple(self.sequences),
             np.array(self.last),
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Some nodes of the tree over all sequences.
+
+    The pool of a slice is the P nodes on the way down to its first node, by depth, and then its own N nodes.
+    tokens_N, depth_N: the own nodes; last_P: for every node of the pool the last one of the pool that stands below it
+    (or it itself); above: the ancestors in the pool, from the root down, of the first own node of each block of `block`
+    nodes; sequences, and ways: for each the nodes of the pool that it consists of; keep: the nodes of the pool that are
+    the way down to the first node of the next slice.
+    """
+
+    tokens_N: np.ndarray
+    depth_N: np.ndarray
+    last_P: np.ndarray
+    above: tuple[np.ndarray, ...]
+    sequences: tuple[int, ...]
+    ways: tuple[np.ndarray, ...]
+    keep: np.ndarray
+
+    @property
+    def path(self) -> int:
+        """How many nodes of the pool stand before the slice's own."""
+        return len(self.last_P) - len(self.tokens_N)
+
+
+def slices(
+    sequences: Sequence[tuple[int, ...]], max_tokens: int, block: int, root: int = 0, aligned: bool = False,
+    keep_last: bool = False,
+) -> Iterator[Slice]:  # fmt: skip
+    """One tree over all sequences as slices of at most max_tokens nodes.
+
+    The first `root` tokens, which all sequences must share, are taken as computed already: they are the pool's first
+    nodes. aligned: every branch begins a block of its own (padding before it), so that the keys of any node's block
+    are its ancestors by depth, whatever else is in the tree. keep_last: the last slice keeps the last sequence.
+    """
+    order = sorted(range(len(sequences)), key=lambda i: sequences[i])
+    before: tuple[int, ...] = sequences[order[0]][:root] if order else ()
+    current = _SliceBuilder(root, block)
+    for i in order:
+        sequence = sequences[i]
+        at = shared(before, sequence)
+        while True:
+            current.go_to(at)
+            if aligned and at < len(sequence):
+                current.align()
+            room = max(0, max_tokens - len(current.tokens))
+            part = sequence[at : at + room]
+            current.extend(part, at)
+            at += len(part)
+            if at == len(sequence):
+                break
+            yield current.build(keep=at)
+            current = _SliceBuilder(at, block)
+        current.end(i)
+        before = sequence
+    yield current.build(keep=len(before) if keep_last else 0)
+
+
+def shared(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+    """How many tokens a and b begin with in common."""
+    n = min(len(a), len(b))
+    if a[:n] == b[:n]:
+        return n
+    low, high = 0, n  # a[:low] == b[:low], a[:high] != b[:high]
+    while high - low > 1:
+        middle = (low + high) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+class _SliceBuilder:
+    """path: the pool's nodes from the root to where the next token is added."""
+
+    def __init__(self, before: int, block: int) -> None:
+        self.path = list(range(before))
+        self.before = before
+        self.block = block
+        self.tokens: list[int] = []
+        self.depth: list[int] = []
+        self.last: list[int] = [-1] * before  # set when the path leaves the node
+        self.above: list[np.ndarray] = []
+        self.sequences: list[int] = []
+        self.ways: list[np.ndarray] = []
+
+    def go_to(self, depth: int) -> None:
+        """Up the path to where `depth` tokens are above the next one."""
+        here = self.before + len(self.tokens) - 1
+        for node in self.path[depth:]:
+            self.last[node] = here
+        del self.path[depth:]
+
+    def align(self) -> None:
+        """Padding up to the next block, unless the next token follows the last one."""
+        here = self.before + len(self.tokens)
+        if self.tokens and not (self.path and self.path[-1] == here - 1):
+            n = -len(self.tokens) % self.block
+            self.tokens += [0] * n
+            self.depth += [0] * n
+            self.last += range(here, here + n)
+
+    def extend(self, tokens: tuple[int, ...], depth: int) -> None:
+        """A chain of tokens below the path's end."""
+        first, n = len(self.tokens), len(tokens)
+        for k in range(-first % self.block, n, self.block):  # a block begins within this chain
+            chain = range(self.before + first, self.before + first + k)
+            self.above.append(np.array([*self.path, *chain], dtype=np.int64))
+        self.path += range(self.before + first, self.before + first + n)
+        self.tokens += tokens
+        self.depth += range(depth, depth + n)
+        self.last += [-1] * n
+
+    def end(self, sequence: int) -> None:
+        """The sequence ends at the path's end."""
+        self.sequences.append(sequence)
+        self.ways.append(np.array(self.path, dtype=np.int64))
+
+    def build(self, keep: int) -> Slice:
+        """The slice; the next one goes on below `keep` tokens of the path."""
+        kept = np.array(self.path[:keep], dtype=np.int64)
+        self.go_to(0)
+        tokens, depth, last = (np.array(x, dtype=np.int64) for x in (self.tokens, self.depth, self.last))
+        return Slice(tokens, depth, last, tuple(self.above), tuple(self.sequences), tuple(self.ways), kept)

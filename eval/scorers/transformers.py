@@ -1,40 +1,49 @@
 """Scores and samples with a transformers model in this process.
 
-Two tiers, chosen by a numeric check on the first prompts: 'tree' runs many prompts that share beginnings as one packed
-row under a mask of ancestors (eval.prefix_tree); 'plain' runs each distinct sequence by itself, in batches of equal
-length without padding, and is right for every causal model. Both take log_softmax over the full vocabulary in fp32.
-Shapes: N nodes of a pack, S sequences, V vocabulary, B batch, T tokens, H hidden.
+Three tiers, of which a numeric check takes the fastest that is right (eval.scorers.selfcheck): 'fused', a Llama-shaped
+model on a CPU by our own forward pass (eval.scorers.fused); 'tree' and 'plain', the model as it is (eval.scorers.
+portable). All take log-probabilities over the full vocabulary in fp32.
+Shapes: B batch, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import platform
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
+from eval.config import InputError
 from eval.dialogue import PAPER_TURNS, Encoded, choose_format, encode
-from eval.prefix_tree import Pack, pack
 from eval.records import Answer, Prompt
+from eval.scorers import selfcheck
+from eval.scorers.fused import FusedDecoder
+from eval.scorers.generation import Sampler
+from eval.scorers.portable import Found, Portable, Wanted, sliding_window
+from eval.scorers.selfcheck import Run, Tier, Verdict
+from eval.scorers.widen import HALF
 
 log = logging.getLogger(__name__)
 
-TOLERANCE = {torch.float32: 1e-3}
-"""Largest difference of a log-probability from plain scoring that the tree may show, by dtype, to be used."""
-HALF_TOLERANCE = 0.25
-"""The same for bf16 and fp16, as a mean: their own noise has a mean near 0.05; a wrong mask is off by whole nats."""
-CHECKED_PROMPTS = 4
-ROW_TOKENS = 512
-"""Nodes of one packed row: a longer row saves few tokens and costs attention, which grows with its square."""
+TIERS = ("fused", "tree", "plain")  # the fastest first
+LONGER = 1.25  # prompts so many times longer than those checked are checked anew
+LEAST_BATCH_TOKENS = 16
 TURN_MARKS = tuple(mark.rstrip() for mark in PAPER_TURNS.values())
+MARK_TOKENS = 12  # a turn's mark is looked for in so many tokens at the end of a sample
 
 
 class TransformersScorer:
-    """eval.records.Scorer over a loaded causal language model (a PEFT model is one too)."""
+    """eval.records.Scorer over a loaded causal language model (a PEFT model is one too).
+
+    batch_tokens bounds the tokens of one forward pass and is halved when memory runs out; tier forces one of TIERS,
+    unchecked. Read: tier and tier_reason; computed_tokens, put through the fused tier so far. stop_ids: the tokens at
+    which a sample ends, the model's and the tokenizer's ends of sequence.
+    """
 
     def __init__(
         self,
@@ -51,18 +60,34 @@ class TransformersScorer:
         self.style = choose_format(style, tokenizer, system_turn)
         self.batch_tokens = batch_tokens
         self.sample_batch = sample_batch
-        self.tier = tier
-        self.tier_reason = "given" if tier else ""
-        self.linear_head = isinstance(self.model.get_output_embeddings(), torch.nn.Linear)
-        self.leaves = torch.empty(0, dtype=torch.long)  # flat positions whose logits the forward pass at hand gives
+        self.forced = tier is not None
+        self.verdict = Verdict(tier, "given", 0) if tier else None
+        self.portable = Portable(model)
+        self.stop_ids = _stop_ids(model, tokenizer)
+        self._fused: tuple[int, FusedDecoder] | None = None
+        self._sampler: Sampler | None = None  # of the last samples, whose keys and values the next question may use
+        if self.device.type == "cpu":
+            keep_freed_memory()
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return self.portable.device
 
     @property
     def dtype(self) -> torch.dtype:
         return self.model.get_input_embeddings().weight.dtype
+
+    @property
+    def tier(self) -> str | None:
+        return self.verdict.tier if self.verdict else None
+
+    @property
+    def tier_reason(self) -> str:
+        return self.verdict.reason if self.verdict else ""
+
+    @property
+    def computed_tokens(self) -> int:
+        return self._fused[1].computed_tokens if self._fused else 0
 
     def describe(self) -> dict[str, Any]:
         """Format, default system turn, tier and why, dtype, device type."""
@@ -77,43 +102,11 @@ class TransformersScorer:
 
     @torch.no_grad()
     def score(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
-        """Yields (index, Answer) pack by pack."""
+        """Yields (index, Answer) batch by batch. Raises InputError where a single small batch needs too much memory."""
         encoded = encode(prompts, self.tokenizer, self.style)
-        with self._leaf_head():
-            if self.tier is None and encoded:
-                self._choose_tier(encoded)
-            run = self._tree_logprobs if self.tier == "tree" else self._plain_logprobs
-            yield from self._score_by(encoded, run)
-
-    @contextmanager
-    def _leaf_head(self) -> Iterator[None]:
-        """Runs the output layer on the wanted positions (self.leaves) only, and in fp32.
-
-        The wanted rows are few, so fp32 costs little there, while a bf16 logit near 20 is rounded to eighths, which
-        alone would move a log-probability by up to 0.06 and hide small gaps. Whatever a model does to its logits
-        afterwards (a soft cap, say) it still does.
-        """
-        head = self.model.get_output_embeddings()
-        if not isinstance(head, torch.nn.Linear):
-            yield
-            return
-        weight = head.weight.detach().float()
-        bias = None if head.bias is None else head.bias.detach().float()
-
-        def forward(hidden_BTH: torch.Tensor) -> torch.Tensor:
-            chosen_1SH = hidden_BTH.flatten(0, 1)[self.leaves][None]
-            return torch.nn.functional.linear(chosen_1SH.float(), weight, bias)
-
-        head.forward = forward  # pyright: ignore[reportAttributeAccessIssue]
-        try:
-            yield
-        finally:
-            del head.forward  # the class's own again
-
-    def _score_by(self, encoded: list[Encoded], run: Any) -> Iterator[tuple[int, Answer]]:
-        """Runs all sequences prompt + candidate[:-1] and adds up each candidate's token log-probabilities."""
+        self._check(encoded)
         # wanted[sequence] = tokens whose log-probability after that sequence is asked
-        wanted: dict[tuple[int, ...], set[int]] = {}
+        wanted: Wanted = {}
         waiting: dict[tuple[int, ...], list[int]] = {}
         open_parts = [0] * len(encoded)
         for i, e in enumerate(encoded):
@@ -123,8 +116,8 @@ class TransformersScorer:
                 if i not in users[-1:]:
                     users.append(i)
                     open_parts[i] += 1
-        known: dict[tuple[int, ...], dict[int, float]] = {}
-        for done in run(wanted):
+        known: Found = {}
+        for done in self._found(wanted):
             known |= done
             for sequence in done:
                 for i in waiting[sequence]:
@@ -132,99 +125,135 @@ class TransformersScorer:
                     if open_parts[i] == 0:
                         yield i, _answer(encoded[i], known)
 
-    def _tree_logprobs(
-        self, wanted: dict[tuple[int, ...], set[int]]
-    ) -> Iterator[dict[tuple[int, ...], dict[int, float]]]:
-        sequences = list(wanted)
-        packs = pack(sequences, min(ROW_TOKENS, self.batch_tokens))
-        at = 0
-        while at < len(packs):
-            width = len(packs[at].tokens_N)
-            rows = packs[at : at + max(1, self.batch_tokens // max(width, ROW_TOKENS))]
-            at += len(rows)
-            logprobs_SV = self._forward_trees(rows)
-            ended = [sequences[i] for p in rows for i in p.sequences]
-            yield {s: _pick(row, wanted[s]) for s, row in zip(ended, logprobs_SV, strict=True)}
+    def _found(self, wanted: Wanted) -> Iterator[Found]:
+        """All wanted log-probabilities; what a batch that ran out of memory left is done in smaller ones."""
+        left = dict(wanted)
+        while left:
+            try:
+                for found in self._run(left):
+                    for sequence in found:
+                        del left[sequence]
+                    yield found
+            except (RuntimeError, MemoryError) as error:
+                if not _out_of_memory(error):
+                    raise
+                self._less_memory(error)
 
-    def _forward_trees(self, packs: list[Pack]) -> torch.Tensor:
-        """Log-probabilities after each of the packs' sequences, in their order; one pack is one row of the batch."""
-        device, dtype = self.device, self.dtype
-        width = max(len(p.tokens_N) for p in packs)
-        ids_BT = torch.zeros(len(packs), width, dtype=torch.long)
-        depth_BT = torch.zeros_like(ids_BT)
-        allowed_BTT = torch.eye(width, dtype=torch.bool).repeat(len(packs), 1, 1)  # a row of padding sees itself
-        for b, p in enumerate(packs):
-            n = len(p.tokens_N)
-            ids_BT[b, :n] = torch.from_numpy(p.tokens_N)
-            depth_BT[b, :n] = torch.from_numpy(p.depth_N)
-            allowed_BTT[b, :n, :n] = torch.from_numpy(p.ancestors_NN())
-        mask_BTT = torch.zeros(allowed_BTT.shape, dtype=dtype, device=device)
-        mask_BTT.masked_fill_(~allowed_BTT.to(device), torch.finfo(dtype).min)
-        leaves = torch.cat([torch.from_numpy(p.last_S) + b * width for b, p in enumerate(packs)])
-        self.leaves = leaves.to(device)
-        out = self.model(
-            input_ids=ids_BT.to(device),
-            position_ids=depth_BT.to(device),
-            attention_mask=mask_BTT[:, None],
-            use_cache=False,
-        )
-        return torch.log_softmax(out.logits[0].float(), dim=-1)
+    def _run(self, wanted: Wanted) -> Iterator[Found]:
+        if self.tier == "fused" and self._sampler is not None:
+            sampler, self._sampler = self._sampler, None
+            if sampler.decoder is self._decoder():
+                answered: set[tuple[int, ...]] = set()
+                for found in sampler.answer(wanted, self.batch_tokens):
+                    answered |= found.keys()
+                    yield found
+                wanted = {s: tokens for s, tokens in wanted.items() if s not in answered}
+        if wanted:
+            yield from self._make(self.tier or "plain")(False)(wanted, self.batch_tokens)
 
-    def _plain_logprobs(
-        self, wanted: dict[tuple[int, ...], set[int]]
-    ) -> Iterator[dict[tuple[int, ...], dict[int, float]]]:
-        sequences = sorted(wanted, key=len)
-        at = 0
-        while at < len(sequences):
-            length = len(sequences[at])
-            rows = [s for s in sequences[at : at + max(1, self.batch_tokens // length)] if len(s) == length]
-            at += len(rows)
-            self.leaves = torch.arange(1, len(rows) + 1, device=self.device) * length - 1
-            logits = self.model(input_ids=torch.tensor(rows, device=self.device), use_cache=False).logits
-            logits_BV = logits[0] if self.linear_head else logits[:, -1]
-            logprobs_BV = torch.log_softmax(logits_BV.float(), dim=-1)
-            yield {s: _pick(row, wanted[s]) for s, row in zip(rows, logprobs_BV, strict=True)}
+    def _less_memory(self, error: BaseException) -> None:
+        if self.batch_tokens // 2 < LEAST_BATCH_TOKENS:
+            raise InputError(
+                f"out of memory with batches of {self.batch_tokens} tokens: the model needs more memory than there is, "
+                "or a smaller dtype (--dtype bfloat16)"
+            ) from error
+        self.batch_tokens //= 2
+        log.warning("out of memory: going on with batches of %d tokens", self.batch_tokens)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
-    def _choose_tier(self, encoded: list[Encoded]) -> None:
-        """Compares the tree with plain scoring on a few prompts and keeps it only where they agree."""
-        self.tier, self.tier_reason = "plain", ""
-        config = self.model.config.get_text_config()
-        if not self.linear_head:
-            self.tier_reason = "the model's output layer is not linear"
-        elif getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
-            self.tier_reason = "the model has sliding-window attention"
-        if self.tier_reason:
-            log.info("scoring tier: plain (%s)", self.tier_reason)
+    def _make(self, tier: str) -> Any:
+        """eval.scorers.selfcheck.Tier.make of a tier."""
+
+        def make(fp32: bool) -> Run:
+            self.portable.widened = fp32
+            if tier != "fused":
+                return self.portable.tree if tier == "tree" else self.portable.plain
+            return FusedDecoder(self.model, torch.float32, lazy=True).logprobs if fp32 else self._decoder().logprobs
+
+        return make
+
+    def _decoder(self) -> FusedDecoder:
+        """The fused decoder of the weights as they are now."""
+        weights = hash(tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in self.model.parameters()))
+        if self._fused is None or self._fused[0] != weights:
+            self._fused = weights, FusedDecoder(self.model, self.dtype)
+        return self._fused[1]
+
+    def _check(self, encoded: list[Encoded]) -> None:
+        """Chooses the tier, and again where prompts are longer than those it was checked on; then only downwards."""
+        if self.forced or not encoded:
             return
-        some = sorted(encoded, key=lambda e: len(e.context))[:: max(1, len(encoded) // CHECKED_PROMPTS)][
-            :CHECKED_PROMPTS
-        ]
-        plain = _in_order(self._score_by(some, self._plain_logprobs))
+        longest = max(len(e.context) + max(map(len, e.candidates), default=1) - 1 for e in encoded)
+        tiers = TIERS[:-1]
+        if self.verdict is not None:
+            checked, window = self.verdict.longest, sliding_window(self.model)[0] or 0
+            if self.verdict.tier == "plain" or longest <= checked or (
+                longest <= LONGER * checked and not checked <= window < longest
+            ):  # fmt: skip
+                return
+            tiers = TIERS[TIERS.index(self.verdict.tier) : -1]
+        wanted: Wanted = {}
+        for i in selfcheck.some([e.context for e in encoded]):
+            for sequence, token in _parts(encoded[i]):
+                wanted.setdefault(sequence, set()).add(token)
+        if not self.portable.linear_head:
+            self.verdict = Verdict("plain", "the model's output layer is not linear", longest)
+            return
+        if self.device.type != "cpu":
+            tiers = tuple(t for t in tiers if t != "fused")
+        plain, others = Tier("plain", self._make("plain")), [Tier(t, self._make(t)) for t in tiers]
         try:
-            tree = _in_order(self._score_by(some, self._tree_logprobs))
-        except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
-            self.tier_reason = f"the tree raised {type(error).__name__}"
-        else:
-            difference = np.abs(tree - plain)
-            exact = TOLERANCE.get(self.dtype)
-            off = difference.max() if exact else difference.mean()
-            if np.isfinite(off) and off <= (exact or HALF_TOLERANCE):
-                self.tier = "tree"
-            kind = "largest" if exact else "mean"
-            self.tier_reason = f"{kind} difference from plain scoring {off:.2g} on {len(some)} prompts"
-        log.info("scoring tier: %s (%s)", self.tier, self.tier_reason)
+            self.verdict = selfcheck.choose(self.model, self.dtype in HALF, plain, others, wanted)
+        finally:
+            self.portable.widened = False
+            if self.tier != "fused":
+                self._fused = None
 
     @torch.no_grad()
     def sample(self, prompts: Sequence[Prompt], seeds: Sequence[int], max_new_tokens: int) -> Iterator[tuple[int, str]]:
-        """Samples at temperature 1 with transformers' generate, each row by the uniform numbers of its own seed."""
-        ids = [e.context for e in encode([Prompt(p.turns) for p in prompts], self.tokenizer, self.style)]
-        order = sorted(range(len(prompts)), key=lambda i: len(ids[i]))  # alike in length: little padding
-        for at in range(0, len(order), self.sample_batch):
-            batch = order[at : at + self.sample_batch]
-            texts = self._generate([ids[i] for i in batch], [seeds[i] for i in batch], max_new_tokens)
-            yield from zip(batch, texts, strict=True)
+        """Samples at temperature 1, each prompt by the uniform numbers of its own seed.
 
-    def _generate(self, rows: list[tuple[int, ...]], seeds: list[int], max_new_tokens: int) -> list[str]:
+        By the fused tier, whose samples do not depend on what is sampled beside them; else by transformers' generate.
+        """
+        encoded = encode([Prompt(p.turns) for p in prompts], self.tokenizer, self.style)
+        ids = [e.context for e in encoded]
+        self._check([Encoded(c[:-1], (c[-1:],), 0) for c in ids])
+        order = sorted(range(len(prompts)), key=lambda i: len(ids[i]))  # alike in length: little padding
+        waiting = [order[at : at + self.sample_batch] for at in range(0, len(order), self.sample_batch)]
+        while waiting:
+            batch, done = waiting.pop(0), set()
+            rows, of_rows = [ids[i] for i in batch], [seeds[i] for i in batch]
+            generate = self._sample_fused if self.tier == "fused" else self._generate
+            try:
+                for row, text in generate(rows, of_rows, max_new_tokens):
+                    done.add(batch[row])
+                    yield batch[row], text
+            except (RuntimeError, MemoryError) as error:
+                left = [i for i in batch if i not in done]
+                if not _out_of_memory(error) or len(left) < 2:
+                    raise
+                log.warning("out of memory: sampling %d at a time", len(left) // 2)
+                waiting = [left[: len(left) // 2], left[len(left) // 2 :], *waiting]
+
+    def _sample_fused(
+        self, rows: list[tuple[int, ...]], seeds: list[int], new_tokens: int
+    ) -> Iterator[tuple[int, str]]:
+        def ended(new: list[int]) -> bool:
+            if new[-1] in self.stop_ids:
+                return True
+            if self.style.name != "paper":
+                return False
+            text = self.tokenizer.decode(new[-MARK_TOKENS:])
+            return any(mark in text for mark in TURN_MARKS)  # the model began a further turn
+
+        self._sampler = Sampler(self._decoder(), rows, new_tokens)
+        for row, new in self._sampler.sample(seeds, new_tokens, self.batch_tokens, ended):
+            yield row, _clean(str(self.tokenizer.decode(new, skip_special_tokens=True)))
+
+    def _generate(
+        self, rows: list[tuple[int, ...]], seeds: list[int], max_new_tokens: int
+    ) -> Iterator[tuple[int, str]]:
         pad: Any = self.tokenizer.pad_token_id
         pad = pad if pad is not None else (self.tokenizer.eos_token_id or 0)
         width = max(len(r) for r in rows)
@@ -241,13 +270,14 @@ class TransformersScorer:
             num_beams=1,
             use_cache=True,
             pad_token_id=pad,
+            eos_token_id=sorted(self.stop_ids) or None,
             tokenizer=self.tokenizer,
             repetition_penalty=1.0,  # some models' own generation_config sets one
             stop_strings=list(TURN_MARKS) if self.style.name == "paper" else None,
             logits_processor=LogitsProcessorList([SeededDraw(seeds, max_new_tokens, width)]),
         )
         texts = self.tokenizer.batch_decode(out_BT[:, width:], skip_special_tokens=True)
-        return [_clean(t) for t in texts]
+        yield from enumerate(_clean(t) for t in texts)
 
 
 class SeededDraw(LogitsProcessor):
@@ -284,11 +314,6 @@ def _parts(e: Encoded) -> Iterator[tuple[tuple[int, ...], int]]:
             yield e.context + candidate[:k], token
 
 
-def _pick(logprobs_V: torch.Tensor, tokens: set[int]) -> dict[int, float]:
-    chosen = sorted(tokens)
-    return dict(zip(chosen, logprobs_V[chosen].tolist(), strict=True))
-
-
 def _answer(e: Encoded, known: dict[tuple[int, ...], dict[int, float]]) -> Answer:
     sums = [
         sum(known[e.context + candidate[:k]][token] for k, token in enumerate(candidate)) for candidate in e.candidates
@@ -296,5 +321,25 @@ def _answer(e: Encoded, known: dict[tuple[int, ...], dict[int, float]]) -> Answe
     return Answer(np.array(sums), len(e.context), e.boundary_moved)
 
 
-def _in_order(answers: Iterator[tuple[int, Answer]]) -> np.ndarray:
-    return np.concatenate([a.logprobs for _, a in sorted(answers, key=lambda pair: pair[0])])
+def _stop_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids: Any = configured if isinstance(configured, list) else [configured]
+    return frozenset(int(i) for i in [*ids, tokenizer.eos_token_id] if i is not None)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    said = str(error)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
+        words in said for words in ("not enough memory", "can't allocate memory", "out of memory")
+    )
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc's malloc, for this process, to keep freed memory: large activations come and go with every layer, and
+    giving each back and faulting its pages in again takes longer than many a layer. Elsewhere it does nothing.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    for option, value in ((-1, 2**31 - 1), (-2, 1 << 26), (-3, 1 << 30)):  # trim threshold, top pad, mmap threshold
+        libc.mallopt(option, value)

@@ -1,0 +1,283 @@
+"""A Llama-shaped decoder on a CPU: a whole tree of prompts in one flat row.
+
+What transformers computes layer by layer is computed here with few passes over memory (eval.scorers.llama_shape), each
+distinct beginning once (eval.prefix_tree.slices): attention runs on blocks of nodes against just their ancestors, and
+of the last layer only the ends of sequences are computed. Nothing here is trusted: the scorer uses it only where it
+agrees with plain forward passes (eval.scorers.selfcheck).
+Shapes: N nodes, P nodes of the pool, B blocks of C nodes, K keys, R rows of S tokens, T slots, H hidden, D head,
+W any other width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from eval.prefix_tree import Slice, shared, slices
+from eval.scorers import llama_shape
+from eval.scorers.llama_shape import Layer, Product, Unsupported
+from eval.scorers.portable import layer_windows
+from eval.scorers.widen import in_fp32
+
+BLOCK = 64
+"""Nodes whose attention is computed together; products run on a multiple of it, where their rows do not depend on how
+many there are."""
+KEYS_STEP = 64  # blocks are grouped by their number of keys, rounded up to this
+MIN_TRUNK = 8  # tokens: a shorter beginning of all sequences is not worth a pass of its own
+MAX_TRUNKS = 4
+ENDS = 256  # ends of sequences whose logits are computed together
+VOCABULARY_PART = 8192
+
+Group = tuple[Tensor, Tensor, dict[int | None, Tensor]]
+"""Blocks that have about as many keys: which (B,), their keys in the pool (B, K), and for each window the additive mask
+(B, 1, G * C, K) for G query heads per key head."""
+
+
+class FusedDecoder:
+    """The decoder of a causal language model on a CPU, with weights as they are now. Raises Unsupported.
+
+    lazy: layers are packed when they are used and not kept (for a check in another dtype).
+    """
+
+    def __init__(self, model: Any, dtype: torch.dtype, lazy: bool = False) -> None:
+        self.model, self.dtype = model, dtype
+        self.embed, self.head = model.get_input_embeddings(), model.get_output_embeddings()
+        body: Any = model.get_decoder() if hasattr(model, "get_decoder") else None
+        if not all(hasattr(body, name) for name in ("layers", "norm", "rotary_emb")):
+            raise Unsupported("the decoder is not layers, norm and rotary_emb")
+        if not isinstance(self.head, torch.nn.Linear) or next(model.parameters()).device.type != "cpu":
+            raise Unsupported("the output layer is not linear, or not on a CPU")
+        self.rotary, self.modules = body.rotary_emb, list(body.layers)
+        self.final_scale, self.final_eps = llama_shape.norm(body.norm)
+        found = {llama_shape.heads(m.self_attn) for m in self.modules if hasattr(m, "self_attn")}
+        if len(found) != 1:
+            raise Unsupported("the layers are not alike")
+        (self.heads,) = found
+        self.windows = layer_windows(model)
+        self.layers: list[Layer] | None = None if lazy else list(self._layers())
+        self.trunks: dict[tuple[int, ...], list[Tensor]] = {}
+        self.computed_tokens = 0
+
+    def _layers(self) -> Iterator[Layer]:
+        if getattr(self, "layers", None) is not None:
+            yield from self.layers or ()
+            return
+        with in_fp32(self.model):
+            for module in self.modules:
+                yield llama_shape.layer(module, self.dtype)
+
+    def logprobs(
+        self, wanted: dict[tuple[int, ...], set[int]], batch_tokens: int
+    ) -> Iterator[dict[tuple[int, ...], dict[int, float]]]:
+        """For each sequence the log-probabilities of the wanted next tokens, as they are done."""
+        sequences = list(wanted)
+        root, path = self._trunk(sequences, batch_tokens)
+        ended: list[tuple[int, ...]] = []
+        hidden: list[Tensor] = []
+        for piece in slices(sequences, batch_tokens, BLOCK, root):
+            hidden_SH, path = self.run(piece, path)
+            ended += [sequences[i] for i in piece.sequences]
+            hidden.append(hidden_SH)
+            if len(ended) >= ENDS:
+                yield self.look_up(torch.cat(hidden), ended, wanted)
+                ended, hidden = [], []
+        if ended:
+            yield self.look_up(torch.cat(hidden), ended, wanted)
+
+    def _trunk(self, sequences: list[tuple[int, ...]], batch_tokens: int) -> tuple[int, list[Tensor]]:
+        """The beginning that all sequences share: its length, and its keys and values, which are kept between calls."""
+        low, high = min(sequences), max(sequences)
+        root = min(shared(low, high), min(map(len, sequences)) - 1)
+        if root < MIN_TRUNK:
+            return 0, []
+        tokens = low[:root]
+        if tokens not in self.trunks:
+            path: list[Tensor] = []
+            for piece in slices([tokens], batch_tokens, BLOCK, keep_last=True):
+                _, path = self.run(piece, path)
+            while len(self.trunks) >= MAX_TRUNKS:
+                del self.trunks[next(iter(self.trunks))]
+            self.trunks[tokens] = path
+        return root, self.trunks[tokens]
+
+    def look_up(
+        self, hidden_SH: Tensor, ended: list[tuple[int, ...]], wanted: dict[tuple[int, ...], set[int]]
+    ) -> dict[tuple[int, ...], dict[int, float]]:
+        """The wanted log-probabilities over the full vocabulary, from normed hidden states; all in fp32."""
+        weight_VH, bias = self.head.weight.detach(), self.head.bias
+        logits_SV = torch.empty(len(hidden_SH), len(weight_VH))
+        for at in range(0, len(weight_VH), VOCABULARY_PART):
+            part = slice(at, at + VOCABULARY_PART)
+            of_part = None if bias is None else bias[part].detach().float()
+            logits_SV[:, part] = F.linear(hidden_SH, weight_VH[part].float(), of_part)
+        total_S = torch.logsumexp(logits_SV, dim=-1)
+        found = {}
+        for sequence, logits_V, total in zip(ended, logits_SV, total_S, strict=True):
+            tokens = sorted(wanted[sequence])
+            found[sequence] = dict(zip(tokens, (logits_V[tokens] - total).tolist(), strict=True))
+        return found
+
+    def run(
+        self, piece: Slice, path: list[Tensor], see: Callable[[int, Tensor], None] | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """One slice. path: for each layer the keys and values (P, 2 * key heads * D) of the pool's path.
+
+        Returns the normed hidden states (S, H), in fp32, at which the slice's sequences end, and the path of the next
+        slice. see(layer number, pool) is shown keys and values of the whole pool.
+        """
+        n, before = len(piece.tokens_N), piece.path
+        width = -(-n // BLOCK) * BLOCK
+        tokens, depth = (torch.from_numpy(np.pad(a, (0, width - n))) for a in (piece.tokens_N, piece.depth_N))
+        groups, keep = self._groups(piece, width), torch.from_numpy(piece.keep)
+        ends = np.array([way[-1] - before for way in piece.ways], dtype=np.int64)
+        ends_S = torch.from_numpy(np.pad(ends, (0, -len(ends) % BLOCK)))
+        x_NH = self.embed(tokens).to(self.dtype)
+        turn, kept = self._turn(x_NH, depth), []
+        for number, layer in enumerate(self._layers()):
+            qkv_NW = self._qkv(layer, x_NH, turn)
+            own_NW = qkv_NW[:, self.heads.queries * self.heads.size :]
+            pool_PW = torch.cat([path[number], own_NW]) if before else own_NW
+            kept.append(pool_PW[keep])
+            if see is not None:
+                see(number, pool_PW)
+            attended_NW = self._attend(number, layer.scaling, qkv_NW, pool_PW, groups)
+            if number == len(self.modules) - 1:
+                attended_NW, x_NH = attended_NW[ends_S], x_NH[ends_S]
+            x_NH = self._finish(layer, x_NH, attended_NW)
+        self.computed_tokens += n
+        return self._final(x_NH)[: len(ends)], kept
+
+    def step(
+        self, tokens_RS: Tensor, starts_R: Tensor, keys: list[Tensor], values: list[Tensor], rows: Tensor | None = None
+    ) -> Tensor:
+        """S tokens more for each of R dialogues, row r's from slot starts_R[r]; normed hidden states (R, S, H), fp32.
+
+        keys, values: for each layer (rows, key heads, slots, D), with slots a multiple of BLOCK. They are those of the
+        first R rows and are written to; with `rows` (R,) copies of those rows are.
+        """
+        (r, s), kv, d, g = tokens_RS.shape, self.heads.keys, self.heads.size, self.heads.groups
+        position_RS = starts_R[:, None] + torch.arange(s)
+        slots = -(-(int(starts_R.max()) + s) // BLOCK) * BLOCK
+        pad = -(r * s) % BLOCK
+        x_NH = F.pad(self.embed(tokens_RS.flatten()).to(self.dtype), (0, 0, 0, pad))
+        turn = self._turn(x_NH, F.pad(position_RS.flatten(), (0, pad)))
+        masks = self._row_masks(position_RS, slots)
+        every = torch.arange(r)[:, None]
+        for number, layer in enumerate(self._layers()):
+            qkv_NW = self._qkv(layer, x_NH, turn)
+            own = qkv_NW[: r * s].view(r, s, -1, d)
+            key, value = keys[number][:r, :, :slots], values[number][:r, :, :slots]
+            if rows is not None:
+                key, value = (_copied(c[number], rows, slots) for c in (keys, values))
+            key[every, :, position_RS] = own[:, :, -2 * kv : -kv]
+            value[every, :, position_RS] = own[:, :, -kv:]
+            q = own[:, :, : -2 * kv].unflatten(2, (kv, g)).permute(0, 2, 3, 1, 4).reshape(r, kv, g * s, d)
+            a = F.scaled_dot_product_attention(
+                q, key, value, attn_mask=masks[self.windows[number]], scale=layer.scaling
+            )
+            attended_NW = a.view(r, kv, g, s, d).permute(0, 3, 1, 2, 4).reshape(r * s, -1)
+            x_NH = self._finish(layer, x_NH, F.pad(attended_NW, (0, 0, 0, pad)))
+        self.computed_tokens += r * s
+        return self._final(x_NH)[: r * s].view(r, s, -1)
+
+    def output(self) -> Product:
+        """The output layer packed in the decoder's dtype, for sampling."""
+        return Product(self.head.weight.detach(), self.head.bias, self.dtype)
+
+    def _finish(self, layer: Layer, x_NH: Tensor, attended_NW: Tensor) -> Tensor:
+        """The rest of a layer after attention."""
+        x_NH = layer.out.with_other(attended_NW, x_NH, "add")
+        normed = _normed(x_NH, layer.eps[1])
+        return layer.down.with_other(layer.up.with_other(normed, layer.gate(normed, "swish"), "mul"), x_NH, "add")
+
+    def _final(self, x_NH: Tensor) -> Tensor:
+        return F.rms_norm(x_NH.float(), x_NH.shape[-1:], self.final_scale, self.final_eps)
+
+    def _turn(self, x_NH: Tensor, position_N: Tensor) -> Tensor:
+        """cos + i sin of every node's position, (N, 1, D / 2)."""
+        cos, sin = self.rotary(x_NH[None, :1].float(), position_N[None])
+        if cos.shape[-1] != self.heads.size:
+            raise Unsupported("only a part of each head is turned")
+        half = self.heads.size // 2
+        return torch.complex(cos[0, :, None, :half].float(), sin[0, :, None, :half].float())
+
+    def _qkv(self, layer: Layer, x_NH: Tensor, turn: Tensor) -> Tensor:
+        """Queries, keys (both turned) and values, (N, (query heads + 2 * key heads) * D)."""
+        heads = self.heads
+        qkv_NW = layer.qkv(_normed(x_NH, layer.eps[0]))
+        turned = (heads.queries + heads.keys) * heads.size
+        qk = qkv_NW[:, :turned].unflatten(1, (-1, heads.size)).float()
+        if layer.head_scales:
+            parts = qk.split([heads.queries, heads.keys], dim=1)
+            scaled = zip(parts, layer.head_scales, strict=True)
+            qk = torch.cat([F.rms_norm(p, (heads.size,), s, e) for p, (s, e) in scaled], dim=1)
+        pairs = torch.view_as_complex(qk.unflatten(2, (-1, 2))).mul_(turn)
+        if not (qkv_NW.dtype == torch.float32 and not layer.head_scales):  # there it was turned in place
+            qkv_NW[:, :turned] = torch.view_as_real(pairs).flatten(1)
+        return qkv_NW
+
+    def _attend(self, number: int, scaling: float, qkv_NW: Tensor, pool_PW: Tensor, groups: list[Group]) -> Tensor:
+        """Attention of every block on its own keys, (N, query heads * D)."""
+        kv, g, d = self.heads.keys, self.heads.groups, self.heads.size
+        q_BCW = qkv_NW[:, : kv * g * d].unflatten(0, (-1, BLOCK))
+        out_BCW = torch.empty(len(q_BCW), BLOCK, kv * g * d, dtype=self.dtype)
+        for which_B, keys_BK, masks in groups:
+            b, k = keys_BK.shape
+            q = q_BCW[which_B].view(b, BLOCK, kv, g, d).permute(0, 2, 3, 1, 4).reshape(b, kv, g * BLOCK, d)
+            pairs = pool_PW.index_select(0, keys_BK.flatten()).view(b, k, 2, kv, d)
+            key, value = pairs[:, :, 0].transpose(1, 2), pairs[:, :, 1].transpose(1, 2)
+            a = F.scaled_dot_product_attention(q, key, value, attn_mask=masks[self.windows[number]], scale=scaling)
+            out_BCW[which_B] = a.view(b, kv, g, BLOCK, d).permute(0, 3, 1, 2, 4).reshape(b, BLOCK, -1)
+        return out_BCW.flatten(0, 1)
+
+    def _groups(self, piece: Slice, width: int) -> list[Group]:
+        """How the slice's blocks attend. Padding is seen by nobody and sees at least itself."""
+        n, before = len(piece.tokens_N), piece.path
+        last_P = np.concatenate([piece.last_P, np.arange(before + n, before + width)])
+        depth_P = np.concatenate([np.arange(before), piece.depth_N, np.zeros(width - n, dtype=np.int64)])
+        sizes = np.array([-(-(len(a) + BLOCK) // KEYS_STEP) * KEYS_STEP for a in piece.above])
+        groups: list[Group] = []
+        for size in np.unique(sizes):
+            which = np.flatnonzero(sizes == size)
+            keys_BK = np.full((len(which), size), -1)
+            for row, b in enumerate(which):
+                keys = np.concatenate([piece.above[b], np.arange(BLOCK) + before + b * BLOCK])
+                keys_BK[row, : len(keys)] = keys
+            nodes_BC1 = (before + which[:, None] * BLOCK + np.arange(BLOCK))[..., None]
+            known_B1K, keys_BK = (keys_BK >= 0)[:, None], np.maximum(keys_BK, 0)
+            seen = known_B1K & (keys_BK[:, None] <= nodes_BC1) & (nodes_BC1 <= last_P[keys_BK][:, None])
+            far = depth_P[nodes_BC1] - depth_P[keys_BK][:, None]
+            masks = {w: self._additive(seen if w is None else seen & (far < w)) for w in set(self.windows)}
+            groups.append((torch.from_numpy(which), torch.from_numpy(keys_BK), masks))
+        return groups
+
+    def _row_masks(self, position_RS: Tensor, slots: int) -> dict[int | None, Tensor]:
+        far = position_RS[..., None] - torch.arange(slots)
+        return {w: self._additive(((far >= 0) & (far < (w or slots))).numpy()) for w in set(self.windows)}
+
+    def _additive(self, allowed_BCK: np.ndarray) -> Tensor:
+        """0 or -inf, (B, 1, G * C, K)."""
+        mask = torch.zeros(allowed_BCK.shape, dtype=self.dtype)
+        mask.masked_fill_(torch.from_numpy(~allowed_BCK), float("-inf"))
+        return mask.repeat(1, self.heads.groups, 1)[:, None]
+
+
+def _copied(slots_RT: Tensor, rows_R: Tensor, slots: int) -> Tensor:
+    """The rows' first slots, with empty ones behind where there are not so many."""
+    found = slots_RT[rows_R, :, :slots]
+    return F.pad(found, (0, 0, 0, slots - found.shape[2]))
+
+
+def _normed(x_NH: Tensor, eps: float) -> Tensor:
+    """x over its root mean square: computed in fp32, given in x's dtype. The scale is in the matrix behind it."""
+    wide_NH = x_NH.float()
+    square_N1 = torch.linalg.vector_norm(wide_NH, dim=-1, keepdim=True).square_()
+    scale_N1 = torch.rsqrt(square_N1 / x_NH.shape[-1] + eps)
+    if wide_NH is x_NH:
+        return x_NH * scale_N1
+    return wide_NH.mul_(scale_N1).to(x_NH.dtype)

@@ -1,0 +1,145 @@
+"""Sampling by the fused decoder: distinct beginnings encoded once, finished dialogues leave the batch, and keys and
+values are kept for the question that follows the reasoning.
+
+A sample must not depend on what is sampled beside it. The products run on at least BLOCK rows and attention on slots in
+multiples of BLOCK, keys always by position: then a row's result is the same, bit for bit, whatever the other rows are
+(on the processors tried; a test holds it). The draw uses the row's own uniform numbers.
+Shapes: R rows, T slots, D head, H hidden, V vocabulary, W any other width.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eval.prefix_tree import shared, slices
+from eval.scorers.fused import BLOCK, FusedDecoder
+from eval.scorers.portable import Found, Wanted
+
+PART = 256  # tokens of the vocabulary that are summed up together to find a draw
+
+
+class Sampler:
+    """Dialogues with their keys and values in slots by position: (rows, key heads, T, D) for each layer."""
+
+    def __init__(self, decoder: FusedDecoder, contexts: Sequence[tuple[int, ...]], new_tokens: int) -> None:
+        self.decoder = decoder
+        self.tokens: list[list[int]] = [list(c) for c in contexts]  # by row
+        self.origin = list(range(len(contexts)))  # which context a row is
+        slots = -(-(max(map(len, contexts)) + new_tokens) // BLOCK) * BLOCK
+        shape = (len(contexts), decoder.heads.keys, slots, decoder.heads.size)
+        self.keys = [torch.zeros(shape, dtype=decoder.dtype) for _ in decoder.modules]
+        self.values = [torch.zeros(shape, dtype=decoder.dtype) for _ in decoder.modules]
+
+    def encode(self, batch_tokens: int) -> Tensor:
+        """Computes the contexts, each distinct beginning once; normed hidden states at their ends (R, H)."""
+        distinct = list(dict.fromkeys(tuple(t) for t in self.tokens))
+        rows = {c: [r for r, t in enumerate(self.tokens) if tuple(t) == c] for c in distinct}
+        hidden: dict[tuple[int, ...], Tensor] = {}
+        kv, d = self.decoder.heads.keys, self.decoder.heads.size
+        path: list[Tensor] = []
+        for piece in slices(distinct, max(batch_tokens, BLOCK), BLOCK, aligned=True):
+            ended = [(distinct[i], way) for i, way in zip(piece.sequences, piece.ways, strict=True)]
+
+            def store(number: int, pool_PW: Tensor, ended: list = ended) -> None:
+                for context, way in ended:
+                    pairs = pool_PW[torch.from_numpy(way)].view(len(way), 2, kv, d).permute(1, 2, 0, 3)
+                    for row in rows[context]:
+                        self.keys[number][row, :, : len(way)] = pairs[0]
+                        self.values[number][row, :, : len(way)] = pairs[1]
+
+            hidden_SH, path = self.decoder.run(piece, path, store)
+            hidden |= {context: h for (context, _), h in zip(ended, hidden_SH, strict=True)}
+        return torch.stack([hidden[tuple(t)] for t in self.tokens])
+
+    def sample(
+        self, seeds: Sequence[int], new_tokens: int, batch_tokens: int, ended: Callable[[list[int]], bool]
+    ) -> Iterator[tuple[int, list[int]]]:
+        """Yields (context, its new tokens) as they end: at new_tokens, or where ended(new tokens) says so."""
+        uniform_RT = np.stack([np.random.default_rng(s).random(new_tokens) for s in seeds])
+        lengths = [len(t) for t in self.tokens]
+        output = self.decoder.output()
+        hidden_RH = self.encode(batch_tokens)
+        running = len(self.tokens)
+        while running:
+            at = [len(self.tokens[r]) - lengths[self.origin[r]] for r in range(running)]
+            u_R = torch.tensor([uniform_RT[self.origin[r], t] for r, t in enumerate(at)], dtype=torch.float32)
+            padded_RH = torch.nn.functional.pad(hidden_RH, (0, 0, 0, -running % BLOCK)).to(self.decoder.dtype)
+            drawn = draw(output(padded_RH)[:running].float(), u_R).tolist()
+            for row in reversed(range(running)):
+                self.tokens[row].append(drawn[row])
+                new = self.tokens[row][lengths[self.origin[row]] :]
+                if len(new) == new_tokens or ended(new):
+                    yield self.origin[row], new
+                    running -= 1
+                    self._swap(row, running)
+            if running:
+                starts_R = torch.tensor([len(t) - 1 for t in self.tokens[:running]])
+                last_R1 = torch.tensor([t[-1:] for t in self.tokens[:running]])
+                hidden_RH = self.decoder.step(last_R1, starts_R, self.keys, self.values)[:, 0]
+
+    def _swap(self, a: int, b: int) -> None:
+        """Exchanges two rows."""
+        if a == b:
+            return
+        for slots in (*self.keys, *self.values):
+            slots[[a, b]] = slots[[b, a]]
+        self.tokens[a], self.tokens[b] = self.tokens[b], self.tokens[a]
+        self.origin[a], self.origin[b] = self.origin[b], self.origin[a]
+
+    def answer(self, wanted: Wanted, batch_tokens: int) -> Iterator[Found]:
+        """Log-probabilities after those wanted sequences of which a row holds more than half, computed from there on.
+
+        Each row is used for one sequence at most. What is not answered is left to the caller.
+        """
+        found = sorted(self._matches(wanted), key=lambda m: len(m[0]) - m[2])
+        at = 0
+        while at < len(found):
+            r = 1
+            while at + r < len(found) and (r + 1) * (len(found[at + r][0]) - found[at + r][2]) <= batch_tokens:
+                r += 1
+            part = found[at : at + r]
+            at += r
+            s = max(len(sequence) - start for sequence, _, start in part)
+            new = [[*sequence[start:], *[0] * (s - len(sequence) + start)] for sequence, _, start in part]
+            starts_R, rows = torch.tensor([m[2] for m in part]), torch.tensor([m[1] for m in part])
+            hidden_RSH = self.decoder.step(torch.tensor(new), starts_R, self.keys, self.values, rows)
+            last_R = torch.tensor([len(sequence) - start - 1 for sequence, _, start in part])
+            ended = [m[0] for m in part]
+            yield self.decoder.look_up(hidden_RSH[torch.arange(len(part)), last_R], ended, wanted)
+
+    def _matches(self, wanted: Wanted) -> Iterator[tuple[tuple[int, ...], int, int]]:
+        """(sequence, row, how many of its tokens the row's slots hold)."""
+        free = {tuple(t): row for row, t in enumerate(self.tokens)}
+        known = sorted(free)
+        for sequence in wanted:
+            near = bisect_left(known, sequence)
+            best = max(known[max(0, near - 1) : near + 1], key=lambda k: shared(k, sequence), default=())
+            # the last token sampled was never put in, and one token at least is to be computed
+            start = min(shared(best, sequence), len(best) - 1, len(sequence) - 1)
+            if start > len(sequence) // 2:
+                known.remove(best)
+                yield sequence, free[best], start
+
+
+def draw(logits_RV: Tensor, u_R: Tensor) -> Tensor:
+    """The token (R,) at which each row's cumulative distribution passes u (temperature 1): a sample where u is uniform.
+
+    Summed by parts of the vocabulary first, then within the part.
+    """
+    p_RV = torch.softmax(logits_RV, dim=-1)
+    p_RV = torch.nn.functional.pad(p_RV, (0, -p_RV.shape[1] % PART)).unflatten(1, (-1, PART))
+    ends_RP = p_RV.sum(dim=-1).cumsum(dim=-1)
+    aim_R1 = u_R[:, None] * ends_RP[:, -1:]  # the sum is 1 up to rounding
+    part_R1 = torch.searchsorted(ends_RP, aim_R1, right=True).clamp(max=ends_RP.shape[1] - 1)
+    before_R1 = torch.nn.functional.pad(ends_RP, (1, 0)).gather(1, part_R1)
+    within_RW = p_RV[torch.arange(len(p_RV)), part_R1[:, 0]]
+    ends_RW = within_RW.cumsum(dim=-1)
+    token_R1 = torch.searchsorted(ends_RW, aim_R1 - before_R1, right=True)
+    # rounding may point behind the part's last token that has a probability
+    last_R1 = (within_RW > 0).int().mul(torch.arange(1, PART + 1)).argmax(dim=-1, keepdim=True)
+    return (part_R1 * PART + torch.minimum(token_R1, last_R1))[:, 0]

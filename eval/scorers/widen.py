@@ -1,0 +1,55 @@
+"""A half-precision model that computes in fp32, one module at a time, so that it needs little memory more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+@contextmanager
+def in_fp32(model: torch.nn.Module) -> Iterator[None]:
+    """While it is open, every module's half-precision weights are fp32 during its own forward call.
+
+    The weights are the same tensors afterwards, bit for bit. A module that reads another's weights without calling it
+    may raise RuntimeError for mixed dtypes; adapters (modules around a base_layer) are widened as one.
+    """
+    handles = []
+    for module in _units(model):
+        widened: list[tuple[Any, torch.Tensor]] = []
+
+        def widen(module: torch.nn.Module, _: Any, __: Any, widened: list = widened) -> None:
+            whole = hasattr(module, "base_layer")
+            tensors = [*module.parameters(recurse=whole), *module.buffers(recurse=whole)]
+            for tensor in {id(t): t for t in tensors if t.dtype in HALF}.values():
+                widened.append((tensor, tensor.data))
+                tensor.data = tensor.data.float()
+
+        def restore(*_: Any, widened: list = widened) -> None:
+            while widened:
+                tensor, data = widened.pop()
+                tensor.data = data
+
+        handles.append(module.register_forward_pre_hook(widen, with_kwargs=True))
+        handles.append(module.register_forward_hook(restore, always_call=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _units(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """The modules that are widened by themselves: with weights of their own, or adapters with all that is in them."""
+    whole = hasattr(module, "base_layer")
+    if any(p.dtype in HALF for p in module.parameters(recurse=whole)) or any(
+        b.dtype in HALF for b in module.buffers(recurse=whole)
+    ):
+        yield module
+    if not whole:
+        for child in module.children():
+            yield from _units(child)
