@@ -21,6 +21,7 @@ from eval.experiments.registry import EXPERIMENTS
 from eval.measure import CONTROL, paired
 from eval.records import Item, Record
 from eval.scorers.oracle import Oracle, Preferences, planted
+from eval.sequential import group_of
 from eval.sources import data_folder, data_name
 from eval.statistics import Bootstrap, Quantity
 from eval.tables import columns
@@ -171,7 +172,8 @@ def redraw(items: Sequence[Item], rng: np.random.Generator) -> Iterator[Item]:
     for clusters in strata.values():
         groups = list(clusters.values())
         for n, k in enumerate(rng.integers(len(groups), size=len(groups))):
-            yield from (replace(i, id=f"{i.id}#{n}", cluster=f"{i.cluster}#{n}") for i in groups[k])
+            for i in groups[k]:
+                yield replace(i, id=f"{i.id}#{n}", cluster=f"{i.cluster}#{n}", group=f"{group_of(i)}#{n}")
 
 
 def answer(
