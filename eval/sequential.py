@@ -1,4 +1,4 @@
-"""Only as much as is needed: a random order of asking, and a rule that stops when the headline metrics are known to +-W.
+"""Only as much as is needed: a random order of asking, and a rule that stops when headline metrics are known to +-W.
 
 Groups (Item.group: the four rows of a BBQ filling, a profile, an occupation) are asked in a seeded random order that is
 proportional within each category, one pack of whole groups after the other. After each pack one looks: how far can
@@ -8,8 +8,8 @@ interval of a confidence sequence, so that it may be looked at as often as one l
 to nothing when all are asked; the bootstrap over templates, which is about other templates too, stands beside it.
 
 Derivation. The metric over n groups, less the metric over all N, is to first order a mean of influences (jackknife:
-leave each group out), of standard deviation sigma within categories. Drawn without replacement, n / (sigma sqrt(N)) times
-the difference is at s = n / N a Brownian bridge B(s) = (1 - s) W(tau), tau = s / (1 - s), W a Brownian motion. Robbins'
+leave each group out), of standard deviation sigma within categories. Drawn without replacement, the difference times
+n / (sigma sqrt(N)) is at s = n / N a Brownian bridge B(s) = (1 - s) W(tau), tau = s / (1 - s), W a Brownian motion. Robbins'
 normal mixture (Robbins 1970; for estimated variances Waudby-Smith et al. 2024, "Time-uniform central limit theory and
 asymptotic confidence sequences") bounds W at all times: P(some tau: |W(tau)| >= boundary(tau)) <= ALPHA. Hence
 
@@ -98,7 +98,7 @@ def boundary(tau: float) -> float:
 
 
 def half_width(deviation: float, asked: int, total: int) -> float:
-    """Half of the interval's width for influences of standard deviation `deviation`, `asked` of `total` groups asked."""
+    """Half width of the interval for influences of standard deviation `deviation`, `asked` of `total` groups asked."""
     if asked == total:
         return 0.0
     share = asked / total
@@ -151,7 +151,7 @@ class Stop:
 
     def __str__(self) -> str:
         widths = ", ".join(
-            f"{c} {w['metric']} {'undefined' if w['half_width'] is None else '+-%.4f' % w['half_width']}"
+            f"{c} {w['metric']} {'undefined' if (h := w['half_width']) is None else f'+-{h:.4f}'}"
             for c, w in self.half_widths.items()
         )
         asked = f"{self.groups_asked} of {self.groups} groups, {self.questions_asked} of {self.questions} questions"
