@@ -1,5 +1,7 @@
 """`python -m eval oracle`: do the metrics find what was planted, and do 95% intervals hold it in 95% of trials?
 
+With --precision: do the intervals at which asking stops early hold the value over all questions? (eval.early_stops)
+
 Each trial draws a new population: clusters of the data set (templates, occupations, profiles) with replacement, BBQ's
 within their category, and a new oracle (eval.scorers.oracle) that answers every question. The metrics and effects are
 computed by the code that measures models, and compared with the planted values.

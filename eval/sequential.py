@@ -9,9 +9,9 @@ to nothing when all are asked; the bootstrap over templates, which is about othe
 
 Derivation. The metric over n groups, less the metric over all N, is to first order a mean of influences (jackknife:
 leave each group out), of standard deviation sigma within categories. Drawn without replacement, the difference times
-n / (sigma sqrt(N)) is at s = n / N a Brownian bridge B(s) = (1 - s) W(tau), tau = s / (1 - s), W a Brownian motion. Robbins'
-normal mixture (Robbins 1970; for estimated variances Waudby-Smith et al. 2024, "Time-uniform central limit theory and
-asymptotic confidence sequences") bounds W at all times: P(some tau: |W(tau)| >= boundary(tau)) <= ALPHA. Hence
+n / (sigma sqrt(N)) is at s = n / N a Brownian bridge B(s) = (1 - s) W(tau), tau = s / (1 - s), W a Brownian motion.
+Robbins' normal mixture (Robbins 1970; with estimated variances, Waudby-Smith et al. 2024, "Time-uniform central limit
+theory and asymptotic confidence sequences") bounds W at all times: P(some tau: |W(tau)| >= boundary(tau)) <= ALPHA. Hence
 
     half width = sigma sqrt(N) (1 - s) / n * boundary(tau)
     boundary(tau) = sqrt((tau + ETA) * log((tau + ETA) / (ETA * ALPHA^2)))
@@ -168,49 +168,55 @@ class Stop:
         )
 
 
+class Population:
+    """All groups of a job. category: {group: number of its category}, in the order of `items`."""
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        named = {group_of(i): category_of(i) for i in items}
+        codes = np.unique(np.array(list(named.values())), return_inverse=True)[1]
+        self.category: dict[str, int] = dict(zip(named, codes.tolist(), strict=True))
+        self.needed = np.minimum(np.bincount(codes), MIN_IN_CATEGORY)
+
+    def may_look(self, category_G: np.ndarray) -> bool:
+        """Whether the groups asked, given by their categories, are enough for a variance; all of them always are."""
+        counts = np.bincount(category_G, minlength=len(self.needed))
+        enough = len(category_G) >= MIN_GROUPS and bool((counts >= self.needed).all())
+        return enough or len(category_G) == len(self.category)
+
+
 class Watch:
     """Looks after each pack whether the precision is reached. `items`: all that the experiment would be asked."""
 
     def __init__(
         self, experiment: str, reasoning: bool, items: Sequence[Item], questions: int, precision: float
     ) -> None:
-        category = {group_of(i): category_of(i) for i in items}
-        names, codes = np.unique(np.array(list(category.values())), return_inverse=True)
+        self.population = Population(items)
         self.group = {i.id: group_of(i) for i in items}
-        self.category = dict(zip(category, codes.tolist(), strict=True))
-        self.needed = np.minimum(np.bincount(codes, minlength=len(names)), MIN_IN_CATEGORY)
         self.records: dict[str, list[Record]] = {}
         self.asked: dict[str, int] = {}
-        self.stop = Stop(experiment, reasoning, precision, len(category), questions)
+        self.stop = Stop(experiment, reasoning, precision, len(self.population.category), questions)
 
     def look(self, pack: Sequence[Record]) -> bool:
         """Takes in the next pack's records; whether to stop after it. Updates `stop`."""
         stop = self.stop
         for r in pack:
             group = self.group[r["item"]]
-            self.asked[group] = self.category[group]
+            self.asked[group] = self.population.category[group]
             self.records.setdefault(r["condition"], []).append({**r, "cluster": group})
         stop.groups_asked, stop.questions_asked = len(self.asked), stop.questions_asked + len(pack)
         category_G = np.array(list(self.asked.values()))
-        if not may_look(category_G, self.needed, stop.groups):
+        if not self.population.may_look(category_G):
             return False
         stop.looks += 1
-        widths = {}
+        stop.half_widths = {}
         for condition, found in self.records.items():
             quantity = headline(stop.experiment, EXPERIMENTS[stop.experiment].measure(found))
             width = width_of(quantity, list(self.asked), category_G, stop.groups)
             known = width if np.isfinite(width) else None
-            widths[condition] = {"metric": quantity.name if quantity else None, "half_width": known}
-        stop.half_widths = widths
-        known = [w["half_width"] for w in widths.values()]
-        stop.reached = all(w is not None and w < stop.precision for w in known)
+            stop.half_widths[condition] = {"metric": quantity.name if quantity else None, "half_width": known}
+        widths = [w["half_width"] for w in stop.half_widths.values()]
+        stop.reached = all(w is not None and w < stop.precision for w in widths)
         return stop.reached
-
-
-def may_look(category_G: np.ndarray, needed: np.ndarray, total: int) -> bool:
-    """Whether the groups asked, given by the number of their category, are enough for a variance; all always are."""
-    enough = len(category_G) >= MIN_GROUPS and (np.bincount(category_G, minlength=len(needed)) >= needed).all()
-    return bool(enough) or len(category_G) == total
 
 
 def width_of(quantity: Quantity | None, groups: Sequence[str], category_G: np.ndarray, total: int) -> float:
