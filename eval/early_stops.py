@@ -109,14 +109,13 @@ def _ask(
     size = EvaluationConfig.sample_batch if conditions[0].reasoning else SCORED_CHUNK
     packs = list(in_packs(items, -(-size // (len(conditions) * orders))))
     found: dict[str, tuple[str, list[Look]]] = {}
+    group = {i.id: group_of(i) for i in items}
     for condition in conditions:
-        records = answer(oracle, experiment, condition, items, orders)
-        group = {i.id: group_of(i) for i in items}
-        quantity = headline(
-            experiment, EXPERIMENTS[experiment].measure([{**r, "cluster": group[r["item"]]} for r in records])
-        )
-        if quantity is not None:
-            found[condition.name] = quantity.name, list(_looks(quantity, packs, items))
+        answered = answer(oracle, experiment, condition, items, orders)
+        quantities = EXPERIMENTS[experiment].measure([{**r, "cluster": group[r["item"]]} for r in answered])
+        quantity = headline(experiment, quantities)
+        assert quantity is not None  # the oracle answers every question
+        found[condition.name] = quantity.name, list(_looks(quantity, packs, items))
     ends = np.cumsum([len(p) for p in packs]) / len(items)
     at = len(ends) - len(next(iter(found.values()))[1])  # packs before the first look
     narrow = [all(looks[k].width < config.precision for _, looks in found.values()) for k in range(len(ends) - at)]

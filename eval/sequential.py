@@ -11,7 +11,7 @@ Derivation. The metric over n groups, less the metric over all N, is to first or
 leave each group out), of standard deviation sigma within categories. Drawn without replacement, the difference times
 n / (sigma sqrt(N)) is at s = n / N a Brownian bridge B(s) = (1 - s) W(tau), tau = s / (1 - s), W a Brownian motion.
 Robbins' normal mixture (Robbins 1970; with estimated variances, Waudby-Smith et al. 2024, "Time-uniform central limit
-theory and asymptotic confidence sequences") bounds W at all times: P(some tau: |W(tau)| >= boundary(tau)) <= ALPHA. Hence
+theory and asymptotic confidence sequences") bounds W at all times, P(some tau: |W(tau)| >= boundary(tau)) <= ALPHA:
 
     half width = sigma sqrt(N) (1 - s) / n * boundary(tau)
     boundary(tau) = sqrt((tau + ETA) * log((tau + ETA) / (ETA * ALPHA^2)))
