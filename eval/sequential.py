@@ -16,6 +16,15 @@ theory and asymptotic confidence sequences") bounds W at all times, P(some tau: 
     half width = sigma sqrt(N) (1 - s) / n * boundary(tau)
     boundary(tau) = sqrt((tau + ETA) * log((tau + ETA) / (ETA * ALPHA^2)))
 
+No sample shows the spread of what it has not met: of a model that abstains nearly always, the first 40 groups may hold
+none of those where it does not, and sigma = 0. A kind of group of which there are k among N is missed by all n with a
+probability of at most (1 - s)^k, so that with 95% its share is less than
+
+    unseen = log(1 / ALPHA) / (-N log(1 - s))          (about 3 / n, the rule of three)
+
+at all looks together; it moves a bias score or a gap, whose scale is 1, by at most about that much. No half width is
+taken to be less.
+
 Each metric under each condition has its own interval of 95%; there is no claim about all of them at once.
 """
 
@@ -43,7 +52,7 @@ MIN_GROUPS = 40
 MIN_IN_CATEGORY = 2
 """Nor before so many of each category (of a smaller one: all)."""
 RULE = {
-    "name": "normal-mixture confidence sequence, finite population, jackknife within categories",
+    "name": "normal-mixture confidence sequence, finite population, jackknife within categories; unseen share",
     "alpha": ALPHA, "eta": ETA, "min_groups": MIN_GROUPS, "min_in_category": MIN_IN_CATEGORY,
 }  # fmt: skip
 EARLY = "stopped early:"
@@ -102,7 +111,8 @@ def half_width(deviation: float, asked: int, total: int) -> float:
     if asked == total:
         return 0.0
     share = asked / total
-    return float(deviation * np.sqrt(total) * (1 - share) / asked * boundary(share / (1 - share)))
+    known = deviation * np.sqrt(total) * (1 - share) / asked * boundary(share / (1 - share))
+    return float(np.maximum(known, np.log(ALPHA) / (total * np.log1p(-share))))  # NaN stays NaN
 
 
 def influences(quantity: Quantity) -> np.ndarray:
