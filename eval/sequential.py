@@ -134,7 +134,7 @@ def deviation(influences_G: np.ndarray, category_G: np.ndarray) -> float:
 
 
 def headline(experiment: str, quantities: Sequence[Quantity]) -> Quantity | None:
-    """The experiment's headline metric; where it is not measured (BBQ in one order; sex varied), the nearest one."""
+    """The experiment's headline metric; where it is not measured (BBQ in one order; other races), the nearest one."""
     whole = {q.name: q for q in reversed(quantities) if q.reported and q.category == "all"}
     wanted = EXPERIMENTS[experiment].HEADLINE
     first = next((q.name for q in quantities if q.name in whole), "")
