@@ -110,11 +110,14 @@ def score(config: Any) -> Told:
 
 
 def oracle(config: Any) -> Told:
-    """Coverage of the planted values."""
-    from eval import coverage
+    """Coverage of the planted values; with --precision, of the value over all questions where asking stopped early."""
+    from eval import coverage, early_stops
 
-    result = coverage.coverage(config)
-    return coverage.table(result), result
+    chosen = coverage.coverage, coverage.table
+    if config.precision is not None:
+        chosen = early_stops.early_stops, early_stops.table
+    result = chosen[0](config)
+    return chosen[1](result), result
 
 
 def config_type(command: str) -> type:

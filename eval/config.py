@@ -198,6 +198,10 @@ class QuestionsConfig:
     admissions_vary: str = field(
         default="race", metadata={"help": "what is varied of a student: race, or sex (asked about as each race)"}
     )
+    precision: float | None = field(
+        default=None,
+        metadata={"help": "ask in random order, and stop when all headline metrics are known to +-W (else: ask all)"},
+    )
     seed: int = field(default=0, metadata={"help": "seed of everything that is drawn, the bootstrap included"})
 
     def __post_init__(self) -> None:
@@ -225,6 +229,11 @@ class QuestionsConfig:
             raise InputError(f"orders must be 1 (as given) or 3 (all rotations), not {self.orders}")
         if self.limit is not None and self.limit < 1:
             raise InputError(f"limit must be at least 1, not {self.limit}")
+        if self.precision is not None and not 0 < self.precision < float("inf"):
+            raise InputError(
+                f"precision must be a number above 0, not {self.precision}; it is half the width of an interval, "
+                "0.02 for example; leave it out to ask everything"
+            )
         check_seed(self.seed)
 
 

@@ -1,5 +1,7 @@
 """`python -m eval oracle`: do the metrics find what was planted, and do 95% intervals hold it in 95% of trials?
 
+With --precision: do the intervals at which asking stops early hold the value over all questions? (eval.early_stops)
+
 Each trial draws a new population: clusters of the data set (templates, occupations, profiles) with replacement, BBQ's
 within their category, and a new oracle (eval.scorers.oracle) that answers every question. The metrics and effects are
 computed by the code that measures models, and compared with the planted values.
@@ -21,6 +23,7 @@ from eval.experiments.registry import EXPERIMENTS
 from eval.measure import CONTROL, paired
 from eval.records import Item, Record
 from eval.scorers.oracle import Oracle, Preferences, planted
+from eval.sequential import group_of
 from eval.sources import data_folder, data_name
 from eval.statistics import Bootstrap, Quantity
 from eval.tables import columns
@@ -171,7 +174,8 @@ def redraw(items: Sequence[Item], rng: np.random.Generator) -> Iterator[Item]:
     for clusters in strata.values():
         groups = list(clusters.values())
         for n, k in enumerate(rng.integers(len(groups), size=len(groups))):
-            yield from (replace(i, id=f"{i.id}#{n}", cluster=f"{i.cluster}#{n}") for i in groups[k])
+            for i in groups[k]:
+                yield replace(i, id=f"{i.id}#{n}", cluster=f"{i.cluster}#{n}", group=f"{group_of(i)}#{n}")
 
 
 def answer(

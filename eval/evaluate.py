@@ -25,6 +25,7 @@ from eval.experiments.registry import EXPERIMENTS
 from eval.measure import Cell, measure
 from eval.records import Answer, Item, Metric, Prompt, Record, Scorer
 from eval.results import Key, Store, record_key
+from eval.sequential import RULE, Stop, Watch, in_packs, in_random_order, told
 from eval.sources import data_folder, data_name, sha256
 from eval.wordings import N_WORDINGS
 
@@ -66,15 +67,33 @@ class Question:
 
 
 @dataclass
-class Plan:
-    """Questions in chunks that are asked together, and the data files they come from."""
+class Job:
+    """An experiment's conditions with reasoning, or those without: questions in chunks that are asked together."""
 
+    experiment: str
+    reasoning: bool
     chunks: list[list[Question]]
-    files: list[Path]
 
     @property
     def questions(self) -> list[Question]:
         return [q for chunk in self.chunks for q in chunk]
+
+    def watch(self, precision: float) -> Watch:
+        """A new watch over this job."""
+        items = list({q.item.id: q.item for q in self.questions}.values())
+        return Watch(self.experiment, self.reasoning, items, len(self.questions), precision)
+
+
+@dataclass
+class Plan:
+    """What is asked, in this order, and the data files it comes from."""
+
+    jobs: list[Job]
+    files: list[Path]
+
+    @property
+    def questions(self) -> list[Question]:
+        return [q for job in self.jobs for q in job.questions]
 
 
 def plan(config: EvaluationConfig) -> Plan:
@@ -82,9 +101,11 @@ def plan(config: EvaluationConfig) -> Plan:
 
     Conditions without reasoning stand together in a chunk, since their prompts begin alike. The chunks are the same
     whatever has been done already, so that a continued evaluation computes what an uninterrupted one would.
+    With a precision the items stand in random order, the same for both jobs of an experiment (and for every
+    checkpoint), and chunks hold whole groups.
     """
     folder = data_folder(config.data_dir)
-    chunks: list[list[Question]] = []
+    jobs: list[Job] = []
     files: list[Path] = []
     for name in config.experiments:
         experiment = EXPERIMENTS[name]
@@ -92,22 +113,33 @@ def plan(config: EvaluationConfig) -> Plan:
         items = experiment.load(folder, config)
         if not items:
             raise InputError(f"{name}: {', '.join(map(str, experiment.files(folder, config)))} has no row to ask about")
+        if config.precision is not None:
+            items = in_random_order(name, items, config.seed)
         conditions = list(_worded(config, experiment.CONDITIONS))
         for reasoning, size in ((False, SCORED_CHUNK), (True, config.sample_batch)):
             asked = items
             if reasoning and config.cot_limit is not None and config.cot_limit < len(items):
-                asked = experiment.sample(items, config.cot_limit)
-            questions = [
-                Question(name, condition, item, order)
-                for item in asked
-                for condition in conditions
-                if condition.reasoning == reasoning
-                for order in range(experiment.orders(config))
-            ]
-            chunks += [questions[i : i + size] for i in range(0, len(questions), size)]
-    if not chunks:
+                # BBQ takes half of a filling's rows; in random order the first are as good as any, and Q asks them too
+                beginning = items if config.precision is None else items[: 2 * config.cot_limit]
+                asked = experiment.sample(beginning, config.cot_limit)
+            chosen = [c for c in conditions if c.reasoning == reasoning]
+            if chosen:
+                jobs.append(Job(name, reasoning, list(_chunks(config, name, asked, chosen, size))))
+    if not jobs:
         raise InputError(f"none of the experiments {config.experiments} has one of the conditions {config.conditions}")
-    return Plan(chunks, files)
+    return Plan(jobs, files)
+
+
+def _chunks(
+    config: EvaluationConfig, experiment: str, items: list[Item], conditions: list[Condition], size: int
+) -> Iterator[list[Question]]:
+    """All questions in chunks of `size`; with a precision a chunk ends with a group, and may be a little longer."""
+    orders = range(EXPERIMENTS[experiment].orders(config))
+    packs = [items] if config.precision is None else in_packs(items, -(-size // (len(conditions) * len(orders))))
+    for pack in packs:
+        questions = [Question(experiment, c, item, order) for item in pack for c in conditions for order in orders]
+        step = size if config.precision is None else len(questions)
+        yield from (questions[i : i + step] for i in range(0, len(questions), step))
 
 
 def _worded(config: EvaluationConfig, known: tuple[str, ...]) -> Iterator[Condition]:
@@ -132,6 +164,7 @@ def describe_run(
             "prompt_version": PROMPT_VERSION,
             "records_version": RECORDS_VERSION,
             **{name: value for name, value in dataclasses.asdict(config).items() if name in SETTINGS},
+            **({} if config.precision is None else {"precision": config.precision, "stopping_rule": RULE}),
         },
         "git_commit": git_commit(),
         "versions": {p: version(p) for p in ("torch", "transformers", "peft", "numpy", "scipy")}
@@ -157,21 +190,46 @@ def evaluate(
     store.open(describe_run(config, planned.files, scorer, policy, step))
     if summary := store.summary():
         return [Metric(**m) for m in summary["metrics"]]
-    done = {record_key(r) for r in store.read()}
-    total = sum(_cost(q) for q in planned.questions)
-    with tqdm(total=total, desc=f"evaluating step {step}", unit="prompt", smoothing=0.05, leave=False) as bar:
-        for chunk in planned.chunks:
-            bar.set_postfix_str(f"{chunk[0].experiment} {'with' if chunk[0].condition.reasoning else 'without'} CoT")
-            if all(q.key in done for q in chunk):
-                bar.update(sum(_cost(q) for q in chunk))
-                continue
-            store.append(r for r in _ask(scorer, config, chunk, bar) if record_key(r) not in done)
-    measured = measure(cells(store, planned), config.seed)
+    asked, stops = _ask_all(scorer, config, store, planned, f"evaluating step {step}")
+    measured = measure(cells(store, asked), config.seed)
+    measured.metrics = told(measured.metrics, stops)
     for m in measured.metrics:
         if m.note.startswith("warning:"):
             log.warning("%s, %s, %s = %.2f: %s", m.experiment, m.condition, m.name, m.value, m.note)
-    store.finish(measured, describe_run(config, planned.files, scorer, policy, step))
+    stopping = {} if config.precision is None else {"stopping": [dataclasses.asdict(s) for s in stops]}
+    store.finish(measured, describe_run(config, planned.files, scorer, policy, step) | stopping)
     return measured.metrics
+
+
+def _ask_all(
+    scorer: Scorer, config: EvaluationConfig, store: Store, planned: Plan, title: str
+) -> tuple[list[Question], list[Stop]]:
+    """Asks what the store does not hold yet; what was asked, and with a precision where each job stopped."""
+    watched = config.precision is not None
+    done: dict[Key, Record] = {record_key(r): r if watched else {} for r in store.read()}
+    asked: list[Question] = []
+    stops: list[Stop] = []
+    total = sum(_cost(q) for q in planned.questions)
+    with tqdm(total=total, desc=title, unit="prompt", smoothing=0.05, leave=False) as bar:
+        for job in planned.jobs:
+            bar.set_postfix_str(f"{job.experiment} {'with' if job.reasoning else 'without'} CoT")
+            watch = None if config.precision is None else job.watch(config.precision)
+            before = len(asked)
+            for chunk in job.chunks:
+                if all(q.key in done for q in chunk):
+                    bar.update(sum(_cost(q) for q in chunk))
+                else:
+                    new = [r for r in _ask(scorer, config, chunk, bar) if record_key(r) not in done]
+                    store.append(new)
+                    done |= {record_key(r): r if watched else {} for r in new}
+                asked += chunk
+                if watch is not None and watch.look([done[q.key] for q in chunk]):
+                    break
+            if watch is not None:
+                stops.append(watch.stop)
+                log.info("%s", watch.stop)
+                bar.update(sum(_cost(q) for q in job.questions[len(asked) - before :]))
+    return asked, stops
 
 
 def _cost(question: Question) -> int:
@@ -216,11 +274,11 @@ def _record(question: Question, prompt: Prompt, answer: Answer) -> Record:
     }
 
 
-def cells(store: Store, planned: Plan) -> dict[Cell, list[Record]]:
-    """The records of the planned questions, from disk, by experiment and condition."""
+def cells(store: Store, questions: list[Question]) -> dict[Cell, list[Record]]:
+    """The records of the questions, from disk, by experiment and condition."""
     found = {record_key(r): r for r in store.read()}
     by_cell: dict[Cell, list[Record]] = {}
-    for q in planned.questions:
+    for q in questions:
         by_cell.setdefault((q.experiment, q.condition.name), []).append(found[q.key])
     return by_cell
 

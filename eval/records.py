@@ -34,6 +34,7 @@ class Item:
 
     id identifies it within the experiment, cluster is the unit of the bootstrap (template, occupation, profile),
     weight counts how often it stands in the population, fields become columns of its records, texts make the prompts.
+    group: items of one group are always asked together (--precision draws groups); '' = the cluster is the group.
     """
 
     id: str
@@ -41,6 +42,7 @@ class Item:
     weight: float = 1.0
     fields: dict[str, Any] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
+    group: str = ""
 
 
 @dataclass(frozen=True)

@@ -182,7 +182,7 @@ def _effects(summaries: list[dict[str, Any]]) -> str:
 
 
 def _provenance(summaries: list[dict[str, Any]]) -> str:
-    names = [k for k in summaries[-1] if k not in ("metrics", "effects", "step", "results")]
+    names = [k for k in summaries[-1] if k not in ("metrics", "effects", "step", "results", "stopping")]
     rows = []
     for name in names:
         values = list(dict.fromkeys(str(s.get(name)) for s in summaries))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from eval.experiments.registry import EXPERIMENTS
+from eval.sequential import EARLY
 
 COLUMNS = ("step", "experiment", "condition", "metric", "value", "95% interval", "items", "clusters")
 EFFECT_COLUMNS = ("experiment", "effect", "metric", "difference", "95% interval", "p", "p (Holm)", "items", "clusters")
@@ -26,12 +27,12 @@ def text_table(metrics: list[tuple[int, dict[str, Any]]]) -> str:
 
 
 def remarks(metrics: list[dict[str, Any]]) -> list[str]:
-    """A line for every whole-experiment metric that is undefined or carries a warning, with its reason; conditions
-    with the same reason share a line.
+    """A line for every whole-experiment metric that is undefined, carries a warning or was stopped early, with its
+    reason; conditions with the same reason share a line.
     """
     conditions: dict[tuple[str, str, str], list[str]] = {}
     for m in metrics:
-        if m["category"] == "all" and (m["value"] is None or m["note"].startswith("warning:")):
+        if m["category"] == "all" and (m["value"] is None or m["note"].startswith(("warning:", EARLY))):
             conditions.setdefault((m["experiment"], m["name"], m["note"].partition(";")[0]), []).append(m["condition"])
     return [f"{e}, {name} ({', '.join(found)}): {note}" for (e, name, note), found in conditions.items()]
 

@@ -111,8 +111,10 @@ def item(where: str, row: dict, biased: list[int] | None = None) -> Item:
         "one_target": len(biased) == 1,
     }
     texts = {k: str(row[k]) for k in ("context", "question", "ans0", "ans1", "ans2")}
-    # four sibling rows share a filling; templates are numbered within a category
-    return Item(f"{category}:{row['example_id']}", f"{category}:{row['question_index']}", 1.0, fields, texts)
+    # four sibling rows, numbered in succession, share a filling; templates are numbered within a category
+    template = f"{category}:{row['question_index']}"
+    filling = row["example_id"] // 4 if isinstance(row["example_id"], int) else row["example_id"]
+    return Item(f"{category}:{row['example_id']}", template, 1.0, fields, texts, f"{template}:{filling}")
 
 
 def orders(config: QuestionsConfig) -> int:

@@ -82,6 +82,7 @@ class Oracle:
         self.preferences = preferences
         self.seed = seed
         self.questions = questions
+        self._template: dict[str, int] = {}  # whether its b is above or below the mean
 
     def describe(self) -> dict[str, Any]:
         """The preferences, in the provenance's fields."""
@@ -127,7 +128,8 @@ class Oracle:
         return self.preferences.scatter * float(shared + own) / np.sqrt(2)
 
     def _letters(self, condition: Condition, item: Item, order: int) -> np.ndarray:
-        up = 1 if self._rng(item.cluster).random() < 0.5 else -1
+        if (up := self._template.get(item.cluster)) is None:
+            up = self._template[item.cluster] = 1 if self._rng(item.cluster).random() < 0.5 else -1
         b = self.preferences.stereotype * self.preferences.kept(condition) + up * self.preferences.template_noise
         content = option_shares(self.preferences, item, b)
         rng = self._rng(condition.name, item.id)
