@@ -101,7 +101,7 @@ def matmul_peak(dtype: torch.dtype) -> dict[str, Any]:
 def _products(x: torch.Tensor, weight: torch.Tensor) -> list[tuple[str, Callable[[], torch.Tensor]]]:
     ways = [("plain", lambda: torch.nn.functional.linear(x, weight))]
     try:  # oneDNN's packed weights have no public name
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight.to_mkldnn(), x.shape[0])
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, x.shape[0])
         run = torch.ops.mkldnn._linear_pointwise
         run(x, packed, None, "none", [], "")
         ways.append(("packed", lambda: run(x, packed, None, "none", [], "")))

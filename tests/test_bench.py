@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks import scoring, scoring_table
+from benchmarks.scoring_cot import VLLM_FILE, vllm_ratio
 from benchmarks.scoring_measure import part
 from benchmarks.scoring_numbers import differences, linear_parameters, merge, read, round_ratio, side_medians
 from benchmarks.scoring_sides import Ours, endless, plain_scores
@@ -140,6 +141,15 @@ def test_samples_have_their_full_length(tiny: Path) -> None:
     assert ours.checkpoint.model.generation_config.eos_token_id == kept
     asked = questions(load_items("bbq", str(SMALL_SET), 4), "bbq", ["Q+IF+CoT"])
     assert len(ours.sampling([q.prompt() for q in asked], 3, seed=1)()) == len(asked)
+
+
+def test_vllm_counts_only_on_the_same_workload(tmp_path: Path) -> None:
+    ours = {"cpu_s": 2.0, "wall_s": 1.0}
+    assert vllm_ratio(tmp_path, ours, 64, 32)["vllm_ratio"] is None
+    found = {"sampled": 64, "length": 32, "cpu_s": 5.0, "wall_s": 4.0}
+    (tmp_path / VLLM_FILE).write_text(json.dumps(found))
+    assert vllm_ratio(tmp_path, ours, 64, 32) == {"vllm_ratio": 2.5, "vllm_ratio_wall": 4.0, "vllm": found}
+    assert vllm_ratio(tmp_path, ours, 64, 64)["vllm_ratio"] is None
 
 
 def test_options(tmp_path: Path) -> None:
