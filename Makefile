@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BENCH_STAMP := $(VENV)/.installed-bench
 MODEL := models/smollm2-135m-instruct
 RUN ?= runs/demo
 DATA ?=
@@ -16,7 +17,7 @@ LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_pr
 DATA_DIR := $(if $(DATA),--data_dir $(DATA))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo test lint format types check clean
+.PHONY: help setup model demo bench test lint format types check clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -45,6 +46,13 @@ demo: $(MODEL)/config.json ## reward model, RLHF, evaluation of every checkpoint
 
 test: $(MODEL)/config.json ## the tests
 	$(BIN)/python -m pytest
+
+$(BENCH_STAMP): $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[bench]"
+	@touch $@
+
+bench: $(BENCH_STAMP) $(MODEL)/config.json ## speed, memory and exactness of scoring against lm-eval; about an hour, on DATA=folder
+	$(BIN)/python -m benchmarks.scoring --model $(MODEL) --data-dir $(or $(DATA),$(SELFCORRECT_DATA),../shared/data)
 
 lint: $(STAMP) ## format and lint, checked only
 	$(BIN)/ruff format --check .

@@ -1,0 +1,184 @@
+"""The two sides of the scoring benchmark, ours and lm-eval with Hugging Face's generate, and the plain reference.
+
+Each prepares a job outside of the clock: ours from prompts, whose encoding is part of what is timed; lm-eval's from
+rendered texts, so that what is timed is its request phase: encoding, forward passes, log-softmax, gathering.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.scoring_workloads import encoded
+from eval.checkpoints import load_checkpoint
+from eval.dialogue import Encoded, choose_format, render
+from eval.records import Prompt
+from eval.scorers import transformers as scorer_module
+from eval.scorers.transformers import TransformersScorer
+
+Scores = list[np.ndarray]
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+NEVER = "\x00never"  # a text that no model writes
+
+
+class Ours:
+    """eval.scorers.transformers over a model of its own."""
+
+    name = "ours"
+
+    def __init__(self, model: str, dtype: str, style: str) -> None:
+        self.checkpoint = load_checkpoint(model, dtype=dtype, device="cpu")
+        self.scorer = TransformersScorer(self.checkpoint.model, self.checkpoint.tokenizer, style=style)
+
+    def prepare(self, prompts: Sequence[Prompt]) -> Callable[[], Scores]:
+        """A job that scores the prompts, each one's log-probabilities in the order of the prompts."""
+
+        def job() -> Scores:
+            found = dict(self.scorer.score(prompts))
+            return [np.asarray(found[i].logprobs) for i in range(len(prompts))]
+
+        return job
+
+    def sampling(self, prompts: Sequence[Prompt], length: int, seed: int) -> Callable[[], list[str]]:
+        """A job that samples exactly `length` tokens after each prompt."""
+        seeds = [seed * len(prompts) + k for k in range(len(prompts))]
+
+        def job() -> list[str]:
+            with endless(self.scorer):
+                found = dict(self.scorer.sample(prompts, seeds, length))
+            return [found[i] for i in range(len(prompts))]
+
+        return job
+
+
+@contextmanager
+def endless(scorer: Any) -> Iterator[None]:
+    """Takes from the scorer all that ends a sample before its full length: stop tokens and the marks of a next turn."""
+    config = scorer.model.generation_config
+    kept = config.eos_token_id, scorer_module.TURN_MARKS, getattr(scorer, "stop_ids", None)
+    config.eos_token_id, scorer_module.TURN_MARKS = None, (NEVER,)
+    if hasattr(scorer, "stop_ids"):
+        scorer.stop_ids = frozenset()
+    try:
+        yield
+    finally:
+        config.eos_token_id, scorer_module.TURN_MARKS = kept[:2]
+        if hasattr(scorer, "stop_ids"):
+            scorer.stop_ids = kept[2]
+
+
+class LmEval:
+    """lm-evaluation-harness' HFLM, and generate of the model that it holds."""
+
+    name = "lm_eval"
+
+    def __init__(self, model: str, dtype: str, style: str, batch_size: int = 8) -> None:
+        from lm_eval.api.instance import Instance  # pyright: ignore[reportMissingImports]
+        from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
+
+        make: Any = HFLM
+        self.instance: Any = Instance
+        self.lm: Any = make(pretrained=model, device="cpu", dtype=dtype, batch_size=batch_size)
+        self.style = choose_format(style, self.lm.tokenizer)
+        self.rows = self.padded_tokens = 0
+        call = self.lm._model_call
+
+        def counted(inputs: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
+            self.rows += inputs.shape[0]
+            self.padded_tokens += inputs.numel()
+            return call(inputs, *rest, **more)
+
+        self.lm._model_call = counted
+
+    def set_batch_size(self, size: int) -> None:
+        """Rows of one forward pass."""
+        self.lm.batch_size_per_gpu = size
+
+    def requests(self, prompts: Sequence[Prompt]) -> list[Any]:
+        """One request per candidate, a prompt's side by side."""
+        texts = [(render(p, self.lm.tokenizer, self.style), c) for p in prompts for c in p.candidates]
+        return [
+            self.instance(request_type="loglikelihood", doc={}, arguments=pair, idx=i) for i, pair in enumerate(texts)
+        ]
+
+    def prepare(self, prompts: Sequence[Prompt]) -> Callable[[], Scores]:
+        """A job that scores the prompts, each one's log-probabilities in the order of the prompts."""
+        requests = self.requests(prompts)
+
+        def job() -> Scores:
+            self.rows = self.padded_tokens = 0
+            found = iter(self.lm.loglikelihood(requests, disable_tqdm=True))
+            return [np.array([next(found)[0] for _ in p.candidates]) for p in prompts]
+
+        return job
+
+    def check_same_tokens(self, prompts: Sequence[Prompt], ours: Sequence[Encoded]) -> None:
+        """Raises ValueError where a request's tokens, prompt and candidate, are not those that ours scores."""
+        requests = iter(self.requests(prompts))
+        for e in ours:
+            for candidate in e.candidates:
+                context, continuation = self.lm._encode_pair(*next(requests).args)
+                if (*context, *continuation) != e.context + candidate:
+                    raise ValueError(f"lm-eval's tokens {context} + {continuation} are not ours, {e}")
+
+    def sampling(self, prompts: Sequence[Prompt], length: int, seed: int, batch_size: int) -> Callable[[], list[str]]:
+        """A job that samples exactly `length` tokens with generate, batches alike in length and padded on the left."""
+        ids = [e.context for e in encoded([Prompt(p.turns) for p in prompts], self.lm.tokenizer, self.style.name)]
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+
+        def job() -> list[str]:
+            torch.manual_seed(seed)
+            texts = {}
+            for at in range(0, len(order), batch_size):
+                batch = order[at : at + batch_size]
+                texts |= zip(batch, self._generate([ids[i] for i in batch], length), strict=True)
+            return [texts[i] for i in range(len(ids))]
+
+        return job
+
+    def _generate(self, rows: list[tuple[int, ...]], length: int) -> list[str]:
+        tokenizer = self.lm.tokenizer
+        width = max(map(len, rows))
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        ids_BT = torch.tensor([[pad] * (width - len(r)) + list(r) for r in rows])
+        mask_BT = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows])
+        with torch.no_grad():
+            out_BT = self.lm.model.generate(
+                input_ids=ids_BT, attention_mask=mask_BT, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
+                min_new_tokens=length, max_new_tokens=length, pad_token_id=pad, use_cache=True,
+            )  # fmt: skip
+        assert out_BT.shape[1] == width + length
+        return [t.strip() for t in tokenizer.batch_decode(out_BT[:, width:], skip_special_tokens=True)]
+
+
+@torch.no_grad()
+def plain_scores(model: Any, prompts: Sequence[Encoded]) -> Scores:
+    """Log-probabilities by a stock model's forward pass over one sequence at a time, log-softmax in fp32."""
+    scores = []
+    for e in prompts:
+        known: dict[tuple[int, ...], torch.Tensor] = {}
+        sums = []
+        for candidate in e.candidates:
+            sequence = e.context + candidate[:-1]
+            if sequence not in known:
+                known[sequence] = torch.log_softmax(model(torch.tensor([sequence])).logits[0].float(), dim=-1)
+            rows = known[sequence][len(e.context) - 1 :]
+            sums.append(float(sum(rows[k, token] for k, token in enumerate(candidate))))
+        scores.append(np.array(sums))
+    return scores
+
+
+def reference_scores(model: str, dtype: str, prompts: Sequence[Encoded]) -> Scores:
+    """plain_scores of a stock model loaded for that alone."""
+    from transformers import AutoModelForCausalLM
+
+    stock: Any = AutoModelForCausalLM.from_pretrained(model, dtype=DTYPES[dtype])
+    found = plain_scores(stock.eval(), prompts)
+    del stock
+    gc.collect()
+    return found
