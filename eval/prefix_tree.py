@@ -5,7 +5,7 @@ forward pass over the tree gives each sequence exactly what a pass over it alone
 
 - packs (`pack`): trees of their own, each with everything that its sequences need, for any model;
 - slices (`slices`): one tree over all sequences, cut anywhere. In depth-first order all that a slice needs of what
-  stands before it is the way down to its first node, so a model that keeps keys and values along computes no node twice.
+  stands before it is the way down to its first node: a model that keeps keys and values along computes no node twice.
 """
 
 from __future__ import annotations
@@ -95,13 +95,14 @@ class Slice:
     The pool of a slice is the P nodes on the way down to its first node, by depth, and then its own N nodes.
     tokens_N, depth_N: the own nodes; last_P: for every node of the pool the last one of the pool that stands below it
     (or it itself); above: the ancestors in the pool, from the root down, of the first own node of each block of `block`
-    nodes; sequences, and ways: for each the nodes of the pool that it consists of; keep: the nodes of the pool that are
-    the way down to the first node of the next slice.
+    own nodes; sequences, and ways: for each the nodes of the pool that it consists of; keep: the nodes of the pool that
+    are the way down to the first node of the next slice.
     """
 
     tokens_N: np.ndarray
     depth_N: np.ndarray
     last_P: np.ndarray
+    block: int
     above: tuple[np.ndarray, ...]
     sequences: tuple[int, ...]
     ways: tuple[np.ndarray, ...]
@@ -212,4 +213,4 @@ class _SliceBuilder:
         kept = np.array(self.path[:keep], dtype=np.int64)
         self.go_to(0)
         tokens, depth, last = (np.array(x, dtype=np.int64) for x in (self.tokens, self.depth, self.last))
-        return Slice(tokens, depth, last, tuple(self.above), tuple(self.sequences), tuple(self.ways), kept)
+        return Slice(tokens, depth, last, self.block, tuple(self.above), tuple(self.sequences), tuple(self.ways), kept)

@@ -145,7 +145,7 @@ class FusedDecoder:
             kept.append(pool_PW[keep])
             if see is not None:
                 see(number, pool_PW)
-            attended_NW = self._attend(number, layer.scaling, qkv_NW, pool_PW, groups)
+            attended_NW = self._attend(number, layer.scaling, qkv_NW, pool_PW, piece.block, groups)
             if number == len(self.modules) - 1:
                 attended_NW, x_NH = attended_NW[ends_S], x_NH[ends_S]
             x_NH = self._finish(layer, x_NH, attended_NW)
@@ -153,20 +153,24 @@ class FusedDecoder:
         return self._final(x_NH)[: len(ends)], kept
 
     def step(
-        self, tokens_RS: Tensor, starts_R: Tensor, keys: list[Tensor], values: list[Tensor], rows: Tensor | None = None
-    ) -> Tensor:
-        """S tokens more for each of R dialogues, row r's from slot starts_R[r]; normed hidden states (R, S, H), fp32.
+        self, tokens_RS: Tensor, starts_R: Tensor, keys: list[Tensor], values: list[Tensor],
+        rows: Tensor | None = None, tree: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """S tokens more for each of R dialogues, row r's in its slots from starts_R[r] on.
 
         keys, values: for each layer (rows, key heads, slots, D), with slots a multiple of BLOCK. They are those of the
-        first R rows and are written to; with `rows` (R,) copies of those rows are.
+        first R rows and are written to; with `rows` (R,) copies of those rows are. The tokens are a chain, or a tree:
+        (position (R, S), which of the row's S tokens each sees (R, S, S)).
+        Returns the normed hidden states (R, S, H), in fp32.
         """
         (r, s), kv, d, g = tokens_RS.shape, self.heads.keys, self.heads.size, self.heads.groups
-        position_RS = starts_R[:, None] + torch.arange(s)
+        slot_RS = starts_R[:, None] + torch.arange(s)
+        position_RS, own_RSS = tree or (slot_RS, torch.ones(s, s, dtype=torch.bool).tril().repeat(r, 1, 1))
         slots = -(-(int(starts_R.max()) + s) // BLOCK) * BLOCK
         pad = -(r * s) % BLOCK
         x_NH = F.pad(self.embed(tokens_RS.flatten()).to(self.dtype), (0, 0, 0, pad))
         turn = self._turn(x_NH, F.pad(position_RS.flatten(), (0, pad)))
-        masks = self._row_masks(position_RS, slots)
+        masks = self._row_masks(slot_RS, position_RS, own_RSS, slots)
         every = torch.arange(r)[:, None]
         for number, layer in enumerate(self._layers()):
             qkv_NW = self._qkv(layer, x_NH, turn)
@@ -174,13 +178,17 @@ class FusedDecoder:
             key, value = keys[number][:r, :, :slots], values[number][:r, :, :slots]
             if rows is not None:
                 key, value = (_copied(c[number], rows, slots) for c in (keys, values))
-            key[every, :, position_RS] = own[:, :, -2 * kv : -kv]
-            value[every, :, position_RS] = own[:, :, -kv:]
-            q = own[:, :, : -2 * kv].unflatten(2, (kv, g)).permute(0, 2, 3, 1, 4).reshape(r, kv, g * s, d)
-            a = F.scaled_dot_product_attention(
-                q, key, value, attn_mask=masks[self.windows[number]], scale=layer.scaling
-            )
-            attended_NW = a.view(r, kv, g, s, d).permute(0, 3, 1, 2, 4).reshape(r * s, -1)
+            key[every, :, slot_RS] = own[:, :, -2 * kv : -kv]
+            value[every, :, slot_RS] = own[:, :, -kv:]
+            mask, scale = masks[self.windows[number]], layer.scaling
+            if s == 1:
+                q = own[:, :, : -2 * kv].transpose(1, 2)
+                a = F.scaled_dot_product_attention(q, key, value, mask, scale=scale, enable_gqa=True)
+                attended_NW = a.reshape(r, -1)
+            else:
+                q = own[:, :, : -2 * kv].unflatten(2, (kv, g)).permute(0, 2, 3, 1, 4).reshape(r, kv, g * s, d)
+                a = F.scaled_dot_product_attention(q, key, value, mask.repeat(1, 1, g, 1), scale=scale)
+                attended_NW = a.view(r, kv, g, s, d).permute(0, 3, 1, 2, 4).reshape(r * s, -1)
             x_NH = self._finish(layer, x_NH, F.pad(attended_NW, (0, 0, 0, pad)))
         self.computed_tokens += r * s
         return self._final(x_NH)[: r * s].view(r, s, -1)
@@ -221,50 +229,61 @@ class FusedDecoder:
             qkv_NW[:, :turned] = torch.view_as_real(pairs).flatten(1)
         return qkv_NW
 
-    def _attend(self, number: int, scaling: float, qkv_NW: Tensor, pool_PW: Tensor, groups: list[Group]) -> Tensor:
+    def _attend(
+        self, number: int, scaling: float, qkv_NW: Tensor, pool_PW: Tensor, block: int, groups: list[Group]
+    ) -> Tensor:
         """Attention of every block on its own keys, (N, query heads * D)."""
         kv, g, d = self.heads.keys, self.heads.groups, self.heads.size
-        q_BCW = qkv_NW[:, : kv * g * d].unflatten(0, (-1, BLOCK))
-        out_BCW = torch.empty(len(q_BCW), BLOCK, kv * g * d, dtype=self.dtype)
+        q_BCW = qkv_NW[:, : kv * g * d].unflatten(0, (-1, block))
+        out_BCW = torch.zeros(len(q_BCW), block, kv * g * d, dtype=self.dtype)
         for which_B, keys_BK, masks in groups:
             b, k = keys_BK.shape
-            q = q_BCW[which_B].view(b, BLOCK, kv, g, d).permute(0, 2, 3, 1, 4).reshape(b, kv, g * BLOCK, d)
+            q = q_BCW[which_B].view(b, block, kv, g, d).permute(0, 2, 3, 1, 4).reshape(b, kv, g * block, d)
             pairs = pool_PW.index_select(0, keys_BK.flatten()).view(b, k, 2, kv, d)
             key, value = pairs[:, :, 0].transpose(1, 2), pairs[:, :, 1].transpose(1, 2)
             a = F.scaled_dot_product_attention(q, key, value, attn_mask=masks[self.windows[number]], scale=scaling)
-            out_BCW[which_B] = a.view(b, kv, g, BLOCK, d).permute(0, 3, 1, 2, 4).reshape(b, BLOCK, -1)
+            out_BCW[which_B] = a.view(b, kv, g, block, d).permute(0, 3, 1, 2, 4).reshape(b, block, -1)
         return out_BCW.flatten(0, 1)
 
     def _groups(self, piece: Slice, width: int) -> list[Group]:
-        """How the slice's blocks attend. Padding is seen by nobody and sees at least itself."""
-        n, before = len(piece.tokens_N), piece.path
+        """How the slice's blocks attend. Padding is seen by nobody and sees at least itself, or has no block at all."""
+        n, before, block = len(piece.tokens_N), piece.path, piece.block
         last_P = np.concatenate([piece.last_P, np.arange(before + n, before + width)])
         depth_P = np.concatenate([np.arange(before), piece.depth_N, np.zeros(width - n, dtype=np.int64)])
-        sizes = np.array([-(-(len(a) + BLOCK) // KEYS_STEP) * KEYS_STEP for a in piece.above])
+        sizes = np.array([-(-(len(a) + block) // KEYS_STEP) * KEYS_STEP for a in piece.above])
         groups: list[Group] = []
         for size in np.unique(sizes):
             which = np.flatnonzero(sizes == size)
             keys_BK = np.full((len(which), size), -1)
             for row, b in enumerate(which):
-                keys = np.concatenate([piece.above[b], np.arange(BLOCK) + before + b * BLOCK])
+                keys = np.concatenate([piece.above[b], np.arange(block) + before + b * block])
                 keys_BK[row, : len(keys)] = keys
-            nodes_BC1 = (before + which[:, None] * BLOCK + np.arange(BLOCK))[..., None]
+            nodes_BC1 = (before + which[:, None] * block + np.arange(block))[..., None]
             known_B1K, keys_BK = (keys_BK >= 0)[:, None], np.maximum(keys_BK, 0)
             seen = known_B1K & (keys_BK[:, None] <= nodes_BC1) & (nodes_BC1 <= last_P[keys_BK][:, None])
             far = depth_P[nodes_BC1] - depth_P[keys_BK][:, None]
-            masks = {w: self._additive(seen if w is None else seen & (far < w)) for w in set(self.windows)}
+            masks = {
+                w: self._additive(torch.from_numpy(seen if w is None else seen & (far < w))).repeat(
+                    1, 1, self.heads.groups, 1
+                )
+                for w in set(self.windows)
+            }
             groups.append((torch.from_numpy(which), torch.from_numpy(keys_BK), masks))
         return groups
 
-    def _row_masks(self, position_RS: Tensor, slots: int) -> dict[int | None, Tensor]:
-        far = position_RS[..., None] - torch.arange(slots)
-        return {w: self._additive(((far >= 0) & (far < (w or slots))).numpy()) for w in set(self.windows)}
+    def _row_masks(self, slot_RS: Tensor, position_RS: Tensor, own_RSS: Tensor, slots: int) -> dict[int | None, Tensor]:
+        """For each window the additive mask (R, 1, S, slots) of tokens on their row's slots."""
+        r, s = slot_RS.shape
+        seen_RST = (torch.arange(slots) < slot_RS[:, :1, None]).repeat(1, s, 1)
+        seen_RST.scatter_(2, slot_RS[:, None].expand(r, s, s), own_RSS)
+        at_RT = torch.arange(slots).repeat(r, 1).scatter_(1, slot_RS, position_RS)
+        far_RST = position_RS[..., None] - at_RT[:, None]
+        return {w: self._additive(seen_RST if w is None else seen_RST & (far_RST < w)) for w in set(self.windows)}
 
-    def _additive(self, allowed_BCK: np.ndarray) -> Tensor:
-        """0 or -inf, (B, 1, G * C, K)."""
+    def _additive(self, allowed_BCK: Tensor) -> Tensor:
+        """0 or -inf, (B, 1, C, K)."""
         mask = torch.zeros(allowed_BCK.shape, dtype=self.dtype)
-        mask.masked_fill_(torch.from_numpy(~allowed_BCK), float("-inf"))
-        return mask.repeat(1, self.heads.groups, 1)[:, None]
+        return mask.masked_fill_(~allowed_BCK, float("-inf"))[:, None]
 
 
 def _copied(slots_RT: Tensor, rows_R: Tensor, slots: int) -> Tensor:

@@ -1,9 +1,9 @@
 """Sampling by the fused decoder: distinct beginnings encoded once, finished dialogues leave the batch, and keys and
 values are kept for the question that follows the reasoning.
 
-A sample must not depend on what is sampled beside it. The products run on at least BLOCK rows and attention on slots in
-multiples of BLOCK, keys always by position: then a row's result is the same, bit for bit, whatever the other rows are
-(on the processors tried; a test holds it). The draw uses the row's own uniform numbers.
+A sample must not depend on what is sampled beside it. Matrix products run on BLOCK to MOST_ROWS rows and attention on
+slots in multiples of BLOCK, keys always by position: then a row's result is the same, bit for bit, whatever the other
+rows are (oneDNN blocks fewer or more rows otherwise; a test holds it). The draw uses the row's own uniform numbers.
 Shapes: R rows, T slots, D head, H hidden, V vocabulary, W any other width.
 """
 
@@ -16,10 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eval.prefix_tree import shared, slices
+from eval.prefix_tree import Pack, pack, shared, slices
 from eval.scorers.fused import BLOCK, FusedDecoder
 from eval.scorers.portable import Found, Wanted
 
+MOST_ROWS = 256
+SMALL_BLOCK = 16  # each branch of the contexts' tree begins a block: little is padded
 PART = 256  # tokens of the vocabulary that are summed up together to find a draw
 
 
@@ -35,14 +37,14 @@ class Sampler:
         self.keys = [torch.zeros(shape, dtype=decoder.dtype) for _ in decoder.modules]
         self.values = [torch.zeros(shape, dtype=decoder.dtype) for _ in decoder.modules]
 
-    def encode(self, batch_tokens: int) -> Tensor:
+    def encode(self) -> Tensor:
         """Computes the contexts, each distinct beginning once; normed hidden states at their ends (R, H)."""
         distinct = list(dict.fromkeys(tuple(t) for t in self.tokens))
         rows = {c: [r for r, t in enumerate(self.tokens) if tuple(t) == c] for c in distinct}
         hidden: dict[tuple[int, ...], Tensor] = {}
         kv, d = self.decoder.heads.keys, self.decoder.heads.size
         path: list[Tensor] = []
-        for piece in slices(distinct, max(batch_tokens, BLOCK), BLOCK, aligned=True):
+        for piece in slices(distinct, MOST_ROWS, SMALL_BLOCK, aligned=True):
             ended = [(distinct[i], way) for i, way in zip(piece.sequences, piece.ways, strict=True)]
 
             def store(number: int, pool_PW: Tensor, ended: list = ended) -> None:
@@ -57,13 +59,13 @@ class Sampler:
         return torch.stack([hidden[tuple(t)] for t in self.tokens])
 
     def sample(
-        self, seeds: Sequence[int], new_tokens: int, batch_tokens: int, ended: Callable[[list[int]], bool]
+        self, seeds: Sequence[int], new_tokens: int, ended: Callable[[list[int]], bool]
     ) -> Iterator[tuple[int, list[int]]]:
         """Yields (context, its new tokens) as they end: at new_tokens, or where ended(new tokens) says so."""
         uniform_RT = np.stack([np.random.default_rng(s).random(new_tokens) for s in seeds])
         lengths = [len(t) for t in self.tokens]
         output = self.decoder.output()
-        hidden_RH = self.encode(batch_tokens)
+        hidden_RH = self.encode()
         running = len(self.tokens)
         while running:
             at = [len(self.tokens[r]) - lengths[self.origin[r]] for r in range(running)]
@@ -94,36 +96,51 @@ class Sampler:
     def answer(self, wanted: Wanted, batch_tokens: int) -> Iterator[Found]:
         """Log-probabilities after those wanted sequences of which a row holds more than half, computed from there on.
 
-        Each row is used for one sequence at most. What is not answered is left to the caller.
+        What no row holds is left to the caller.
         """
-        found = sorted(self._matches(wanted), key=lambda m: len(m[0]) - m[2])
+        found = sorted(self._matches(wanted), key=lambda m: len(m[2].tokens_N))
         at = 0
         while at < len(found):
             r = 1
-            while at + r < len(found) and (r + 1) * (len(found[at + r][0]) - found[at + r][2]) <= batch_tokens:
+            while at + r < len(found) and (r + 1) * len(found[at + r][2].tokens_N) <= batch_tokens:
                 r += 1
             part = found[at : at + r]
             at += r
-            s = max(len(sequence) - start for sequence, _, start in part)
-            new = [[*sequence[start:], *[0] * (s - len(sequence) + start)] for sequence, _, start in part]
-            starts_R, rows = torch.tensor([m[2] for m in part]), torch.tensor([m[1] for m in part])
-            hidden_RSH = self.decoder.step(torch.tensor(new), starts_R, self.keys, self.values, rows)
-            last_R = torch.tensor([len(sequence) - start - 1 for sequence, _, start in part])
-            ended = [m[0] for m in part]
-            yield self.decoder.look_up(hidden_RSH[torch.arange(len(part)), last_R], ended, wanted)
+            hidden_RSH = self._extend(part)
+            ends = [(row, int(last)) for row, (_, _, tree, _) in enumerate(part) for last in tree.last_S]
+            ended = [sequences[i] for _, _, tree, sequences in part for i in tree.sequences]
+            hidden_EH = torch.stack([hidden_RSH[row, last] for row, last in ends])
+            yield self.decoder.look_up(hidden_EH, ended, wanted)
 
-    def _matches(self, wanted: Wanted) -> Iterator[tuple[tuple[int, ...], int, int]]:
-        """(sequence, row, how many of its tokens the row's slots hold)."""
-        free = {tuple(t): row for row, t in enumerate(self.tokens)}
-        known = sorted(free)
+    def _extend(self, part: list[tuple[int, int, Pack, list[tuple[int, ...]]]]) -> Tensor:
+        """Hidden states (R, S, H) of the trees below the rows' first slots."""
+        s = max(len(tree.tokens_N) for _, _, tree, _ in part)
+        tokens_RS, depth_RS = (torch.zeros(len(part), s, dtype=torch.long) for _ in range(2))
+        own_RSS = torch.eye(s, dtype=torch.bool).repeat(len(part), 1, 1)
+        for r, (_, start, tree, _) in enumerate(part):
+            n = len(tree.tokens_N)
+            tokens_RS[r, :n] = torch.from_numpy(tree.tokens_N)
+            depth_RS[r, :n] = torch.from_numpy(tree.depth_N) + start
+            own_RSS[r, :n, :n] = torch.from_numpy(tree.ancestors_NN())
+        rows, starts_R = (torch.tensor([m[k] for m in part]) for k in (0, 1))
+        return self.decoder.step(tokens_RS, starts_R, self.keys, self.values, rows, (depth_RS, own_RSS))
+
+    def _matches(self, wanted: Wanted) -> Iterator[tuple[int, int, Pack, list[tuple[int, ...]]]]:
+        """(row, how many tokens of its slots are used, the tree of what follows, the sequences that end in it)."""
+        rows = {tuple(t): row for row, t in enumerate(self.tokens)}
+        known = sorted(rows)
+        of_row: dict[tuple[int, ...], list[tuple[tuple[int, ...], int]]] = {}
         for sequence in wanted:
             near = bisect_left(known, sequence)
-            best = max(known[max(0, near - 1) : near + 1], key=lambda k: shared(k, sequence), default=())
+            best = max(known[max(0, near - 1) : near + 1], key=lambda k: shared(k, sequence))
             # the last token sampled was never put in, and one token at least is to be computed
             start = min(shared(best, sequence), len(best) - 1, len(sequence) - 1)
             if start > len(sequence) // 2:
-                known.remove(best)
-                yield sequence, free[best], start
+                of_row.setdefault(best, []).append((sequence, start))
+        for tokens, found in of_row.items():
+            start, sequences = min(n for _, n in found), [sequence for sequence, _ in found]
+            (tree,) = pack([sequence[start:] for sequence in sequences], sum(map(len, sequences)))
+            yield rows[tokens], start, tree, sequences
 
 
 def draw(logits_RV: Tensor, u_R: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from eval.dialogue import PAPER_TURNS, Encoded, choose_format, encode
 from eval.records import Answer, Prompt
 from eval.scorers import selfcheck
 from eval.scorers.fused import FusedDecoder
-from eval.scorers.generation import Sampler
+from eval.scorers.generation import MOST_ROWS, Sampler
 from eval.scorers.portable import Found, Portable, Wanted, sliding_window
 from eval.scorers.selfcheck import Run, Tier, Verdict
 from eval.scorers.widen import HALF
@@ -194,9 +194,8 @@ class TransformersScorer:
                 return
             tiers = TIERS[TIERS.index(self.verdict.tier) : -1]
         wanted: Wanted = {}
-        for i in selfcheck.some([e.context for e in encoded]):
-            for sequence, token in _parts(encoded[i]):
-                wanted.setdefault(sequence, set()).add(token)
+        for i in selfcheck.some([e.context for e in encoded]):  # the first token of every candidate tells enough
+            wanted[encoded[i].context] = {candidate[0] for candidate in encoded[i].candidates}
         if not self.portable.linear_head:
             self.verdict = Verdict("plain", "the model's output layer is not linear", longest)
             return
@@ -220,7 +219,8 @@ class TransformersScorer:
         ids = [e.context for e in encoded]
         self._check([Encoded(c[:-1], (c[-1:],), 0) for c in ids])
         order = sorted(range(len(prompts)), key=lambda i: len(ids[i]))  # alike in length: little padding
-        waiting = [order[at : at + self.sample_batch] for at in range(0, len(order), self.sample_batch)]
+        rows_at_once = min(self.sample_batch, MOST_ROWS)
+        waiting = [order[at : at + rows_at_once] for at in range(0, len(order), rows_at_once)]
         while waiting:
             batch, done = waiting.pop(0), set()
             rows, of_rows = [ids[i] for i in batch], [seeds[i] for i in batch]
@@ -248,7 +248,7 @@ class TransformersScorer:
             return any(mark in text for mark in TURN_MARKS)  # the model began a further turn
 
         self._sampler = Sampler(self._decoder(), rows, new_tokens)
-        for row, new in self._sampler.sample(seeds, new_tokens, self.batch_tokens, ended):
+        for row, new in self._sampler.sample(seeds, new_tokens, ended):
             yield row, _clean(str(self.tokenizer.decode(new, skip_special_tokens=True)))
 
     def _generate(
