@@ -24,9 +24,12 @@ from eval.scorers.llama_shape import Layer, Product, Unsupported
 from eval.scorers.portable import layer_windows
 from eval.scorers.widen import in_fp32
 
+ROWS = 64
+"""Matrix products run on a multiple of so many rows."""
 BLOCK = 64
-"""Nodes whose attention is computed together; products run on a multiple of it, where their rows do not depend on how
-many there are."""
+"""Nodes whose attention is computed together."""
+SLICE = 1024
+"""Nodes of a slice at most: more would take more memory and save nothing."""
 KEYS_STEP = 64  # blocks are grouped by their number of keys, rounded up to this
 MIN_TRUNK = 8  # tokens: a shorter beginning of all sequences is not worth a pass of its own
 MAX_TRUNKS = 4
@@ -35,7 +38,7 @@ VOCABULARY_PART = 8192
 
 Group = tuple[Tensor, Tensor, dict[int | None, Tensor]]
 """Blocks that have about as many keys: which (B,), their keys in the pool (B, K), and for each window the additive mask
-(B, 1, G * C, K) for G query heads per key head."""
+(B, 1, C, K)."""
 
 
 class FusedDecoder:
@@ -62,6 +65,7 @@ class FusedDecoder:
         self.layers: list[Layer] | None = None if lazy else list(self._layers())
         self.trunks: dict[tuple[int, ...], list[Tensor]] = {}
         self.computed_tokens = 0
+        self._slots: tuple[list[Tensor], list[Tensor]] = [], []
 
     def _layers(self) -> Iterator[Layer]:
         if getattr(self, "layers", None) is not None:
@@ -79,7 +83,7 @@ class FusedDecoder:
         root, path = self._trunk(sequences, batch_tokens)
         ended: list[tuple[int, ...]] = []
         hidden: list[Tensor] = []
-        for piece in slices(sequences, batch_tokens, BLOCK, root):
+        for piece in slices(sequences, min(SLICE, batch_tokens), BLOCK, root):
             hidden_SH, path = self.run(piece, path)
             ended += [sequences[i] for i in piece.sequences]
             hidden.append(hidden_SH)
@@ -98,7 +102,7 @@ class FusedDecoder:
         tokens = low[:root]
         if tokens not in self.trunks:
             path: list[Tensor] = []
-            for piece in slices([tokens], batch_tokens, BLOCK, keep_last=True):
+            for piece in slices([tokens], min(SLICE, batch_tokens), BLOCK, keep_last=True):
                 _, path = self.run(piece, path)
             while len(self.trunks) >= MAX_TRUNKS:
                 del self.trunks[next(iter(self.trunks))]
@@ -131,11 +135,11 @@ class FusedDecoder:
         slice. see(layer number, pool) is shown keys and values of the whole pool.
         """
         n, before = len(piece.tokens_N), piece.path
-        width = -(-n // BLOCK) * BLOCK
+        width = -(-n // ROWS) * ROWS
         tokens, depth = (torch.from_numpy(np.pad(a, (0, width - n))) for a in (piece.tokens_N, piece.depth_N))
         groups, keep = self._groups(piece, width), torch.from_numpy(piece.keep)
         ends = np.array([way[-1] - before for way in piece.ways], dtype=np.int64)
-        ends_S = torch.from_numpy(np.pad(ends, (0, -len(ends) % BLOCK)))
+        ends_S = torch.from_numpy(np.pad(ends, (0, -len(ends) % ROWS)))
         x_NH = self.embed(tokens).to(self.dtype)
         turn, kept = self._turn(x_NH, depth), []
         for number, layer in enumerate(self._layers()):
@@ -158,16 +162,16 @@ class FusedDecoder:
     ) -> Tensor:  # fmt: skip
         """S tokens more for each of R dialogues, row r's in its slots from starts_R[r] on.
 
-        keys, values: for each layer (rows, key heads, slots, D), with slots a multiple of BLOCK. They are those of the
+        keys, values: for each layer (rows, key heads, slots, D), with slots a multiple of ROWS. They are those of the
         first R rows and are written to; with `rows` (R,) copies of those rows are. The tokens are a chain, or a tree:
         (position (R, S), which of the row's S tokens each sees (R, S, S)).
         Returns the normed hidden states (R, S, H), in fp32.
         """
-        (r, s), kv, d, g = tokens_RS.shape, self.heads.keys, self.heads.size, self.heads.groups
+        (r, s), kv, d = tokens_RS.shape, self.heads.keys, self.heads.size
         slot_RS = starts_R[:, None] + torch.arange(s)
         position_RS, own_RSS = tree or (slot_RS, torch.ones(s, s, dtype=torch.bool).tril().repeat(r, 1, 1))
-        slots = -(-(int(starts_R.max()) + s) // BLOCK) * BLOCK
-        pad = -(r * s) % BLOCK
+        slots = -(-(int(starts_R.max()) + s) // ROWS) * ROWS
+        pad = -(r * s) % ROWS
         x_NH = F.pad(self.embed(tokens_RS.flatten()).to(self.dtype), (0, 0, 0, pad))
         turn = self._turn(x_NH, F.pad(position_RS.flatten(), (0, pad)))
         masks = self._row_masks(slot_RS, position_RS, own_RSS, slots)
@@ -181,17 +185,22 @@ class FusedDecoder:
             key[every, :, slot_RS] = own[:, :, -2 * kv : -kv]
             value[every, :, slot_RS] = own[:, :, -kv:]
             mask, scale = masks[self.windows[number]], layer.scaling
-            if s == 1:
-                q = own[:, :, : -2 * kv].transpose(1, 2)
-                a = F.scaled_dot_product_attention(q, key, value, mask, scale=scale, enable_gqa=True)
-                attended_NW = a.reshape(r, -1)
-            else:
-                q = own[:, :, : -2 * kv].unflatten(2, (kv, g)).permute(0, 2, 3, 1, 4).reshape(r, kv, g * s, d)
-                a = F.scaled_dot_product_attention(q, key, value, mask.repeat(1, 1, g, 1), scale=scale)
-                attended_NW = a.view(r, kv, g, s, d).permute(0, 3, 1, 2, 4).reshape(r * s, -1)
+            q = own[:, :, : -2 * kv].transpose(1, 2)
+            a = F.scaled_dot_product_attention(q, key, value, mask, scale=scale, enable_gqa=True)
+            attended_NW = a.transpose(1, 2).reshape(r * s, -1)
             x_NH = self._finish(layer, x_NH, F.pad(attended_NW, (0, 0, 0, pad)))
         self.computed_tokens += r * s
         return self._final(x_NH)[: r * s].view(r, s, -1)
+
+    def slots(self, rows: int, length: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Keys and values for `step`, with at least so many rows and slots: finite numbers, those of the last use."""
+        length = -(-length // ROWS) * ROWS
+        if not self._slots[0] or self._slots[0][0].shape[0] < rows or self._slots[0][0].shape[2] < length:
+            shape = (rows, self.heads.keys, length, self.heads.size)
+            self._slots = [], []  # the old ones first
+            for kind in self._slots:
+                kind += [torch.zeros(shape, dtype=self.dtype) for _ in self.modules]
+        return self._slots
 
     def output(self) -> Product:
         """The output layer packed in the decoder's dtype, for sampling."""
@@ -233,16 +242,18 @@ class FusedDecoder:
         self, number: int, scaling: float, qkv_NW: Tensor, pool_PW: Tensor, block: int, groups: list[Group]
     ) -> Tensor:
         """Attention of every block on its own keys, (N, query heads * D)."""
-        kv, g, d = self.heads.keys, self.heads.groups, self.heads.size
-        q_BCW = qkv_NW[:, : kv * g * d].unflatten(0, (-1, block))
-        out_BCW = torch.zeros(len(q_BCW), block, kv * g * d, dtype=self.dtype)
+        heads, kv, d = self.heads.queries, self.heads.keys, self.heads.size
+        q_BCW = qkv_NW[:, : heads * d].unflatten(0, (-1, block))
+        out_BCW = torch.empty(len(q_BCW), block, heads * d, dtype=self.dtype)
+        out_BCW[sum(len(which_B) for which_B, _, _ in groups) :] = 0  # padding without a block
         for which_B, keys_BK, masks in groups:
             b, k = keys_BK.shape
-            q = q_BCW[which_B].view(b, block, kv, g, d).permute(0, 2, 3, 1, 4).reshape(b, kv, g * block, d)
+            q = q_BCW[which_B].view(b, block, heads, d).transpose(1, 2)
             pairs = pool_PW.index_select(0, keys_BK.flatten()).view(b, k, 2, kv, d)
             key, value = pairs[:, :, 0].transpose(1, 2), pairs[:, :, 1].transpose(1, 2)
-            a = F.scaled_dot_product_attention(q, key, value, attn_mask=masks[self.windows[number]], scale=scaling)
-            out_BCW[which_B] = a.view(b, kv, g, block, d).permute(0, 3, 1, 2, 4).reshape(b, block, -1)
+            mask = masks[self.windows[number]]
+            a = F.scaled_dot_product_attention(q, key, value, mask, scale=scaling, enable_gqa=True)
+            out_BCW[which_B] = a.transpose(1, 2).reshape(b, block, -1)
         return out_BCW.flatten(0, 1)
 
     def _groups(self, piece: Slice, width: int) -> list[Group]:
@@ -263,10 +274,7 @@ class FusedDecoder:
             seen = known_B1K & (keys_BK[:, None] <= nodes_BC1) & (nodes_BC1 <= last_P[keys_BK][:, None])
             far = depth_P[nodes_BC1] - depth_P[keys_BK][:, None]
             masks = {
-                w: self._additive(torch.from_numpy(seen if w is None else seen & (far < w))).repeat(
-                    1, 1, self.heads.groups, 1
-                )
-                for w in set(self.windows)
+                w: self._additive(torch.from_numpy(seen if w is None else seen & (far < w))) for w in set(self.windows)
             }
             groups.append((torch.from_numpy(which), torch.from_numpy(keys_BK), masks))
         return groups

@@ -1,8 +1,8 @@
 """Sampling by the fused decoder: distinct beginnings encoded once, finished dialogues leave the batch, and keys and
 values are kept for the question that follows the reasoning.
 
-A sample must not depend on what is sampled beside it. Matrix products run on BLOCK to MOST_ROWS rows and attention on
-slots in multiples of BLOCK, keys always by position: then a row's result is the same, bit for bit, whatever the other
+A sample must not depend on what is sampled beside it. Matrix products run on ROWS to MOST_ROWS rows and attention on
+slots in multiples of ROWS, keys always by position: then a row's result is the same, bit for bit, whatever the other
 rows are (oneDNN blocks fewer or more rows otherwise; a test holds it). The draw uses the row's own uniform numbers.
 Shapes: R rows, T slots, D head, H hidden, V vocabulary, W any other width.
 """
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from eval.prefix_tree import Pack, pack, shared, slices
-from eval.scorers.fused import BLOCK, FusedDecoder
+from eval.scorers.fused import ROWS, FusedDecoder
 from eval.scorers.portable import Found, Wanted
 
 MOST_ROWS = 256
@@ -32,10 +32,7 @@ class Sampler:
         self.decoder = decoder
         self.tokens: list[list[int]] = [list(c) for c in contexts]  # by row
         self.origin = list(range(len(contexts)))  # which context a row is
-        slots = -(-(max(map(len, contexts)) + new_tokens) // BLOCK) * BLOCK
-        shape = (len(contexts), decoder.heads.keys, slots, decoder.heads.size)
-        self.keys = [torch.zeros(shape, dtype=decoder.dtype) for _ in decoder.modules]
-        self.values = [torch.zeros(shape, dtype=decoder.dtype) for _ in decoder.modules]
+        self.keys, self.values = decoder.slots(len(contexts), max(map(len, contexts)) + new_tokens)
 
     def encode(self) -> Tensor:
         """Computes the contexts, each distinct beginning once; normed hidden states at their ends (R, H)."""
@@ -70,7 +67,7 @@ class Sampler:
         while running:
             at = [len(self.tokens[r]) - lengths[self.origin[r]] for r in range(running)]
             u_R = torch.tensor([uniform_RT[self.origin[r], t] for r, t in enumerate(at)], dtype=torch.float32)
-            padded_RH = torch.nn.functional.pad(hidden_RH, (0, 0, 0, -running % BLOCK)).to(self.decoder.dtype)
+            padded_RH = torch.nn.functional.pad(hidden_RH, (0, 0, 0, -running % ROWS)).to(self.decoder.dtype)
             drawn = draw(output(padded_RH)[:running].float(), u_R).tolist()
             for row in reversed(range(running)):
                 self.tokens[row].append(drawn[row])

@@ -63,11 +63,6 @@ class Heads:
     keys: int
     size: int
 
-    @property
-    def groups(self) -> int:
-        """Query heads per key head."""
-        return self.queries // self.keys
-
 
 def layer(module: Any, dtype: torch.dtype) -> Layer:
     """The packed layer. Its modules must compute in fp32 (eval.scorers.widen.in_fp32). Raises Unsupported."""
