@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from eval.dialogue import Format, encode
 from eval.prefix_tree import pack
 from eval.records import Prompt, Turn
+from eval.scorers.fused import FusedDecoder
 from eval.scorers.transformers import SeededDraw, TransformersScorer
 
 PROMPTS = [
@@ -63,39 +64,19 @@ def test_tier_is_chosen_by_a_check_and_recorded(tiny: Path) -> None:
     assert "differs from plain fp32 forward passes by at most" in scorer.describe()["tier_reason"]
 
 
-def test_a_tree_that_is_wrong_is_not_used(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiers_that_are_wrong_are_not_used(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fused tier without its turning of positions, the tree without its mask."""
     from eval.prefix_tree import Pack
 
     model, tokenizer = load(tiny)
+    monkeypatch.setattr(FusedDecoder, "_turn", lambda self, x, at: torch.ones(len(at), 1, 4, dtype=torch.complex64))
+    scorer = TransformersScorer(model, tokenizer)
+    np.testing.assert_allclose(scored(scorer, PROMPTS), by_hand(model, tokenizer, PROMPTS, "chat"), atol=2e-5)
+    assert scorer.describe()["tier"] == "tree"
     monkeypatch.setattr(Pack, "ancestors_NN", lambda self: np.tri(len(self.tokens_N), dtype=bool))
     scorer = TransformersScorer(model, tokenizer)
     np.testing.assert_allclose(scored(scorer, PROMPTS), by_hand(model, tokenizer, PROMPTS, "chat"), atol=2e-5)
     assert scorer.describe()["tier"] == "plain"
-
-
-@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "gemma2", "mistral", "bloom", "qwen3", "mamba"])
-def test_other_families_are_scored_rightly_by_whatever_tier(family: str, tiny: Path) -> None:
-    """Gemma2 has a soft cap after its output layer, Mistral here a window shorter than the prompts."""
-    from transformers import CONFIG_MAPPING
-
-    tokenizer = AutoTokenizer.from_pretrained(tiny)
-    common = {
-        "vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "intermediate_size": 48, "initializer_range": 0.2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1,
-    }  # fmt: skip
-    extra = {
-        "gpt_neo": {"num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 8},
-        "gemma2": {"head_dim": 8, "num_key_value_heads": 2, "query_pre_attn_scalar": 8},
-        "mistral": {"num_key_value_heads": 2, "sliding_window": 8, "head_dim": 8},
-        "qwen3": {"num_key_value_heads": 2, "head_dim": 8},
-        "mamba": {"state_size": 4},
-    }
-    config = CONFIG_MAPPING[family](**common, **extra.get(family, {}))
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).eval()
-    scorer = TransformersScorer(model, tokenizer, "paper")
-    np.testing.assert_allclose(scored(scorer, PROMPTS), by_hand(model, tokenizer, PROMPTS, "paper"), atol=1e-4)
-    print(family, scorer.tier, scorer.tier_reason)
 
 
 def test_half_precision_has_an_exact_head_and_leaves_the_model_as_it_was(tiny: Path) -> None:
@@ -155,7 +136,7 @@ def test_a_sample_depends_on_its_own_seed_only(tiny: Path) -> None:
 
 
 @pytest.mark.real_model
-def test_real_model_tree_is_exact(real_model: Path) -> None:
+def test_real_model_is_scored_exactly(real_model: Path) -> None:
     model, tokenizer = load(real_model, dtype=torch.float32)
     scorer = TransformersScorer(model, tokenizer)
     np.testing.assert_allclose(scored(scorer, PROMPTS), by_hand(model, tokenizer, PROMPTS, "chat"), atol=1e-4)

@@ -25,7 +25,7 @@ from eval.scorers.portable import layer_windows
 from eval.scorers.widen import in_fp32
 
 ROWS = 64
-"""Matrix products run on a multiple of so many rows."""
+"""Matrix products run on a multiple of so many rows; on exactly so many where samples depend on them."""
 BLOCK = 64
 """Nodes whose attention is computed together."""
 SLICE = 1024
@@ -127,12 +127,13 @@ class FusedDecoder:
         return found
 
     def run(
-        self, piece: Slice, path: list[Tensor], see: Callable[[int, Tensor], None] | None = None
-    ) -> tuple[Tensor, list[Tensor]]:
+        self, piece: Slice, path: list[Tensor], see: Callable[[int, Tensor], None] | None = None,
+        at_once: int | None = None,
+    ) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
         """One slice. path: for each layer the keys and values (P, 2 * key heads * D) of the pool's path.
 
         Returns the normed hidden states (S, H), in fp32, at which the slice's sequences end, and the path of the next
-        slice. see(layer number, pool) is shown keys and values of the whole pool.
+        slice. see(layer number, pool) is shown keys and values of the whole pool; at_once: rows of a product.
         """
         n, before = len(piece.tokens_N), piece.path
         width = -(-n // ROWS) * ROWS
@@ -143,7 +144,7 @@ class FusedDecoder:
         x_NH = self.embed(tokens).to(self.dtype)
         turn, kept = self._turn(x_NH, depth), []
         for number, layer in enumerate(self._layers()):
-            qkv_NW = self._qkv(layer, x_NH, turn)
+            qkv_NW = self._qkv(layer, x_NH, turn, at_once)
             own_NW = qkv_NW[:, self.heads.queries * self.heads.size :]
             pool_PW = torch.cat([path[number], own_NW]) if before else own_NW
             kept.append(pool_PW[keep])
@@ -152,7 +153,7 @@ class FusedDecoder:
             attended_NW = self._attend(number, layer.scaling, qkv_NW, pool_PW, piece.block, groups)
             if number == len(self.modules) - 1:
                 attended_NW, x_NH = attended_NW[ends_S], x_NH[ends_S]
-            x_NH = self._finish(layer, x_NH, attended_NW)
+            x_NH = self._finish(layer, x_NH, attended_NW, at_once)
         self.computed_tokens += n
         return self._final(x_NH)[: len(ends)], kept
 
@@ -206,11 +207,12 @@ class FusedDecoder:
         """The output layer packed in the decoder's dtype, for sampling."""
         return Product(self.head.weight.detach(), self.head.bias, self.dtype)
 
-    def _finish(self, layer: Layer, x_NH: Tensor, attended_NW: Tensor) -> Tensor:
+    def _finish(self, layer: Layer, x_NH: Tensor, attended_NW: Tensor, at_once: int | None = None) -> Tensor:
         """The rest of a layer after attention."""
-        x_NH = layer.out.with_other(attended_NW, x_NH, "add")
-        normed = _normed(x_NH, layer.eps[1])
-        return layer.down.with_other(layer.up.with_other(normed, layer.gate(normed, "swish"), "mul"), x_NH, "add")
+        x_NH = layer.out.with_other(attended_NW, x_NH, "add", at_once)
+        normed_NH = _normed(x_NH, layer.eps[1])
+        inner_NW = layer.up.with_other(normed_NH, layer.gate(normed_NH, "swish", at_once), "mul", at_once)
+        return layer.down.with_other(inner_NW, x_NH, "add", at_once)
 
     def _final(self, x_NH: Tensor) -> Tensor:
         return F.rms_norm(x_NH.float(), x_NH.shape[-1:], self.final_scale, self.final_eps)
@@ -223,10 +225,10 @@ class FusedDecoder:
         half = self.heads.size // 2
         return torch.complex(cos[0, :, None, :half].float(), sin[0, :, None, :half].float())
 
-    def _qkv(self, layer: Layer, x_NH: Tensor, turn: Tensor) -> Tensor:
+    def _qkv(self, layer: Layer, x_NH: Tensor, turn: Tensor, at_once: int | None = None) -> Tensor:
         """Queries, keys (both turned) and values, (N, (query heads + 2 * key heads) * D)."""
         heads = self.heads
-        qkv_NW = layer.qkv(_normed(x_NH, layer.eps[0]))
+        qkv_NW = layer.qkv(_normed(x_NH, layer.eps[0]), at_once=at_once)
         turned = (heads.queries + heads.keys) * heads.size
         qk = qkv_NW[:, :turned].unflatten(1, (-1, heads.size)).float()
         if layer.head_scales:

@@ -1,9 +1,9 @@
 """Sampling by the fused decoder: distinct beginnings encoded once, finished dialogues leave the batch, and keys and
 values are kept for the question that follows the reasoning.
 
-A sample must not depend on what is sampled beside it. Matrix products run on ROWS to MOST_ROWS rows and attention on
-slots in multiples of ROWS, keys always by position: then a row's result is the same, bit for bit, whatever the other
-rows are (oneDNN blocks fewer or more rows otherwise; a test holds it). The draw uses the row's own uniform numbers.
+A sample must not depend on what is sampled beside it. Matrix products always run on ROWS rows (how oneDNN sums depends
+on their number) and attention on slots in multiples of ROWS, keys always by position: then a row's result is the same,
+bit for bit, whatever the other rows are (a test holds it). The draw uses the row's own uniform numbers.
 Shapes: R rows, T slots, D head, H hidden, V vocabulary, W any other width.
 """
 
@@ -17,16 +17,15 @@ import torch
 from torch import Tensor
 
 from eval.prefix_tree import Pack, pack, shared, slices
-from eval.scorers.fused import ROWS, FusedDecoder
+from eval.scorers.fused import ROWS, SLICE, FusedDecoder
 from eval.scorers.portable import Found, Wanted
 
-MOST_ROWS = 256
 SMALL_BLOCK = 16  # each branch of the contexts' tree begins a block: little is padded
 PART = 256  # tokens of the vocabulary that are summed up together to find a draw
 
 
 class Sampler:
-    """Dialogues with their keys and values in slots by position: (rows, key heads, T, D) for each layer."""
+    """At most ROWS dialogues, with keys and values in slots by position: (rows, key heads, T, D) for each layer."""
 
     def __init__(self, decoder: FusedDecoder, contexts: Sequence[tuple[int, ...]], new_tokens: int) -> None:
         self.decoder = decoder
@@ -41,7 +40,7 @@ class Sampler:
         hidden: dict[tuple[int, ...], Tensor] = {}
         kv, d = self.decoder.heads.keys, self.decoder.heads.size
         path: list[Tensor] = []
-        for piece in slices(distinct, MOST_ROWS, SMALL_BLOCK, aligned=True):
+        for piece in slices(distinct, SLICE, SMALL_BLOCK, aligned=True):
             ended = [(distinct[i], way) for i, way in zip(piece.sequences, piece.ways, strict=True)]
 
             def store(number: int, pool_PW: Tensor, ended: list = ended) -> None:
@@ -51,7 +50,7 @@ class Sampler:
                         self.keys[number][row, :, : len(way)] = pairs[0]
                         self.values[number][row, :, : len(way)] = pairs[1]
 
-            hidden_SH, path = self.decoder.run(piece, path, store)
+            hidden_SH, path = self.decoder.run(piece, path, store, at_once=ROWS)
             hidden |= {context: h for (context, _), h in zip(ended, hidden_SH, strict=True)}
         return torch.stack([hidden[tuple(t)] for t in self.tokens])
 

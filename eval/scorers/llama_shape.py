@@ -30,11 +30,17 @@ class Product:
             raise Unsupported(f"this torch does not pack weights: {error}".partition("\n")[0]) from error
         self.bias = None if bias is None else bias.to(dtype)
 
-    def __call__(self, x_NI: Tensor, after: str = "none") -> Tensor:
+    def __call__(self, x_NI: Tensor, after: str = "none", at_once: int | None = None) -> Tensor:
+        """at_once: in products of so many rows, which divide N: a row then does not depend on their number."""
+        if at_once and len(x_NI) > at_once:
+            return torch.cat([self(part, after) for part in x_NI.split(at_once)])
         return torch.ops.mkldnn._linear_pointwise(x_NI, self.weight, self.bias, after, [], "")
 
-    def with_other(self, x_NI: Tensor, other_NO: Tensor, how: str) -> Tensor:
+    def with_other(self, x_NI: Tensor, other_NO: Tensor, how: str, at_once: int | None = None) -> Tensor:
         """how: 'add' or 'mul'."""
+        if at_once and len(x_NI) > at_once:
+            parts = zip(x_NI.split(at_once), other_NO.split(at_once), strict=True)
+            return torch.cat([self.with_other(x, other, how) for x, other in parts])
         return torch.ops.mkldnn._linear_pointwise.binary(x_NI, other_NO, self.weight, self.bias, how)
 
 

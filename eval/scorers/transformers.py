@@ -22,8 +22,8 @@ from eval.config import InputError
 from eval.dialogue import PAPER_TURNS, Encoded, choose_format, encode
 from eval.records import Answer, Prompt
 from eval.scorers import selfcheck
-from eval.scorers.fused import FusedDecoder
-from eval.scorers.generation import MOST_ROWS, Sampler
+from eval.scorers.fused import ROWS, FusedDecoder
+from eval.scorers.generation import Sampler
 from eval.scorers.portable import Found, Portable, Wanted, sliding_window
 from eval.scorers.selfcheck import Run, Tier, Verdict
 from eval.scorers.widen import HALF
@@ -219,7 +219,7 @@ class TransformersScorer:
         ids = [e.context for e in encoded]
         self._check([Encoded(c[:-1], (c[-1:],), 0) for c in ids])
         order = sorted(range(len(prompts)), key=lambda i: len(ids[i]))  # alike in length: little padding
-        rows_at_once = min(self.sample_batch, MOST_ROWS)
+        rows_at_once = min(self.sample_batch, ROWS) if self.tier == "fused" else self.sample_batch
         waiting = [order[at : at + rows_at_once] for at in range(0, len(order), rows_at_once)]
         while waiting:
             batch, done = waiting.pop(0), set()
