@@ -255,7 +255,9 @@ class EvaluationConfig(QuestionsConfig):
     cot_max_new_tokens: int = field(
         default=256, metadata={"help": "length of the sampled reasoning (paper: up to 256)"}
     )
-    batch_tokens: int = field(default=2048, metadata={"help": "distinct tokens in one forward pass of the scorer"})
+    batch_tokens: int = field(
+        default=2048, metadata={"help": "most tokens in one forward pass of the scorer; halved when memory runs out"}
+    )
     sample_batch: int = field(default=64, metadata={"help": "dialogues whose reasoning is sampled together"})
 
     def __post_init__(self) -> None:
