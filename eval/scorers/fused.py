@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from eval.prefix_tree import Slice, shared, slices
 from eval.scorers import llama_shape
 from eval.scorers.llama_shape import Layer, Product, Unsupported
-from eval.scorers.portable import layer_windows
+from eval.scorers.portable import Found, Wanted, layer_windows
 from eval.scorers.widen import in_fp32
 
 ROWS = 64
@@ -75,9 +75,7 @@ class FusedDecoder:
             for module in self.modules:
                 yield llama_shape.layer(module, self.dtype)
 
-    def logprobs(
-        self, wanted: dict[tuple[int, ...], set[int]], batch_tokens: int
-    ) -> Iterator[dict[tuple[int, ...], dict[int, float]]]:
+    def logprobs(self, wanted: Wanted, batch_tokens: int) -> Iterator[Found]:
         """For each sequence the log-probabilities of the wanted next tokens, as they are done."""
         sequences = list(wanted)
         root, path = self._trunk(sequences, batch_tokens)
@@ -109,21 +107,24 @@ class FusedDecoder:
             self.trunks[tokens] = path
         return root, self.trunks[tokens]
 
-    def look_up(
-        self, hidden_SH: Tensor, ended: list[tuple[int, ...]], wanted: dict[tuple[int, ...], set[int]]
-    ) -> dict[tuple[int, ...], dict[int, float]]:
+    def look_up(self, hidden_SH: Tensor, ended: list[tuple[int, ...]], wanted: Wanted) -> Found:
         """The wanted log-probabilities over the full vocabulary, from normed hidden states; all in fp32."""
         weight_VH, bias = self.head.weight.detach(), self.head.bias
-        logits_SV = torch.empty(len(hidden_SH), len(weight_VH))
-        for at in range(0, len(weight_VH), VOCABULARY_PART):
+        asked = [(row, token) for row, s in enumerate(ended) for token in sorted(wanted[s])]
+        rows_A, tokens_A = torch.tensor(asked).unbind(1)
+        logits_A = torch.empty(len(asked))
+        totals = []
+        for at in range(0, len(weight_VH), VOCABULARY_PART):  # never all logits at once
             part = slice(at, at + VOCABULARY_PART)
             of_part = None if bias is None else bias[part].detach().float()
-            logits_SV[:, part] = F.linear(hidden_SH, weight_VH[part].float(), of_part)
-        total_S = torch.logsumexp(logits_SV, dim=-1)
-        found = {}
-        for sequence, logits_V, total in zip(ended, logits_SV, total_S, strict=True):
-            tokens = sorted(wanted[sequence])
-            found[sequence] = dict(zip(tokens, (logits_V[tokens] - total).tolist(), strict=True))
+            logits_SV = F.linear(hidden_SH, weight_VH[part].float(), of_part)
+            here_A = (tokens_A >= at) & (tokens_A < at + VOCABULARY_PART)
+            logits_A[here_A] = logits_SV[rows_A[here_A], tokens_A[here_A] - at]
+            totals.append(torch.logsumexp(logits_SV, dim=-1))
+        total_S = torch.logsumexp(torch.stack(totals), dim=0)
+        found: Found = {s: {} for s in ended}
+        for (row, token), value in zip(asked, (logits_A - total_S[rows_A]).tolist(), strict=True):
+            found[ended[row]][token] = value
         return found
 
     def run(

@@ -21,11 +21,13 @@ class Unsupported(Exception):
 
 
 class Product:
-    """x @ weight.T + bias with the weight packed once; then swish, or `other *` or `other +`, in the same pass."""
+    """x @ weight.T + bias; then swish, or `other *` or `other +`, in the same pass. packed: once, for oneDNN."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, packed: bool = True) -> None:
+        self.weight = weight.to(dtype).contiguous()
         try:
-            self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype).contiguous(), 64)
+            if packed:
+                self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, 64)
         except (AttributeError, RuntimeError) as error:
             raise Unsupported(f"this torch does not pack weights: {error}".partition("\n")[0]) from error
         self.bias = None if bias is None else bias.to(dtype)
@@ -83,13 +85,17 @@ def layer(module: Any, dtype: torch.dtype) -> Layer:
     scale_mlp, eps_mlp = norm(module.post_attention_layernorm)
     qkv_weight, qkv_bias, head_scales = _qkv(attention)
 
-    def product(linear: Any, scale: Tensor | None = None) -> Product:
+    def product(linear: Any, scale: Tensor | None = None, packed: bool = True) -> Product:
         weight, bias = matrix(linear)
-        return Product(weight if scale is None else weight * scale, bias, dtype)
+        return Product(weight if scale is None else weight * scale, bias, dtype, packed)
+
+    own = (
+        dtype == torch.float32
+    )  # in fp32 the model's own matrix serves where it can: a quarter less memory for 1% of time
 
     return Layer(
         Product(qkv_weight * scale_in, qkv_bias, dtype), product(attention.o_proj),
-        product(mlp.gate_proj, scale_mlp), product(mlp.up_proj, scale_mlp), product(mlp.down_proj),
+        product(mlp.gate_proj, scale_mlp), product(mlp.up_proj, scale_mlp), product(mlp.down_proj, packed=not own),
         (eps_in, eps_mlp), head_scales, float(attention.scaling),
     )  # fmt: skip
 
