@@ -29,12 +29,12 @@ ROWS = 64
 BLOCK = 64
 """Nodes whose attention is computed together."""
 SLICE = 1024
-"""Nodes of a slice at most: more would take more memory and save nothing."""
+"""Nodes of a slice at most (in fp32 half as many): more would take more memory and save nothing."""
 KEYS_STEP = 64  # blocks are grouped by their number of keys, rounded up to this
 MIN_TRUNK = 8  # tokens: a shorter beginning of all sequences is not worth a pass of its own
 MAX_TRUNKS = 4
 ENDS = 256  # ends of sequences whose logits are computed together
-VOCABULARY_PART = 8192
+VOCABULARY_PART = 4096
 
 Group = tuple[Tensor, Tensor, dict[int | None, Tensor]]
 """Blocks that have about as many keys: which (B,), their keys in the pool (B, K), and for each window the additive mask
@@ -49,6 +49,7 @@ class FusedDecoder:
 
     def __init__(self, model: Any, dtype: torch.dtype, lazy: bool = False) -> None:
         self.model, self.dtype = model, dtype
+        self.slice = SLICE // 2 if dtype == torch.float32 else SLICE
         self.embed, self.head = model.get_input_embeddings(), model.get_output_embeddings()
         body: Any = model.get_decoder() if hasattr(model, "get_decoder") else None
         if not all(hasattr(body, name) for name in ("layers", "norm", "rotary_emb")):
@@ -81,7 +82,7 @@ class FusedDecoder:
         root, path = self._trunk(sequences, batch_tokens)
         ended: list[tuple[int, ...]] = []
         hidden: list[Tensor] = []
-        for piece in slices(sequences, min(SLICE, batch_tokens), BLOCK, root):
+        for piece in slices(sequences, min(self.slice, batch_tokens), BLOCK, root):
             hidden_SH, path = self.run(piece, path)
             ended += [sequences[i] for i in piece.sequences]
             hidden.append(hidden_SH)
@@ -100,7 +101,7 @@ class FusedDecoder:
         tokens = low[:root]
         if tokens not in self.trunks:
             path: list[Tensor] = []
-            for piece in slices([tokens], min(SLICE, batch_tokens), BLOCK, keep_last=True):
+            for piece in slices([tokens], min(self.slice, batch_tokens), BLOCK, keep_last=True):
                 _, path = self.run(piece, path)
             while len(self.trunks) >= MAX_TRUNKS:
                 del self.trunks[next(iter(self.trunks))]

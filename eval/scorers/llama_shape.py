@@ -89,12 +89,10 @@ def layer(module: Any, dtype: torch.dtype) -> Layer:
         weight, bias = matrix(linear)
         return Product(weight if scale is None else weight * scale, bias, dtype, packed)
 
-    own = (
-        dtype == torch.float32
-    )  # in fp32 the model's own matrix serves where it can: a quarter less memory for 1% of time
+    own = dtype == torch.float32  # in fp32 the model's own matrices serve where they can: a third less memory
 
     return Layer(
-        Product(qkv_weight * scale_in, qkv_bias, dtype), product(attention.o_proj),
+        Product(qkv_weight * scale_in, qkv_bias, dtype), product(attention.o_proj, packed=not own),
         product(mlp.gate_proj, scale_mlp), product(mlp.up_proj, scale_mlp), product(mlp.down_proj, packed=not own),
         (eps_in, eps_mlp), head_scales, float(attention.scaling),
     )  # fmt: skip
