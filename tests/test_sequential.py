@@ -147,7 +147,10 @@ def test_groups_without_an_answer_count_as_asked() -> None:
 
 def test_no_look_before_there_are_enough() -> None:
     population = Population(made({"a": 60, "b": 3, "c": 1}))
-    asked = lambda a, b, c: np.repeat([0, 1, 2], [a, b, c])  # noqa: E731
+
+    def asked(a: int, b: int, c: int) -> np.ndarray:
+        return np.repeat([0, 1, 2], [a, b, c])
+
     assert not population.may_look(asked(MIN_GROUPS - 4, 2, 1))
     assert not population.may_look(asked(MIN_GROUPS, 1, 1))
     assert population.may_look(asked(MIN_GROUPS, 2, 1))
