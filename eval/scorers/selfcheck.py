@@ -30,9 +30,8 @@ LEAST_NOISE = 0.01  # nats, where plain scoring happens to have next to none
 
 Run = Callable[[Wanted, int], Iterator[Found]]
 """Sequences and a number of tokens per batch -> log-probabilities."""
-ERRORS = (
-    Unsupported, RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, NotImplementedError,
-)  # fmt: skip
+ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
+"""What models raise that take no mask of ours, or no mixed dtypes. A warning tells it: the fault may be ours."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,10 @@ def _agrees(
         if not half:
             return True, told
         mean = float(np.abs(_values(tier.make(False), wanted, batch) - exact).mean())
+    except Unsupported as error:
+        return False, f"does not fit ({error})"
     except ERRORS as error:
+        log.warning("scoring tier %s raised %s and is not used", tier.name, _told(error))
         return False, f"raised {_told(error)}"
     told += f"; in half precision by {mean:.3f} on average, plain scoring by {noise:.3f}"
     return mean <= max(NOISE * noise, LEAST_NOISE), told
