@@ -19,36 +19,32 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eval.prefix_tree import Slice, shared, slices
-from eval.scorers import llama_shape
+from eval.scorers import llama_shape, native
+from eval.scorers.kernels import TorchKernels, additive
 from eval.scorers.llama_shape import Layer, Product, Unsupported
 from eval.scorers.portable import Found, Wanted, layer_windows
 from eval.scorers.widen import in_fp32
 
 ROWS = 64
 """Matrix products run on a multiple of so many rows; on exactly so many where samples depend on them."""
-BLOCK = 64
-"""Nodes whose attention is computed together."""
 SLICE = 1024
 """Nodes of a slice at most (in fp32 half as many): more would take more memory and save nothing."""
-KEYS_STEP = 64  # blocks are grouped by their number of keys, rounded up to this
 MIN_TRUNK = 8  # tokens: a shorter beginning of all sequences is not worth a pass of its own
 MAX_TRUNKS = 4
 ENDS = 256  # ends of sequences whose logits are computed together
 VOCABULARY_PART = 4096
 
-Group = tuple[Tensor, Tensor, dict[int | None, Tensor]]
-"""Blocks that have about as many keys: which (B,), their keys in the pool (B, K), and for each window the additive mask
-(B, 1, C, K)."""
-
 
 class FusedDecoder:
     """The decoder of a causal language model on a CPU, with weights as they are now. Raises Unsupported.
 
-    lazy: layers are packed when they are used and not kept (for a check in another dtype).
+    lazy: layers are packed when they are used and not kept (for a check in another dtype). kernels: those of
+    eval.scorers.native unless others are given.
     """
 
-    def __init__(self, model: Any, dtype: torch.dtype, lazy: bool = False) -> None:
+    def __init__(self, model: Any, dtype: torch.dtype, lazy: bool = False, kernels: TorchKernels | None = None) -> None:
         self.model, self.dtype = model, dtype
+        self.kernels = kernels or native.kernels(dtype)
         self.slice = SLICE // 2 if dtype == torch.float32 else SLICE
         self.embed, self.head = model.get_input_embeddings(), model.get_output_embeddings()
         body: Any = model.get_decoder() if hasattr(model, "get_decoder") else None
@@ -82,7 +78,7 @@ class FusedDecoder:
         root, path = self._trunk(sequences, batch_tokens)
         ended: list[tuple[int, ...]] = []
         hidden: list[Tensor] = []
-        for piece in slices(sequences, min(self.slice, batch_tokens), BLOCK, root):
+        for piece in slices(sequences, min(self.slice, batch_tokens), self.kernels.block, root):
             hidden_SH, path = self.run(piece, path)
             ended += [sequences[i] for i in piece.sequences]
             hidden.append(hidden_SH)
@@ -101,7 +97,7 @@ class FusedDecoder:
         tokens = low[:root]
         if tokens not in self.trunks:
             path: list[Tensor] = []
-            for piece in slices([tokens], min(self.slice, batch_tokens), BLOCK, keep_last=True):
+            for piece in slices([tokens], min(self.slice, batch_tokens), self.kernels.block, keep_last=True):
                 _, path = self.run(piece, path)
             while len(self.trunks) >= MAX_TRUNKS:
                 del self.trunks[next(iter(self.trunks))]
@@ -140,7 +136,8 @@ class FusedDecoder:
         n, before = len(piece.tokens_N), piece.path
         width = -(-n // ROWS) * ROWS
         tokens, depth = (torch.from_numpy(np.pad(a, (0, width - n))) for a in (piece.tokens_N, piece.depth_N))
-        groups, keep = self._groups(piece, width), torch.from_numpy(piece.keep)
+        layout = self.kernels.layout(piece, width, set(self.windows), self.dtype)
+        keep_path, keep_own = (torch.from_numpy(k) for k in np.split(piece.keep, [np.searchsorted(piece.keep, before)]))
         ends = np.array([way[-1] - before for way in piece.ways], dtype=np.int64)
         ends_S = torch.from_numpy(np.pad(ends, (0, -len(ends) % ROWS)))
         x_NH = self.embed(tokens).to(self.dtype)
@@ -148,11 +145,14 @@ class FusedDecoder:
         for number, layer in enumerate(self._layers()):
             qkv_NW = self._qkv(layer, x_NH, turn, at_once)
             own_NW = qkv_NW[:, self.heads.queries * self.heads.size :]
-            pool_PW = torch.cat([path[number], own_NW]) if before else own_NW
-            kept.append(pool_PW[keep])
+            before_PW = path[number] if before else None
+            of_own = own_NW[keep_own - before]
+            kept.append(of_own if before_PW is None else torch.cat([before_PW[keep_path], of_own]))
             if see is not None:
-                see(number, pool_PW)
-            attended_NW = self._attend(number, layer.scaling, qkv_NW, pool_PW, piece.block, groups)
+                see(number, own_NW if before_PW is None else torch.cat([before_PW, own_NW]))
+            attended_NW = self.kernels.attend(
+                layout, self.windows[number], layer.scaling, self.heads, qkv_NW, before_PW
+            )
             if number == len(self.modules) - 1:
                 attended_NW, x_NH = attended_NW[ends_S], x_NH[ends_S]
             x_NH = self._finish(layer, x_NH, attended_NW, at_once)
@@ -212,7 +212,7 @@ class FusedDecoder:
     def _finish(self, layer: Layer, x_NH: Tensor, attended_NW: Tensor, at_once: int | None = None) -> Tensor:
         """The rest of a layer after attention."""
         x_NH = layer.out.with_other(attended_NW, x_NH, "add", at_once)
-        normed_NH = _normed(x_NH, layer.eps[1])
+        normed_NH = self.kernels.normed(x_NH, layer.eps[1])
         inner_NW = layer.up.with_other(normed_NH, layer.gate(normed_NH, "swish", at_once), "mul", at_once)
         return layer.down.with_other(inner_NW, x_NH, "add", at_once)
 
@@ -229,59 +229,9 @@ class FusedDecoder:
 
     def _qkv(self, layer: Layer, x_NH: Tensor, turn: Tensor, at_once: int | None = None) -> Tensor:
         """Queries, keys (both turned) and values, (N, (query heads + 2 * key heads) * D)."""
-        heads = self.heads
-        qkv_NW = layer.qkv(_normed(x_NH, layer.eps[0]), at_once=at_once)
-        turned = (heads.queries + heads.keys) * heads.size
-        qk = qkv_NW[:, :turned].unflatten(1, (-1, heads.size)).float()
-        if layer.head_scales:
-            parts = qk.split([heads.queries, heads.keys], dim=1)
-            scaled = zip(parts, layer.head_scales, strict=True)
-            qk = torch.cat([F.rms_norm(p, (heads.size,), s, e) for p, (s, e) in scaled], dim=1)
-        pairs = torch.view_as_complex(qk.unflatten(2, (-1, 2))).mul_(turn)
-        if not (qkv_NW.dtype == torch.float32 and not layer.head_scales):  # there it was turned in place
-            qkv_NW[:, :turned] = torch.view_as_real(pairs).flatten(1)
+        qkv_NW = layer.qkv(self.kernels.normed(x_NH, layer.eps[0]), at_once=at_once)
+        self.kernels.turn(qkv_NW, turn, self.heads, layer)
         return qkv_NW
-
-    def _attend(
-        self, number: int, scaling: float, qkv_NW: Tensor, pool_PW: Tensor, block: int, groups: list[Group]
-    ) -> Tensor:
-        """Attention of every block on its own keys, (N, query heads * D)."""
-        heads, kv, d = self.heads.queries, self.heads.keys, self.heads.size
-        q_BCW = qkv_NW[:, : heads * d].unflatten(0, (-1, block))
-        out_BCW = torch.empty(len(q_BCW), block, heads * d, dtype=self.dtype)
-        out_BCW[sum(len(which_B) for which_B, _, _ in groups) :] = 0  # padding without a block
-        for which_B, keys_BK, masks in groups:
-            b, k = keys_BK.shape
-            q = q_BCW[which_B].view(b, block, heads, d).transpose(1, 2)
-            pairs = pool_PW.index_select(0, keys_BK.flatten()).view(b, k, 2, kv, d)
-            key, value = pairs[:, :, 0].transpose(1, 2), pairs[:, :, 1].transpose(1, 2)
-            mask = masks[self.windows[number]]
-            a = F.scaled_dot_product_attention(q, key, value, mask, scale=scaling, enable_gqa=True)
-            out_BCW[which_B] = a.transpose(1, 2).reshape(b, block, -1)
-        return out_BCW.flatten(0, 1)
-
-    def _groups(self, piece: Slice, width: int) -> list[Group]:
-        """How the slice's blocks attend. Padding is seen by nobody and sees at least itself, or has no block at all."""
-        n, before, block = len(piece.tokens_N), piece.path, piece.block
-        last_P = np.concatenate([piece.last_P, np.arange(before + n, before + width)])
-        depth_P = np.concatenate([np.arange(before), piece.depth_N, np.zeros(width - n, dtype=np.int64)])
-        sizes = np.array([-(-(len(a) + block) // KEYS_STEP) * KEYS_STEP for a in piece.above])
-        groups: list[Group] = []
-        for size in np.unique(sizes):
-            which = np.flatnonzero(sizes == size)
-            keys_BK = np.full((len(which), size), -1)
-            for row, b in enumerate(which):
-                keys = np.concatenate([piece.above[b], np.arange(block) + before + b * block])
-                keys_BK[row, : len(keys)] = keys
-            nodes_BC1 = (before + which[:, None] * block + np.arange(block))[..., None]
-            known_B1K, keys_BK = (keys_BK >= 0)[:, None], np.maximum(keys_BK, 0)
-            seen = known_B1K & (keys_BK[:, None] <= nodes_BC1) & (nodes_BC1 <= last_P[keys_BK][:, None])
-            far = depth_P[nodes_BC1] - depth_P[keys_BK][:, None]
-            masks = {
-                w: self._additive(torch.from_numpy(seen if w is None else seen & (far < w))) for w in set(self.windows)
-            }
-            groups.append((torch.from_numpy(which), torch.from_numpy(keys_BK), masks))
-        return groups
 
     def _row_masks(self, slot_RS: Tensor, position_RS: Tensor, own_RSS: Tensor, slots: int) -> dict[int | None, Tensor]:
         """For each window the additive mask (R, 1, S, slots) of tokens on their row's slots."""
@@ -290,25 +240,10 @@ class FusedDecoder:
         seen_RST.scatter_(2, slot_RS[:, None].expand(r, s, s), own_RSS)
         at_RT = torch.arange(slots).repeat(r, 1).scatter_(1, slot_RS, position_RS)
         far_RST = position_RS[..., None] - at_RT[:, None]
-        return {w: self._additive(seen_RST if w is None else seen_RST & (far_RST < w)) for w in set(self.windows)}
-
-    def _additive(self, allowed_BCK: Tensor) -> Tensor:
-        """0 or -inf, (B, 1, C, K)."""
-        mask = torch.zeros(allowed_BCK.shape, dtype=self.dtype)
-        return mask.masked_fill_(~allowed_BCK, float("-inf"))[:, None]
+        return {w: additive(seen_RST if w is None else seen_RST & (far_RST < w), self.dtype) for w in set(self.windows)}
 
 
 def _copied(slots_RT: Tensor, rows_R: Tensor, slots: int) -> Tensor:
     """The rows' first slots, with empty ones behind where there are not so many."""
     found = slots_RT[rows_R, :, :slots]
     return F.pad(found, (0, 0, 0, slots - found.shape[2]))
-
-
-def _normed(x_NH: Tensor, eps: float) -> Tensor:
-    """x over its root mean square: computed in fp32, given in x's dtype. The scale is in the matrix behind it."""
-    wide_NH = x_NH.float()
-    square_N1 = torch.linalg.vector_norm(wide_NH, dim=-1, keepdim=True).square_()
-    scale_N1 = torch.rsqrt(square_N1 / x_NH.shape[-1] + eps)
-    if wide_NH is x_NH:
-        return x_NH * scale_N1
-    return wide_NH.mul_(scale_N1).to(x_NH.dtype)

@@ -8,7 +8,7 @@ Shapes: B rows, T tokens, S sequences, V vocabulary, H hidden.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -74,9 +74,13 @@ class Portable:
                 ended = [sequences[i] for p in rows for i in p.sequences]
                 yield {s: _pick(row, wanted[s]) for s, row in zip(ended, logprobs_SV, strict=True)}
 
-    def plain(self, wanted: Wanted, batch_tokens: int) -> Iterator[Found]:
+    def stock(self, wanted: Wanted, batch_tokens: int) -> Iterator[Found]:
+        """As `plain`, with the model's own output layer in its own dtype: what any other program would get from it."""
+        return self.plain(wanted, batch_tokens, own_head=True)
+
+    def plain(self, wanted: Wanted, batch_tokens: int, own_head: bool = False) -> Iterator[Found]:
         """Every sequence a row of its own, those of one length in a batch."""
-        with self.leaf_head():
+        with nullcontext() if own_head else self.leaf_head():
             sequences = sorted(wanted, key=len)
             at = 0
             while at < len(sequences):
@@ -85,7 +89,7 @@ class Portable:
                 at += len(rows)
                 self.leaves = torch.arange(1, len(rows) + 1, device=self.device) * length - 1
                 logits = self.model(input_ids=torch.tensor(rows, device=self.device), use_cache=False).logits
-                logits_BV = logits[0] if self.linear_head else logits[:, -1]
+                logits_BV = logits[0] if self.linear_head and not own_head else logits[:, -1]
                 logprobs_BV = torch.log_softmax(logits_BV.float(), dim=-1)
                 yield {s: _pick(row, wanted[s]) for s, row in zip(rows, logprobs_BV, strict=True)}
 

@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 TOLERANCE = 1e-4
 """Largest difference of an fp32 log-probability from plain scoring, in nats."""
 NOISE = 2.0
-"""In half precision: a tier's mean difference from fp32 may be so many times that of plain half-precision scoring."""
-LEAST_NOISE = 0.01  # nats, where plain scoring happens to have next to none
+"""In half precision: a tier's mean difference from fp32 may be so many times that of the model as anybody runs it."""
+LEAST_NOISE = 0.01  # nats, where that happens to have next to none
 
 Run = Callable[[Wanted, int], Iterator[Found]]
 """Sequences and a number of tokens per batch -> log-probabilities."""
@@ -45,7 +45,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Tier:
-    """A way to score. make(fp32) gives its run: with fp32, for the check, as if all weights were fp32."""
+    """A way to score. make(fp32) gives its run: with fp32, for the check, as if all weights were fp32.
+
+    The plain tier's run in half precision is the model with its own output layer, not with one in fp32 as we score.
+    """
 
     name: str
     make: Callable[[bool], Run]
@@ -91,7 +94,7 @@ def _agrees(
     except ERRORS as error:
         log.warning("scoring tier %s raised %s and is not used", tier.name, _told(error))
         return False, f"raised {_told(error)}"
-    told += f"; in half precision by {mean:.3f} on average, plain scoring by {noise:.3f}"
+    told += f"; in half precision by {mean:.3f} on average, the model as it is by {noise:.3f}"
     return mean <= max(NOISE * noise, LEAST_NOISE), told
 
 

@@ -90,12 +90,13 @@ class TransformersScorer:
         return self._fused[1].computed_tokens if self._fused else 0
 
     def describe(self) -> dict[str, Any]:
-        """Format, default system turn, tier and why, dtype, device type."""
+        """Format, default system turn, tier and why, the fused tier's kernels, dtype, device type."""
         return {
             "format": self.style.name,
             "system_turn": self.style.system_turn,
             "tier": self.tier,
             "tier_reason": self.tier_reason,
+            "kernels": self._fused[1].kernels.name if self._fused else None,
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": self.device.type,
         }
@@ -201,7 +202,8 @@ class TransformersScorer:
             return
         if self.device.type != "cpu":
             tiers = tuple(t for t in tiers if t != "fused")
-        plain, others = Tier("plain", self._make("plain")), [Tier(t, self._make(t)) for t in tiers]
+        others = [Tier(t, self._make(t)) for t in tiers]
+        plain = Tier("plain", lambda fp32: self._make("plain")(True) if fp32 else self.portable.stock)
         try:
             self.verdict = selfcheck.choose(self.model, self.dtype in HALF, plain, others, wanted)
         finally:
