@@ -15,7 +15,7 @@ from benchmarks.scoring_numbers import Run, say, timed
 from benchmarks.scoring_sides import LmEval, Ours, Scores
 from benchmarks.scoring_workloads import final_prompt
 from eval.dialogue import choose_format, render
-from eval.evaluate import Question
+from eval.plan import Question
 from eval.records import Prompt
 
 SAMPLE_BATCHES = (16, 32, 64)

@@ -24,7 +24,7 @@ from benchmarks.scoring_numbers import (
 )
 from benchmarks.scoring_sides import DTYPES, LmEval, Ours, Scores, plain_scores, reference_scores
 from benchmarks.scoring_workloads import Kind, Tokens, count_tokens, encoded, final_prompt, load_items, questions
-from eval.evaluate import Question
+from eval.plan import Question
 from eval.records import Prompt
 
 SECONDS = ("cpu_s", "wall_s", "sample_cpu_s", "sample_wall_s", "score_cpu_s", "score_wall_s", "sampled_tokens_per_s")

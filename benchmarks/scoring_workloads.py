@@ -13,8 +13,8 @@ import numpy as np
 from eval.conditions import CONDITIONS
 from eval.config import InputError, QuestionsConfig
 from eval.dialogue import Encoded, choose_format, encode
-from eval.evaluate import Question
 from eval.experiments import admissions, bbq, winogender
+from eval.plan import Question
 from eval.records import Item, Prompt, Turn
 
 SIBLINGS = 4  # rows of BBQ that share a filling: ambiguous or not, negative or not

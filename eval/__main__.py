@@ -52,7 +52,8 @@ def run(config: RunConfig) -> Told:
     """Evaluates one checkpoint into --output."""
     output = Path(config.output or Path("runs") / "eval" / Path(config.model).name)
     prepare_output(output)
-    from eval.evaluate import evaluate, plan
+    from eval.evaluate import evaluate
+    from eval.plan import plan
 
     planned = plan(config)
     from eval.checkpoints import load_checkpoint

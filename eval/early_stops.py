@@ -17,8 +17,8 @@ from tqdm import tqdm
 from eval.conditions import CONDITIONS, Condition
 from eval.config import EvaluationConfig
 from eval.coverage import OracleConfig, answer, redraw
-from eval.evaluate import SCORED_CHUNK
 from eval.experiments.registry import EXPERIMENTS
+from eval.plan import SCORED_CHUNK
 from eval.records import Item
 from eval.scorers.oracle import Oracle
 from eval.sequential import RULE, Population, group_of, headline, in_packs, in_random_order, width_of

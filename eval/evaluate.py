@@ -5,37 +5,26 @@ evaluation during training.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
-import platform
-import subprocess
-import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
-from importlib.metadata import version
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from eval.conditions import CONDITIONS, Condition
 from eval.config import EvaluationConfig, InputError
-from eval.experiments.registry import EXPERIMENTS
 from eval.measure import Cell, measure
-from eval.records import Answer, Item, Metric, Prompt, Record, Scorer
-from eval.results import Key, Store, record_key
-from eval.sequential import RULE, Stop, Watch, in_packs, in_random_order, told
-from eval.sources import data_folder, data_name, sha256
-from eval.wordings import N_WORDINGS
+from eval.plan import Plan, Question, plan
+from eval.provenance import command, git_commit, machine, versions
+from eval.records import Answer, Metric, Record, Scorer
+from eval.results import RECORDS_VERSION, REMEDY, Key, Store, by_cell, record_key
+from eval.sequential import RULE, Stop, told
 
 log = logging.getLogger(__name__)
 
 PROMPT_VERSION = 1
 """Raised whenever the words or their joining change, so that old results are never continued with new prompts."""
-RECORDS_VERSION = 2
-"""Raised whenever the columns of the records change (docs/results.md)."""
-SCORED_CHUNK = 480  # questions scored and written together
 SAMPLED_COST = 8  # a sampled reasoning counts as so many scored prompts on the progress bar
 SETTINGS = (
     "experiments", "conditions", "categories", "limit", "cot_limit", "orders", "cot_max_new_tokens",
@@ -43,133 +32,25 @@ SETTINGS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Question:
-    """An item under a condition, its options in an order."""
-
-    experiment: str
-    condition: Condition
-    item: Item
-    order: int
-
-    @property
-    def key(self) -> Key:
-        return self.experiment, self.condition.name, self.item.id, self.order
-
-    def prompt(self, reasoning: str | None = None) -> Prompt:
-        """What is asked; under chain of thought the prompt to sample from, and with its reasoning the final one."""
-        return EXPERIMENTS[self.experiment].ask(self.item, self.condition, self.order, reasoning)
-
-    def seed(self, seed: int) -> int:
-        """The seed of this question's sampled reasoning: of itself alone, whatever is asked beside it."""
-        digest = hashlib.sha256("\0".join((str(seed), *map(str, self.key))).encode()).digest()
-        return int.from_bytes(digest[:8], "big")
-
-
-@dataclass
-class Job:
-    """An experiment's conditions with reasoning, or those without: questions in chunks that are asked together."""
-
-    experiment: str
-    reasoning: bool
-    chunks: list[list[Question]]
-
-    @property
-    def questions(self) -> list[Question]:
-        return [q for chunk in self.chunks for q in chunk]
-
-    def watch(self, precision: float) -> Watch:
-        """A new watch over this job."""
-        items = list({q.item.id: q.item for q in self.questions}.values())
-        return Watch(self.experiment, self.reasoning, items, len(self.questions), precision)
-
-
-@dataclass
-class Plan:
-    """What is asked, in this order, and the data files it comes from."""
-
-    jobs: list[Job]
-    files: list[Path]
-
-    @property
-    def questions(self) -> list[Question]:
-        return [q for job in self.jobs for q in job.questions]
-
-
-def plan(config: EvaluationConfig) -> Plan:
-    """What will be asked. Raises InputError for bad data, before any model is loaded.
-
-    Conditions without reasoning stand together in a chunk, since their prompts begin alike. The chunks are the same
-    whatever has been done already, so that a continued evaluation computes what an uninterrupted one would.
-    With a precision the items stand in random order, the same for both jobs of an experiment (and for every
-    checkpoint), and chunks hold whole groups.
-    """
-    folder = data_folder(config.data_dir)
-    jobs: list[Job] = []
-    files: list[Path] = []
-    for name in config.experiments:
-        experiment = EXPERIMENTS[name]
-        files += experiment.files(folder, config)
-        items = experiment.load(folder, config)
-        if not items:
-            raise InputError(f"{name}: {', '.join(map(str, experiment.files(folder, config)))} has no row to ask about")
-        if config.precision is not None:
-            items = in_random_order(name, items, config.seed)
-        conditions = list(_worded(config, experiment.CONDITIONS))
-        for reasoning, size in ((False, SCORED_CHUNK), (True, config.sample_batch)):
-            asked = items
-            if reasoning and config.cot_limit is not None and config.cot_limit < len(items):
-                # BBQ takes half of a filling's rows; in random order the first are as good as any, and Q asks them too
-                beginning = items if config.precision is None else items[: 2 * config.cot_limit]
-                asked = experiment.sample(beginning, config.cot_limit)
-            chosen = [c for c in conditions if c.reasoning == reasoning]
-            if chosen:
-                jobs.append(Job(name, reasoning, list(_chunks(config, name, asked, chosen, size))))
-    if not jobs:
-        raise InputError(f"none of the experiments {config.experiments} has one of the conditions {config.conditions}")
-    return Plan(jobs, files)
-
-
-def _chunks(
-    config: EvaluationConfig, experiment: str, items: list[Item], conditions: list[Condition], size: int
-) -> Iterator[list[Question]]:
-    """All questions in chunks of `size`; with a precision a chunk ends with a group, and may be a little longer."""
-    orders = range(EXPERIMENTS[experiment].orders(config))
-    packs = [items] if config.precision is None else in_packs(items, -(-size // (len(conditions) * len(orders))))
-    for pack in packs:
-        questions = [Question(experiment, c, item, order) for item in pack for c in conditions for order in orders]
-        step = size if config.precision is None else len(questions)
-        yield from (questions[i : i + step] for i in range(0, len(questions), step))
-
-
-def _worded(config: EvaluationConfig, known: tuple[str, ...]) -> Iterator[Condition]:
-    """The chosen conditions of an experiment, and each of our wordings of those that have an instruction."""
-    for condition in (CONDITIONS[c] for c in config.conditions if c in known):
-        yield condition
-        if config.paraphrases and condition.has_wordings:
-            yield from (condition.worded(k) for k in range(1, N_WORDINGS + 1))
-
-
 def describe_run(
-    config: EvaluationConfig, files: list[Path], scorer: Scorer, policy: dict[str, Any], step: int
-) -> dict:
+    config: EvaluationConfig, planned: Plan, scorer: Scorer, policy: dict[str, Any], step: int
+) -> dict[str, Any]:
     """The provenance: everything a number depends on, and the command that gave it."""
     return {
         **policy,
         **scorer.describe(),
         "step": step,
-        "data": data_name(data_folder(config.data_dir)),
-        "data_sha256": sha256(files),
+        **planned.data,
+        "prompt_version": PROMPT_VERSION,
+        "records_version": RECORDS_VERSION,
         "evaluation": {
-            "prompt_version": PROMPT_VERSION,
-            "records_version": RECORDS_VERSION,
             **{name: value for name, value in dataclasses.asdict(config).items() if name in SETTINGS},
             **({} if config.precision is None else {"precision": config.precision, "stopping_rule": RULE}),
         },
         "git_commit": git_commit(),
-        "versions": {p: version(p) for p in ("torch", "transformers", "peft", "numpy", "scipy")}
-        | {"python": platform.python_version()},
-        "command": " ".join(sys.argv),
+        "versions": versions(),
+        "machine": machine(),
+        "command": command(),
     }
 
 
@@ -183,45 +64,106 @@ def evaluate(
 ) -> list[Metric]:
     """Asks what `folder` does not hold yet, writes records and summary there, and returns the metrics.
 
-    A finished folder costs nothing; an interrupted one is continued and ends with the same records.
+    A finished folder costs nothing; an interrupted one is continued and ends with the same records; one that was asked
+    something else of the same model is asked what is missing. Raises InputError where it is of another model, where a
+    record in it was asked otherwise than it would be now, and where another process writes it.
     """
     planned = planned or plan(config)
     store = Store(folder)
-    store.open(describe_run(config, planned.files, scorer, policy, step))
-    if summary := store.summary():
-        return [Metric(**m) for m in summary["metrics"]]
-    asked, stops = _ask_all(scorer, config, store, planned, f"evaluating step {step}")
-    measured = measure(cells(store, asked), config.seed)
-    measured.metrics = told(measured.metrics, stops)
-    for m in measured.metrics:
-        if m.note.startswith("warning:"):
-            log.warning("%s, %s, %s = %.2f: %s", m.experiment, m.condition, m.name, m.value, m.note)
-    stopping = {} if config.precision is None else {"stopping": [dataclasses.asdict(s) for s in stops]}
-    store.finish(measured, describe_run(config, planned.files, scorer, policy, step) | stopping)
+    described = describe_run(config, planned, scorer, policy, step)
+    with store.locked():
+        before = store.open(described)
+        known = Known(store, config, planned, described["format"], before)
+        store.begin(described | {"planned": by_cell(q.key for q in planned.questions), "done": by_cell(known.done)})
+        if known.stale_weights:
+            known.rewrite_weights()
+        if summary := store.finished(described, by_cell(known.done)):
+            return [Metric(**m) for m in summary["metrics"]]
+        asked, stops = _ask_all(scorer, config, store, planned, known, f"evaluating step {step}")
+        measured = measure(cells(store, asked), config.seed)
+        measured.metrics = told(measured.metrics, stops)
+        for m in measured.metrics:
+            if m.note.startswith("warning:"):
+                log.warning("%s, %s, %s = %.2f: %s", m.experiment, m.condition, m.name, m.value, m.note)
+        stopping = {} if config.precision is None else {"stopping": [dataclasses.asdict(s) for s in stops]}
+        used = {"records": by_cell(q.key for q in asked)}
+        store.finish(measured, described | scorer.describe() | used | stopping)
     return measured.metrics
 
 
+class Known:
+    """The records on disk that answer a planned question, each found to be of the very question that is planned.
+
+    done: their keys, with the record where a precision watches; earlier: those of them that were there before these
+    questions were asked, which are left out of the chunks. Raises InputError for a record that was asked otherwise.
+    """
+
+    def __init__(self, store: Store, config: EvaluationConfig, planned: Plan, style: str, before: int) -> None:
+        self.store = store
+        self.questions = {q.key: q for q in planned.questions}
+        self.done: dict[Key, Record] = {}
+        self.earlier: set[Key] = set()
+        self.stale_weights = False
+        for number, record in enumerate(store.read()):
+            question = self.questions.get(record_key(record))
+            if question is None:
+                continue
+            self._check(record, question.columns(style, config, record.get("reasoning")))
+            self.done[question.key] = record if config.precision is not None else {}
+            if number < before:
+                self.earlier.add(question.key)
+
+    def _check(self, record: Record, now: Record) -> None:
+        """A weight may differ: that of a profile is its number of students among the rows that --limit takes."""
+        for name, value in now.items():
+            if record.get(name) == value:
+                continue
+            if name == "weight":
+                self.stale_weights = True
+                continue
+            experiment, condition, item, order = record_key(record)
+            raise InputError(
+                f"{self.store.records_path}: {experiment}, {condition}, item {item}, order {order} was asked with "
+                f"another {name} ({record.get(name)!r} there, {value!r} now), so it is no answer to this question; "
+                f"{REMEDY}"
+            )
+
+    def rewrite_weights(self) -> None:
+        """Sets the weights of the records to what they are under the present --limit."""
+        planned = {key: q.item.weight for key, q in self.questions.items()}
+        records = self.store.read()
+        self.store.rewrite({**r, "weight": planned.get(record_key(r), r["weight"])} for r in records)
+        for key, record in self.done.items():
+            if record:
+                record["weight"] = planned[key]
+
+
 def _ask_all(
-    scorer: Scorer, config: EvaluationConfig, store: Store, planned: Plan, title: str
+    scorer: Scorer, config: EvaluationConfig, store: Store, planned: Plan, known: Known, title: str
 ) -> tuple[list[Question], list[Stop]]:
-    """Asks what the store does not hold yet; what was asked, and with a precision where each job stopped."""
-    watched = config.precision is not None
-    done: dict[Key, Record] = {record_key(r): r if watched else {} for r in store.read()}
+    """Asks what is not known yet; what was asked now or earlier, and with a precision where each job stopped."""
+    done, watched = known.done, config.precision is not None
+    style = store.state["format"]
     asked: list[Question] = []
     stops: list[Stop] = []
     total = sum(_cost(q) for q in planned.questions)
     with tqdm(total=total, desc=title, unit="prompt", smoothing=0.05, leave=False) as bar:
         for job in planned.jobs:
+            part = job.experiment, "with_reasoning" if job.reasoning else "without_reasoning"
             bar.set_postfix_str(f"{job.experiment} {'with' if job.reasoning else 'without'} CoT")
             watch = None if config.precision is None else job.watch(config.precision)
             before = len(asked)
             for chunk in job.chunks:
-                if all(q.key in done for q in chunk):
-                    bar.update(sum(_cost(q) for q in chunk))
-                else:
-                    new = [r for r in _ask(scorer, config, chunk, bar) if record_key(r) not in done]
-                    store.append(new)
+                together = [q for q in chunk if q.key not in known.earlier]
+                if all(q.key in done for q in together):
+                    together = []
+                bar.update(sum(_cost(q) for q in chunk) - sum(_cost(q) for q in together))
+                if together:
+                    store.begin_session()
+                    began = time.monotonic()
+                    new = [r for r in _ask(scorer, config, style, together, bar) if record_key(r) not in done]
                     done |= {record_key(r): r if watched else {} for r in new}
+                    store.append(new, part, time.monotonic() - began, scorer.describe())
                 asked += chunk
                 if watch is not None and watch.look([done[q.key] for q in chunk]):
                     break
@@ -236,15 +178,15 @@ def _cost(question: Question) -> int:
     return SAMPLED_COST if question.condition.reasoning else 1
 
 
-def _ask(scorer: Scorer, config: EvaluationConfig, chunk: list[Question], bar: Any) -> list[Record]:
+def _ask(scorer: Scorer, config: EvaluationConfig, style: str, chunk: list[Question], bar: Any) -> list[Record]:
     """The records of a chunk, in its order; reasoning is sampled first where the condition has it."""
-    sampled: list[dict[str, Any]] = [{} for _ in chunk]
+    reasoning: list[str | None] = [None for _ in chunk]
     if chunk[0].condition.reasoning:
         seeds = [q.seed(config.seed) for q in chunk]
         for i, text in scorer.sample([q.prompt() for q in chunk], seeds, config.cot_max_new_tokens):
-            sampled[i] = {"reasoning": text, "seed": seeds[i]}
+            reasoning[i] = text
             bar.update(SAMPLED_COST - 1)
-    prompts = [q.prompt(extra.get("reasoning")) for q, extra in zip(chunk, sampled, strict=True)]
+    prompts = [q.prompt(text) for q, text in zip(chunk, reasoning, strict=True)]
     answers = {}
     for i, answer in scorer.score(prompts):
         if not np.isfinite(answer.logprobs).all():
@@ -254,24 +196,16 @@ def _ask(scorer: Scorer, config: EvaluationConfig, chunk: list[Question], bar: A
             )
         answers[i] = answer
         bar.update(1)
-    return [_record(q, prompts[i], answers[i]) | sampled[i] for i, q in enumerate(chunk)]
+    return [_record(q.columns(style, config, reasoning[i]), answers[i], reasoning[i]) for i, q in enumerate(chunk)]
 
 
-def _record(question: Question, prompt: Prompt, answer: Answer) -> Record:
-    experiment, condition, item, order = question.key
-    return {
-        "experiment": experiment,
-        "condition": condition,
-        "item": item,
-        "order": order,
-        "candidates": list(prompt.candidates),
+def _record(columns: Record, answer: Answer, reasoning: str | None) -> Record:
+    given = {
         "logprobs": [float(x) for x in answer.logprobs],
         "prompt_tokens": answer.prompt_tokens,
         "boundary_moved": answer.boundary_moved,
-        "weight": question.item.weight,
-        "cluster": question.item.cluster,
-        **question.item.fields,
     }
+    return columns | given | ({} if reasoning is None else {"reasoning": reasoning})
 
 
 def cells(store: Store, questions: list[Question]) -> dict[Cell, list[Record]]:
@@ -281,18 +215,3 @@ def cells(store: Store, questions: list[Question]) -> dict[Cell, list[Record]]:
     for q in questions:
         by_cell.setdefault((q.experiment, q.condition.name), []).append(found[q.key])
     return by_cell
-
-
-def git_commit() -> str | None:
-    """The commit of this clone, with '+changes' if tracked files differ from it; None outside a git clone."""
-    here = Path(__file__).parent
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True)
-        except (OSError, subprocess.CalledProcessError):
-            return None
-        return done.stdout.strip()
-
-    commit = git("rev-parse", "HEAD")
-    return commit and commit + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")

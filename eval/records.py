@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -26,6 +28,16 @@ class Prompt:
 
     turns: tuple[Turn, ...]
     candidates: tuple[str, ...] = ()
+
+
+def prompt_sha256(prompts: Sequence[Prompt]) -> str:
+    """A checksum of what was asked: the words and roles of all turns and the candidates, of each prompt in turn.
+
+    It is taken before a dialogue format is put on them: of the JSON list [[[[role, text], ...], [candidate, ...]], ...]
+    without spaces, in ASCII.
+    """
+    asked = [[[[t.role, t.text] for t in p.turns], list(p.candidates)] for p in prompts]
+    return hashlib.sha256(json.dumps(asked, separators=(",", ":")).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -182,7 +182,11 @@ def _effects(summaries: list[dict[str, Any]]) -> str:
 
 
 def _provenance(summaries: list[dict[str, Any]]) -> str:
-    names = [k for k in summaries[-1] if k not in ("metrics", "effects", "step", "results", "stopping")]
+    names = [
+        k
+        for k in summaries[-1]
+        if k not in ("metrics", "effects", "step", "results", "stopping", "sessions", "data_files")
+    ]
     rows = []
     for name in names:
         values = list(dict.fromkeys(str(s.get(name)) for s in summaries))

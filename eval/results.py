@@ -1,9 +1,13 @@
-"""Results on disk: one folder per checkpoint, written as they come, continued after a kill.
+"""Results on disk: one folder per checkpoint, written as they come, continued after a kill, extended by asking more.
 
-folder/provenance.json  what the results depend on; a folder of something else is refused, never mixed
+folder/provenance.json  what the records depend on, what is being asked now, and who wrote how many of them when
 folder/records.jsonl    one record per item x condition x order, appended pack by pack
 folder/breakdown.jsonl  a row per template, occupation, profile and condition, written when all is answered
-folder/summary.json     metrics and effects with intervals, written last and atomically: its presence means complete
+folder/summary.json     metrics and effects with intervals of one selection, written last and atomically
+
+IDENTITY is what every record depends on: a folder of something else is refused, never mixed. SELECTION is which
+questions are asked: it may change from one command to the next, and records that are there are used again. Whether a
+record answers the question that is asked now is checked record by record, in eval.evaluate.
 """
 
 from __future__ import annotations
@@ -13,24 +17,45 @@ import dataclasses
 import json
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from eval.config import InputError
+from eval.provenance import now
 from eval.records import Measured, Record
 
 Key = tuple[str, str, str, int]
 
+RECORDS_VERSION = 3
+"""Raised whenever the columns of the records change (docs/results.md)."""
 IDENTITY = (
-    "weights", "adapter_weights", "format", "system_turn", "dtype", "data", "data_sha256", "evaluation", "step",
+    "weights", "adapter_weights", "tokenizer_sha256", "format", "system_turn", "dtype", "prompt_version", "step",
 )  # fmt: skip
-"""The fields of the provenance that must agree for a folder's records to be continued."""
+"""The fields of the provenance that must agree for a folder's records to be used."""
+SELECTION = ("evaluation", "data", "data_sha256")
+"""The fields that say which questions are asked, in which company, and what the bootstrap draws."""
+SESSION = (
+    "command", "git_commit", "versions", "machine", "device", "device_name", "tier", "tier_reason",
+)  # fmt: skip
+"""What is kept of every process that wrote records."""
+REMEDY = "choose another --output or remove the folder"
 
 
 def record_key(record: Record) -> Key:
     """What identifies a record: experiment, condition, item, order."""
     return record["experiment"], record["condition"], record["item"], record["order"]
+
+
+def by_cell(keys: Iterable[Key]) -> dict[str, dict[str, int]]:
+    """{experiment: {condition: number of keys}}."""
+    counts: dict[str, dict[str, int]] = {}
+    for (experiment, condition), n in Counter(key[:2] for key in keys).items():
+        counts.setdefault(experiment, {})[condition] = n
+    return counts
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -55,29 +80,90 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a file, None where there is no file. Raises InputError where it is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} is damaged ({error}); remove it or its folder") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} is damaged (no JSON object); remove it or its folder")
+    return value
+
+
 class Store:
-    """The results of one checkpoint."""
+    """The results of one checkpoint. To write: `locked`, `open`, `begin`, `begin_session`, `append` ..., `finish`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.records_path = folder / "records.jsonl"
         self.summary_path = folder / "summary.json"
         self.provenance_path = folder / "provenance.json"
+        self.state: dict[str, Any] = {}  # the content of provenance.json
+        self.session: dict[str, Any] | None = None  # the last of its sessions, once this process asks
 
-    def open(self, provenance: dict[str, Any]) -> None:
-        """Starts the folder or continues it. InputError where it holds results of something else."""
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Makes the folder and holds it alone. Raises InputError where another process does; ends with the process."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        if self.provenance_path.is_file():
-            found = json.loads(self.provenance_path.read_text(encoding="utf-8"))
-            for name in IDENTITY:
-                if found.get(name) != provenance.get(name):
-                    raise InputError(
-                        f"{self.folder} holds results with another {name} ({_short(found.get(name))} there, "
-                        f"{_short(provenance.get(name))} now); choose another --output or remove the folder"
-                    )
-        else:
-            write_json(self.provenance_path, provenance)
+        lock = FileLock(self.folder / ".lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            raise InputError(
+                f"{self.folder} is being written by another process; wait for its end or choose another --output"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def open(self, provenance: dict[str, Any]) -> int:
+        """Looks whether the folder's records may be used, and how many of them were there before these questions were.
+
+        Nothing is changed but a torn last line. Raises InputError where the folder holds results of something else.
+        """
+        found = read_json(self.provenance_path)
         self._drop_torn_line()
+        lines = self._lines()
+        if found is None:
+            if lines:
+                raise InputError(f"{self.folder} has records but no provenance.json to say of what; {REMEDY}")
+            self.state = {"records_before": 0, "sessions": []}
+            return 0
+        version = found.get("records_version") or found.get("evaluation", {}).get("records_version")
+        if version != RECORDS_VERSION:
+            raise InputError(
+                f"{self.folder} was written by an earlier selfcorrect (records version {version}, now "
+                f"{RECORDS_VERSION}); {REMEDY}"
+            )
+        for name in IDENTITY:
+            _same(self.folder, name, found.get(name), provenance.get(name))
+        for name in found["data_files"].keys() & provenance["data_files"].keys():
+            _same(self.folder, name, found["data_files"][name]["sha256"], provenance["data_files"][name]["sha256"])
+        before = found["records_before"] if _selected_alike(found, provenance) else lines
+        # a records file that was cut short from outside holds fewer
+        self.state = {**found, "records_before": min(before, lines)}
+        return self.state["records_before"]
+
+    def begin(self, provenance: dict[str, Any]) -> None:
+        """Writes down that these questions are being asked; a finished summary of others stays until it is replaced."""
+        files = {**self.state.get("data_files", {}), **provenance["data_files"]}
+        kept = {name: self.state[name] for name in ("records_before", "sessions")}
+        self.state = {**provenance, "data_files": files, **kept}
+        self._write_json(self.provenance_path, self.state)
+
+    def begin_session(self) -> None:
+        """Writes down that this process is about to add records, if it has not yet."""
+        if self.session is None:
+            lines = self._lines()
+            kept = [s for s in self.state["sessions"] if s["first_record"] < lines]  # others were killed before any
+            told = {name: self.state[name] for name in SESSION if name in self.state}
+            self.session = {"started": now(), "ended": now(), "first_record": lines, "seconds": {}, **told}
+            self.state["sessions"] = [*kept, self.session]
+            self._write_json(self.provenance_path, self.state)
 
     def _drop_torn_line(self) -> None:
         """A kill in the middle of a write leaves a last line without its end: it is cut off and asked again."""
@@ -89,35 +175,103 @@ class Store:
             if end != len(content):
                 handle.truncate(end)
 
-    def append(self, records: Iterable[Record]) -> None:
-        """Appends whole lines and flushes them."""
-        with self.records_path.open("a", encoding="utf-8") as handle:
-            for record in records:
-                handle.write(json.dumps(record, allow_nan=False) + "\n")
-            handle.flush()
+    def _lines(self) -> int:
+        if not self.records_path.is_file():
+            return 0
+        with self.records_path.open("rb") as handle:
+            return sum(1 for _ in handle)
+
+    def append(self, records: list[Record], part: tuple[str, str], seconds: float, scorer: dict[str, Any]) -> None:
+        """Appends whole lines, and notes in provenance.json what is done and what it cost.
+
+        part: (experiment, 'without_reasoning' or 'with_reasoning'); scorer: how it describes itself now. Raises
+        InputError where the disk takes no more; what was written stays.
+        """
+        lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
+        try:
+            with self.records_path.open("ab") as handle:
+                handle.write(lines.encode())
+                handle.flush()
+                os.fsync(handle.fileno())
+        except OSError as error:
+            raise _not_written(self.records_path, error) from error
+        assert self.session is not None  # begin_session was called
+        self.state |= scorer
+        for experiment, condition, *_ in map(record_key, records):
+            cells = self.state["done"].setdefault(experiment, {})
+            cells[condition] = cells.get(condition, 0) + 1
+        spent = self.session["seconds"].setdefault(part[0], {})
+        spent[part[1]] = round(spent.get(part[1], 0.0) + seconds, 3)
+        told = {name: self.state[name] for name in SESSION if name in self.state}
+        self.session |= {"ended": now(), **told}
+        self._write_json(self.provenance_path, self.state)
+
+    def rewrite(self, records: Iterable[Record]) -> None:
+        """Replaces all records atomically."""
+        try:
+            write_text(self.records_path, "".join(json.dumps(r, allow_nan=False) + "\n" for r in records))
+        except OSError as error:
+            raise _not_written(self.records_path, error) from error
 
     def read(self) -> Iterator[Record]:
         """The records, in the order in which they were written."""
         if self.records_path.is_file():
-            with self.records_path.open(encoding="utf-8") as handle:
+            with self.records_path.open("rb") as handle:
                 for number, line in enumerate(handle, 1):
                     try:
-                        yield json.loads(line)
-                    except json.JSONDecodeError as error:
+                        record = json.loads(line)
+                        record_key(record)
+                    except (ValueError, KeyError, TypeError) as error:
                         raise InputError(f"{self.records_path}:{number} is damaged; remove the folder") from error
+                    yield record
 
     def finish(self, measured: Measured, provenance: dict[str, Any]) -> None:
         """Writes breakdown.jsonl, then summary.json."""
         lines = [json.dumps(row, allow_nan=False) + "\n" for row in measured.breakdown]
-        write_text(self.folder / "breakdown.jsonl", "".join(lines))
+        sessions = self.state["sessions"]
+        when = {
+            "started": sessions[0]["started"],
+            "ended": now(),
+            "seconds": total_seconds(sessions),
+            "sessions": sessions,
+        }
         told = {name: [dataclasses.asdict(m) for m in getattr(measured, name)] for name in ("metrics", "effects")}
-        write_json(self.summary_path, {**provenance, **told})
+        try:
+            write_text(self.folder / "breakdown.jsonl", "".join(lines))
+        except OSError as error:
+            raise _not_written(self.folder / "breakdown.jsonl", error) from error
+        self._write_json(self.summary_path, {**provenance, **when, **told})
+
+    def _write_json(self, path: Path, value: dict[str, Any]) -> None:
+        try:
+            write_json(path, value)
+        except OSError as error:
+            raise _not_written(path, error) from error
 
     def summary(self) -> dict[str, Any] | None:
-        """summary.json, or None where the evaluation is not complete."""
-        if not self.summary_path.is_file():
+        """summary.json, of whatever selection; None where there is none yet."""
+        return read_json(self.summary_path)
+
+    def finished(self, provenance: dict[str, Any], done: dict[str, dict[str, int]]) -> dict[str, Any] | None:
+        """The summary of exactly these questions, where every record that it was made of is there (`done`)."""
+        summary = self.summary()
+        if summary is None or not _selected_alike(summary, provenance):
             return None
-        return json.loads(self.summary_path.read_text(encoding="utf-8"))
+        if any(summary.get(name) != provenance.get(name) for name in (*IDENTITY, "records_version")):
+            return None
+        used = summary["records"].items()
+        lost = any(done.get(e, {}).get(c, 0) < n for e, conditions in used for c, n in conditions.items())
+        return None if lost else summary
+
+
+def total_seconds(sessions: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Seconds of all sessions together, by experiment, without and with reasoning."""
+    total: dict[str, dict[str, float]] = {}
+    for experiment, spent in ((e, s) for session in sessions for e, s in session["seconds"].items()):
+        for part, seconds in spent.items():
+            parts = total.setdefault(experiment, {})
+            parts[part] = round(parts.get(part, 0.0) + seconds, 3)
+    return total
 
 
 def find_summaries(folder: Path) -> list[dict[str, Any]]:
@@ -136,8 +290,9 @@ def find_summaries(folder: Path) -> list[dict[str, Any]]:
     if not found:
         raise InputError(f"run folder {folder} has no finished evaluation (no summary.json in it)")
     first = found[0]
+    alike = ("model", "format", "system_turn", "dtype", "prompt_version", *SELECTION)
     for other in found[1:]:
-        for name in ("model", "format", "system_turn", "dtype", "data", "data_sha256", "evaluation"):
+        for name in alike:
             if other.get(name) != first.get(name) and not (name == "model" and other.get("adapter") is None):
                 raise InputError(
                     f"{folder} holds results that do not belong on one curve: {name} differs between "
@@ -151,6 +306,24 @@ def find_summaries(folder: Path) -> list[dict[str, Any]]:
             "give the folder of one run"
         )
     return sorted(found, key=lambda s: s["step"])
+
+
+def _selected_alike(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return all(a.get(name) == b.get(name) for name in SELECTION)
+
+
+def _same(folder: Path, name: str, there: Any, here: Any) -> None:
+    if there != here:
+        raise InputError(
+            f"{folder} holds results with another {name} ({_short(there)} there, {_short(here)} now); {REMEDY}"
+        )
+
+
+def _not_written(path: Path, error: OSError) -> InputError:
+    return InputError(
+        f"{path} cannot be written ({error.strerror}); make room and run the same command again: it goes on with what "
+        "is there"
+    )
 
 
 def _short(value: Any) -> str:

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from eval.config import InputError, QuestionsConfig, check_seed, nearest
-from eval.evaluate import git_commit
 from eval.experiments import bbq, bbq_groups
 from eval.experiments.bbq_answers import read_answer
 from eval.experiments.bbq_metrics import MEAN
 from eval.measure import measure
+from eval.provenance import git_commit
 from eval.records import Item, Metric, Record
 from eval.sources import data_folder, read_jsonl, sha256
 from eval.tables import columns

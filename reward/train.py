@@ -40,7 +40,7 @@ class RewardArguments:
 def train(arguments: RewardArguments, config: Any, model_args: Any) -> dict[str, Any]:
     """Trains, measures, merges and saves; returns the content of reward.json."""
     from eval.checkpoints import base_parameters, weights_id, weights_mib
-    from eval.evaluate import git_commit
+    from eval.provenance import git_commit
     from eval.sources import data_folder, data_name, sha256
     from reward.model import check_model_arguments, lora_config
     from reward.preferences import preference_files, read_pairs, split_by_prompt

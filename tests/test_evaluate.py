@@ -9,7 +9,8 @@ import pytest
 
 from eval.checkpoints import load_checkpoint
 from eval.config import EvaluationConfig, InputError
-from eval.evaluate import evaluate, plan
+from eval.evaluate import evaluate
+from eval.plan import plan
 from eval.results import Store, find_summaries, record_key
 from eval.scorers.transformers import TransformersScorer
 
@@ -64,7 +65,7 @@ def test_killed_and_run_again_ends_with_the_same_records(tiny: Path, tmp_path: P
         (folder / "summary.json").unlink()
         (folder / "records.jsonl").write_text(whole[: int(len(whole) * cut)])  # in the middle of a line
         run(tiny, folder)
-        assert sorted((folder / "records.jsonl").read_text().splitlines()) == sorted(whole.splitlines())
+        assert (folder / "records.jsonl").read_text() == whole
         assert json.loads((folder / "summary.json").read_text())["metrics"] == summary["metrics"]
 
 
@@ -76,7 +77,7 @@ def test_a_finished_folder_is_not_asked_again(tiny: Path, tmp_path: Path, monkey
 
 def test_results_of_something_else_are_refused(tiny: Path, tmp_path: Path) -> None:
     run(tiny, tmp_path)
-    for change, said in (({"seed": 1}, "another evaluation"), ({"format": "paper"}, "another format")):
+    for change, said in (({"seed": 1}, "another seed"), ({"format": "paper"}, "another format")):
         with pytest.raises(InputError, match=said):
             run(tiny, tmp_path, EvaluationConfig(**{**vars(CONFIG), **change}))
     with pytest.raises(InputError, match="another dtype"):

@@ -109,7 +109,7 @@ def test_sample_is_spread_and_balanced() -> None:
     ],
 )
 def test_bad_data_names_file_and_line(tmp_path: Path, file: str, text: str, said: str) -> None:
-    from eval.evaluate import plan
+    from eval.plan import plan
 
     for path in SMALL_SET.rglob("*"):
         if path.is_file() and path.suffix in (".jsonl", ".tsv", ".csv"):

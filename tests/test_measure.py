@@ -10,9 +10,9 @@ import pytest
 
 from eval.conditions import CONDITIONS
 from eval.config import EvaluationConfig, InputError
-from eval.evaluate import plan
 from eval.experiments import admissions, winogender, winogenerated
 from eval.measure import measure
+from eval.plan import plan
 from eval.records import Item, Record
 from eval.sources import SMALL_SET, read_table
 from eval.statistics import Bootstrap, Quantity, holm

@@ -12,10 +12,11 @@ import pytest
 from eval.conditions import CONDITIONS
 from eval.config import EvaluationConfig, InputError
 from eval.coverage import OracleConfig, answer, coverage, redraw
-from eval.evaluate import evaluate, plan
+from eval.evaluate import evaluate
 from eval.experiments import admissions, bbq, winogender
 from eval.experiments.registry import EXPERIMENTS
 from eval.measure import measure
+from eval.plan import plan
 from eval.records import Metric
 from eval.results import Store
 from eval.scorers.oracle import REASONING, Oracle, Preferences, planted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from eval.conditions import CONDITIONS
 from eval.config import EvaluationConfig, InputError, parse
 from eval.coverage import OracleConfig, answer
 from eval.early_stops import early_stops, table
-from eval.evaluate import evaluate, plan
+from eval.evaluate import evaluate
 from eval.experiments import bbq, winogender, winogenerated
+from eval.plan import plan
 from eval.records import Item
 from eval.results import Store
 from eval.scorers.oracle import Oracle, Preferences
@@ -185,14 +187,19 @@ def test_killed_and_run_again_stops_at_the_same_place(tmp_path: Path) -> None:
     lines = (tmp_path / "whole" / "records.jsonl").read_text()
     for cut in (0.2, 0.7, 0.98):
         folder = tmp_path / str(cut)
-        folder.mkdir()
+        shutil.copytree(tmp_path / "whole", folder)
+        (folder / "summary.json").unlink()
         (folder / "records.jsonl").write_text(lines[: int(len(lines) * cut)])  # in the middle of a line
         again = run(folder, config)
         assert (folder / "records.jsonl").read_text().splitlines() == lines.splitlines()
         for part in ("stopping", "metrics", "effects"):
             assert again[part] == whole[part], part
-    with pytest.raises(InputError, match="another evaluation"):
-        run(folder, EvaluationConfig(**{**vars(config), "precision": 0.2}))
+    wider = EvaluationConfig(**{**vars(config), "precision": 0.2})
+    fresh = run(tmp_path / "wider", wider)
+    again = run(tmp_path / "whole", wider)  # stops where a fresh one does, on what the folder holds
+    assert (tmp_path / "whole" / "records.jsonl").read_text() == lines
+    for part in ("stopping", "metrics", "effects", "records"):
+        assert again[part] == fresh[part], part
 
 
 def test_reasoning_is_sampled_for_what_q_is_asked_too(tmp_path: Path) -> None:

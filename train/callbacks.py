@@ -18,7 +18,8 @@ from transformers import TrainerCallback
 
 from eval.checkpoints import POLICY_FILE, adapter_id, weights_id
 from eval.config import EvaluationConfig
-from eval.evaluate import Plan, evaluate
+from eval.evaluate import evaluate
+from eval.plan import Plan
 from eval.results import write_json
 from eval.scorers.transformers import TransformersScorer
 

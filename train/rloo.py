@@ -15,7 +15,8 @@ from typing import Any
 
 from eval.checkpoints import POLICY_FILE
 from eval.config import EvaluationConfig, parse, prepare_output, run_main
-from eval.evaluate import Plan, git_commit, plan
+from eval.plan import Plan, plan
+from eval.provenance import git_commit
 from eval.results import write_json
 from reward.stage import Stage, last_checkpoint, settings_of
 from train.arguments import PolicyArguments

@@ -31,7 +31,7 @@ from eval.config import InputError
 from eval.records import Answer, Item, Prompt
 
 if TYPE_CHECKING:
-    from eval.evaluate import Question
+    from eval.plan import Question
 
 REASONING = "Let me look at what is known and at what is not."
 MASS = 0.9  # probability that all candidates have together

@@ -20,6 +20,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, 
 
 from eval.config import InputError
 from eval.dialogue import PAPER_TURNS, Encoded, choose_format, encode
+from eval.provenance import device_name, tokenizer_sha256
 from eval.records import Answer, Prompt
 from eval.scorers import selfcheck
 from eval.scorers.fused import ROWS, FusedDecoder
@@ -90,8 +91,9 @@ class TransformersScorer:
         return self._fused[1].computed_tokens if self._fused else 0
 
     def describe(self) -> dict[str, Any]:
-        """Format, default system turn, tier and why, the fused tier's kernels, dtype, device type."""
+        """Format, default system turn, tokenizer, tier and why, the fused tier's kernels, dtype, device."""
         return {
+            "tokenizer_sha256": tokenizer_sha256(self.tokenizer),
             "format": self.style.name,
             "system_turn": self.style.system_turn,
             "tier": self.tier,
@@ -99,6 +101,7 @@ class TransformersScorer:
             "kernels": self._fused[1].kernels.name if self._fused else None,
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": self.device.type,
+            "device_name": device_name(self.device),
         }
 
     @torch.no_grad()
