@@ -1,4 +1,4 @@
-"""python -m eval run | report | publish | score | oracle: measure a checkpoint and tell what was measured."""
+"""python -m eval run | report | publish | score | oracle | data: measure a checkpoint and tell what was measured."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ commands
   publish  RUN_FOLDER: send its results to Weights & Biases (offline unless logged in)
   score    --predictions FILE [--answer-key FIELD]: BBQ's scores of answers produced anywhere
   oracle   [--trials N]: do the metrics find what is planted, and do their intervals hold it?
+  data     fetch | verify | list [--data-dir FOLDER]: the public data, checked by its checksums
 
 --json: one JSON object on stdout, everything else on stderr"""
 
@@ -45,7 +46,8 @@ class ReportConfig(FolderConfig):
 
 
 Told = tuple[str, dict[str, Any]]
-"""What a command prints: a text for the terminal, and the object for --json."""
+"""What a command prints: a text for the terminal, and the object for --json; with a text at "error" in the object, the
+command has done what could be done and ends with that line and status 2."""
 
 
 def run(config: RunConfig) -> Told:
@@ -121,6 +123,30 @@ def oracle(config: Any) -> Told:
     return chosen[1](result), result
 
 
+def data_fetch(config: Any) -> Told:
+    """Fetches what is missing or wrong of the public data."""
+    from eval import fetch
+
+    result = fetch.fetch(config)
+    return fetch.summary(result), result
+
+
+def data_verify(config: Any) -> Told:
+    """The state of every public file in the data folder."""
+    from eval import public_data
+
+    result = public_data.verify(config)
+    return public_data.table(result), result
+
+
+def data_list(config: Any) -> Told:
+    """The same, where nothing need be there."""
+    from eval import public_data
+
+    result = public_data.inventory(config)
+    return public_data.table(result), result
+
+
 def config_type(command: str) -> type:
     """The options of a command; imported only when it is called, so that each starts quickly."""
     if command == "score":
@@ -131,11 +157,20 @@ def config_type(command: str) -> type:
         from eval.coverage import OracleConfig
 
         return OracleConfig
+    if command == "data fetch":
+        from eval.fetch import FetchConfig
+
+        return FetchConfig
+    if command.startswith("data "):
+        from eval.public_data import DataConfig
+
+        return DataConfig
     return {"run": RunConfig, "report": ReportConfig, "publish": FolderConfig}[command]
 
 
 COMMANDS: dict[str, Callable[[Any], Told]] = {
     "run": run, "report": report, "publish": publish, "score": score, "oracle": oracle,
+    "data fetch": data_fetch, "data verify": data_verify, "data list": data_list,
 }  # fmt: skip
 
 
@@ -151,10 +186,11 @@ def _named_folder(argv: list[str]) -> list[str]:
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help") or sys.argv[1:] in (["data", "-h"], ["data", "--help"]):
         print(USAGE)
         return
-    command, argv = sys.argv[1], sys.argv[2:]
+    words = 2 if sys.argv[1] == "data" else 1
+    command, argv = " ".join(sys.argv[1 : 1 + words]), sys.argv[1 + words :]
     if command not in COMMANDS:
         raise InputError(f"eval: unknown command '{command}'{nearest(command, list(COMMANDS))}")
     if command in ("report", "publish"):
@@ -162,7 +198,9 @@ def main() -> None:
     (config,) = parse([config_type(command)], argv, f"eval {command}")
     with redirect_stdout(sys.stderr) if config.json else redirect_stdout(sys.stdout):
         text, told = COMMANDS[command](config)
-    print(json.dumps(told, allow_nan=False) if config.json else text)
+    print(json.dumps(told, allow_nan=False) if config.json else text, flush=True)
+    if told.get("error"):
+        raise InputError(told["error"])
 
 
 if __name__ == "__main__":

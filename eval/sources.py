@@ -12,12 +12,14 @@ import gzip
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from eval.config import InputError
 
+FETCH = "python -m eval data fetch"
 SMALL_SET = Path(__file__).parent / "data"
 SMALL_SET_NOTE = (
     "Made with the small set of our own writing: for demonstration only, not comparable with published numbers."
@@ -31,8 +33,16 @@ def data_folder(data_dir: str | None) -> Path:
         return SMALL_SET
     folder = Path(chosen)
     if not folder.is_dir():
-        raise InputError(f"data folder {folder} is not there; give --data-dir a folder with bbq/, winogender/, ...")
+        raise InputError(
+            f"data folder {folder} is not there; give --data-dir a folder with bbq/, winogender/, ..., or make it by "
+            f"{fetch_command(folder)}"
+        )
     return folder
+
+
+def fetch_command(folder: Path) -> str:
+    """The command that fetches the public data into `folder` (never into the small set)."""
+    return FETCH if folder.resolve() == SMALL_SET.resolve() else f"{FETCH} --data-dir {shlex.quote(str(folder))}"
 
 
 def data_name(folder: Path) -> str:
@@ -41,9 +51,14 @@ def data_name(folder: Path) -> str:
 
 
 def required(path: Path) -> Path:
-    """`path` if the file is there; InputError that names it otherwise."""
+    """`path`, which is of a data folder (FOLDER/winogender/templates.tsv), if it is there; InputError otherwise."""
+    command = fetch_command(path.parent.parent)
+    return _present(path, f"get it by {command}, or give --data-dir a folder that has it")
+
+
+def _present(path: Path, remedy: str = "give the path of a file that is there") -> Path:
     if not path.is_file():
-        raise InputError(f"data file {path} is missing; give --data-dir a folder that has it")
+        raise InputError(f"data file {path} is missing; {remedy}")
     return path
 
 
@@ -55,7 +70,7 @@ def read_jsonl(path: Path, keys: tuple[str, ...]) -> Iterator[tuple[str, dict[st
     opener = gzip.open if path.suffix == ".gz" else open
     number = 0
     try:
-        with opener(required(path), "rt", encoding="utf-8") as handle:
+        with opener(_present(path), "rt", encoding="utf-8") as handle:
             for number, line in enumerate(handle, 1):
                 if not line.strip():
                     continue
@@ -75,7 +90,7 @@ def read_jsonl(path: Path, keys: tuple[str, ...]) -> Iterator[tuple[str, dict[st
 def read_table(path: Path, columns: tuple[str, ...], delimiter: str) -> Iterator[tuple[str, dict[str, str]]]:
     """Yields ('file:line', row) of a CSV/TSV with a header; InputError for a missing column or a short line."""
     try:
-        with required(path).open(newline="", encoding="utf-8") as handle:
+        with _present(path).open(newline="", encoding="utf-8") as handle:
             reader = csv.DictReader(handle, delimiter=delimiter)
             absent = [c for c in columns if c not in (reader.fieldnames or [])]
             if absent:

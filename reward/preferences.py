@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.config import InputError
-from eval.sources import data_folder, read_jsonl
+from eval.sources import data_folder, fetch_command, read_jsonl
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,10 @@ def preference_files(data_dir: str | None) -> list[Path]:
     folder = data_folder(data_dir) / "preferences"
     found = sorted(p for p in folder.glob("*") if p.name.endswith((".jsonl", ".jsonl.gz")))
     if not found:
-        raise InputError(f"{folder} has no *.jsonl or *.jsonl.gz with preference pairs")
+        command = fetch_command(folder.parent)
+        raise InputError(
+            f"{folder} has no *.jsonl or *.jsonl.gz with preference pairs; get some by {command} --only preferences"
+        )
     return found
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from eval.public_data import PINNED
+from tests.file_server import serving
 from tests.test_tracking import read_back
 
 ROOT = Path(__file__).parent.parent
@@ -26,7 +28,7 @@ BIN = Path(sys.executable).parent
 def execute(command: str, folder: Path, *more: str, status: int = 0) -> str:
     words = [*shlex.split(command, comments=True), *more]
     environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "WANDB_MODE": "offline"}
-    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "NO_PROXY": "127.0.0.1"}
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == status, done.stdout[-2000:] + done.stderr[-3000:]
     return done.stdout + done.stderr
@@ -53,7 +55,7 @@ def test_every_command_is_covered() -> None:
     )
     assert [c for c in COMMANDS if not c.startswith(known)] == []
     assert {c.split()[3] for c in COMMANDS if c.startswith("python -m eval")} == {
-        "run", "report", "publish", "score", "oracle"
+        "run", "report", "publish", "score", "oracle", "data"
     }  # fmt: skip
 
 
@@ -98,6 +100,28 @@ def test_plain_evaluation_with_a_data_folder(tiny: Path, tmp_path: Path, real_da
 def test_scoring_published_answers(tmp_path: Path, real_data: Path) -> None:
     command = documented("python -m eval score").replace("../shared/data", str(real_data.resolve()))
     assert "29.8" in execute(command, tmp_path)
+
+
+def test_listing_the_public_data(tmp_path: Path) -> None:
+    out = execute(documented("python -m eval data list"), tmp_path)
+    assert "bbq/Race_x_gender.jsonl" in out and "missing" in out
+
+
+@pytest.mark.real_data
+def test_fetching_and_verifying_the_public_data(tmp_path: Path, real_data: Path) -> None:
+    """From a local mirror that has the files at hand, in place of the real hosts, and answers 404 for the others."""
+    at_hand = [p for p in PINNED if (real_data / p.path).is_file()]
+    lacking = [p.path for p in PINNED if p not in at_hand and not p.optional]
+    with serving() as mirror:
+        for p in at_hand:
+            mirror.files["/" + p.url.split("/", 3)[3]] = (real_data / p.path).read_bytes()
+        fetch = documented("python -m eval data fetch")
+        out = execute(fetch, tmp_path, "--mirror", mirror.address, status=2 if lacking else 0)
+    assert "--data-dir data" in out
+    assert not lacking or f"{len(lacking)} of 17 files were not fetched: {', '.join(lacking)}" in out
+    out = execute(documented("python -m eval data verify"), tmp_path, status=2 if lacking else 0)
+    assert out.count(" right ") == len([p for p in at_hand if not p.optional])
+    assert not lacking or f"{len(lacking)} missing: {', '.join(lacking)}" in out
 
 
 def test_the_oracle_and_the_benchmark(tmp_path: Path) -> None:

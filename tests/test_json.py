@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from eval.__main__ import COMMANDS, main
+from eval.config import InputError
 from eval.results import Store
 from eval.sources import SMALL_SET
+from tests.file_server import serving
 
 RECORD = {
     "experiment", "condition", "item", "order", "candidates", "logprobs", "prompt_tokens", "boundary_moved", "weight",
@@ -47,7 +49,19 @@ def test_every_command(tiny: Path, tmp_path: Path, monkeypatch, capfd) -> None:
                             "--data-dir", SMALL_SET)  # fmt: skip
     oracle = ("--experiments", "winogender", "--conditions", "Q", "--trials", "2")
     told["oracle"] = printed(monkeypatch, capfd, "oracle", *oracle)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    folder = ("--data-dir", tmp_path / "public", "--only", "admissions")
+    told["data list"] = printed(monkeypatch, capfd, "data", "list", *folder)
+    with pytest.raises(InputError, match=r"1 missing: admissions/law_data\.csv"):
+        printed(monkeypatch, capfd, "data", "verify", *folder)
+    told["data verify"] = json.loads(capfd.readouterr().out)
+    with serving() as empty, pytest.raises(InputError, match="1 of 1 files were not fetched"):
+        printed(monkeypatch, capfd, "data", "fetch", *folder, "--mirror", empty.address)
+    told["data fetch"] = json.loads(capfd.readouterr().out)
     assert set(told) == set(COMMANDS)
+    assert [f["state"] for f in told["data list"]["files"]] == ["missing"]
+    assert told["data verify"]["files"] == told["data list"]["files"]
+    assert "404" in told["data fetch"]["files"][0]["problem"]
     assert {m["condition"] for m in told["run"]["metrics"]} == {"Q", "Q+IF"}
     assert {e["after"] for e in told["run"]["effects"]} == {"Q+IF"}
     assert told["run"]["format"] == "paper" and told["run"]["output"] == str(tmp_path / "run")

@@ -19,7 +19,7 @@ from eval.conditions import Condition
 from eval.config import InputError, QuestionsConfig, nearest
 from eval.experiments import bbq_groups, bbq_metrics
 from eval.records import Item, Prompt, Record, Turn
-from eval.sources import read_jsonl
+from eval.sources import fetch_command, read_jsonl
 from eval.statistics import Quantity
 from eval.wordings import instruction
 
@@ -44,9 +44,15 @@ def files(folder: Path, config: QuestionsConfig) -> list[Path]:
     found = {p.stem: p for p in sorted((folder / "bbq").glob("*.jsonl"))}
     for name in config.categories:
         if name not in found:
-            raise InputError(f"BBQ file {folder / 'bbq' / name}.jsonl is missing{nearest(name, list(found))}")
+            known = nearest(name, list(found))
+            raise InputError(
+                f"BBQ file {folder / 'bbq' / name}.jsonl is missing{known}; get all of BBQ's by {fetch_command(folder)}"
+            )
     if not found:
-        raise InputError(f"data folder {folder} has no bbq/*.jsonl; give --data-dir a folder that has them")
+        raise InputError(
+            f"data folder {folder} has no bbq/*.jsonl; get them by {fetch_command(folder)}, or give --data-dir a "
+            "folder that has them"
+        )
     chosen = config.categories or list(found)
     paths = [found[c] for c in chosen]
     if crossed := [c for c in chosen if c in bbq_groups.INTERSECTIONS]:
@@ -54,7 +60,7 @@ def files(folder: Path, config: QuestionsConfig) -> list[Path]:
         if supplement is None:
             raise InputError(
                 f"{found[crossed[0]]} needs {folder / 'bbq' / bbq_groups.SUPPLEMENT} (BBQ's supplement, which says the "
-                "target of each row); put it there or name the other files with --categories"
+                f"target of each row); get it by {fetch_command(folder)}, or name the other files with --categories"
             )
         paths.append(supplement)
     return paths
