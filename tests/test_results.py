@@ -300,3 +300,21 @@ def test_the_documented_lines_read_the_records(block: str, tmp_path: Path, monke
     assert [(s, t) for s, t in pairs if isinstance(t, str)] == [
         (r["seed"], r["reasoning"]) for r in wanted if "seed" in r
     ]
+
+
+def test_every_part_of_a_prompt_is_in_its_checksum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under chain of thought the words before and after the reasoning; never the reasoning itself."""
+    config = EvaluationConfig(**SMALL)
+
+    def checksums() -> dict[Any, str]:
+        return {q.key[:2]: q.columns("chat", config)["prompt_sha256"] for q in plan(config).questions}
+
+    before = checksums()
+    for words, changed in (
+        ("BBQ_AFTER_REASONING", {("bbq", "Q+IF+CoT")}),
+        ("WINOGENDER_REASONING", {("winogender", "Q+IF+CoT")}),
+        ("ADMISSIONS_PREFILL", {("admissions", c) for c in ("Q", "Q+IF", "Q+IF+CoT")}),
+    ):
+        monkeypatch.setattr(conditions, words, "Say so.")
+        assert {key for key, value in checksums().items() if value != before[key]} == changed
+        monkeypatch.undo()
