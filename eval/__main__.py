@@ -1,4 +1,4 @@
-"""python -m eval run | report | publish | score | oracle: measure a checkpoint and tell what was measured."""
+"""python -m eval COMMAND: measure a checkpoint and tell what was measured."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ USAGE = """usage: python -m eval COMMAND [options] [--json]
 
 commands
   run      evaluate a checkpoint: --model PATH_OR_HUB_ID [--adapter PATH] (python -m eval run --help)
+  list     [FOLDER]: every results folder below it (default: runs), how far it is, its primary metrics
+  compare  A B [--metric all]: two results folders on the items that both have; what differs in where they come from
   report   RUN_FOLDER [--output DIR]: table, figures and report.html from the results in it
   publish  RUN_FOLDER: send its results to Weights & Biases (offline unless logged in)
   score    --predictions FILE [--answer-key FIELD]: BBQ's scores of answers produced anywhere
@@ -42,6 +44,14 @@ class ReportConfig(FolderConfig):
     """`eval report`."""
 
     output: str | None = field(default=None, metadata={"help": "folder of the report; default RUN_FOLDER/report"})
+
+
+@dataclass
+class ListConfig:
+    """`eval list`."""
+
+    run_folder: str = field(default="runs", metadata={"help": "folder that is searched for results folders"})
+    json: bool = field(default=False, metadata={"help": "one JSON object on stdout, everything else on stderr"})
 
 
 Told = tuple[str, dict[str, Any]]
@@ -80,6 +90,23 @@ def run(config: RunConfig) -> Told:
         f"records, breakdown and summary: {output}",
     ]
     return "\n\n".join(filter(None, parts)), {**summary, "output": str(output)}
+
+
+def list_command(config: ListConfig) -> Told:
+    """The results folders below a folder."""
+    from eval import listing
+
+    folder = Path(config.run_folder)
+    listed = listing.list_results(folder)
+    return listing.text(listed, folder), listed
+
+
+def compare(config: Any) -> Told:
+    """Two results folders on what both have."""
+    from eval import compare as comparing
+
+    compared = comparing.compare(config)
+    return comparing.text(compared), compared
 
 
 def report(config: ReportConfig) -> Told:
@@ -131,21 +158,31 @@ def config_type(command: str) -> type:
         from eval.coverage import OracleConfig
 
         return OracleConfig
-    return {"run": RunConfig, "report": ReportConfig, "publish": FolderConfig}[command]
+    if command == "compare":
+        from eval.compare import CompareConfig
+
+        return CompareConfig
+    return {"run": RunConfig, "list": ListConfig, "report": ReportConfig, "publish": FolderConfig}[command]
 
 
 COMMANDS: dict[str, Callable[[Any], Told]] = {
-    "run": run, "report": report, "publish": publish, "score": score, "oracle": oracle,
+    "run": run, "list": list_command, "compare": compare, "report": report, "publish": publish, "score": score,
+    "oracle": oracle,
+}  # fmt: skip
+POSITIONAL = {
+    "list": ("run_folder",), "compare": ("a", "b"), "report": ("run_folder",), "publish": ("run_folder",),
 }  # fmt: skip
 
 
-def _named_folder(argv: list[str]) -> list[str]:
-    """RUN_FOLDER may stand without --run_folder, before or after the options."""
+def _named(argv: list[str], names: tuple[str, ...]) -> list[str]:
+    """Folders may stand without their option (--run_folder; --a, --b), before or after the options."""
+    named, left = [], list(names)
     for i, word in enumerate(argv):
         takes_value = i > 0 and argv[i - 1].startswith("--") and "=" not in argv[i - 1] and argv[i - 1] != "--json"
-        if not word.startswith("-") and not takes_value:
-            return [*argv[:i], "--run_folder", *argv[i:]]
-    return argv
+        if left and not word.startswith("-") and not takes_value:
+            named.append(f"--{left.pop(0)}")
+        named.append(word)
+    return named
 
 
 def main() -> None:
@@ -157,8 +194,7 @@ def main() -> None:
     command, argv = sys.argv[1], sys.argv[2:]
     if command not in COMMANDS:
         raise InputError(f"eval: unknown command '{command}'{nearest(command, list(COMMANDS))}")
-    if command in ("report", "publish"):
-        argv = _named_folder(argv)
+    argv = _named(argv, POSITIONAL.get(command, ()))
     (config,) = parse([config_type(command)], argv, f"eval {command}")
     with redirect_stdout(sys.stderr) if config.json else redirect_stdout(sys.stdout):
         text, told = COMMANDS[command](config)

@@ -53,7 +53,7 @@ def test_every_command_is_covered() -> None:
     )
     assert [c for c in COMMANDS if not c.startswith(known)] == []
     assert {c.split()[3] for c in COMMANDS if c.startswith("python -m eval")} == {
-        "run", "report", "publish", "score", "oracle"
+        "run", "list", "compare", "report", "publish", "score", "oracle"
     }  # fmt: skip
 
 
@@ -81,6 +81,10 @@ def test_the_chain_as_the_readme_says_it(tiny: Path, tmp_path: Path) -> None:
     run = run.replace("checkpoint-24", "checkpoint-2").replace("bfloat16", "float32")
     out = execute(run, tmp_path, "--limit", "4", "--cot_limit", "4", "--cot_max_new_tokens", "2")
     assert "rho" in out
+    assert "runs" not in (out := execute(documented("python -m eval list"), tmp_path)).splitlines()[2]
+    assert out.count("complete") == 3 and "demo/rloo/eval/step-000002" in out
+    command = documented("python -m eval compare").replace("runs/eval/real", "runs/demo/rloo/eval/step-000002")
+    assert "adapter" not in (out := execute(command, tmp_path)).partition("experiment")[0] and "identical:" in out
     assert "report.html" in execute(documented("python -m eval report"), tmp_path)
     assert "nothing new" in execute(documented("python -m eval publish"), tmp_path)
 
