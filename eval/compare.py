@@ -201,7 +201,7 @@ def _provenance(store: Store) -> dict[str, Any]:
 
 def _differing(a: dict[str, Any], b: dict[str, Any]) -> dict[str, list[Any]]:
     """{name: [A's, B's]} where they differ, in the order of DESCRIBED."""
-    names = sorted(a.keys() | b.keys(), key=lambda n: DESCRIBED.index(n.partition(".")[0]))
+    names = sorted(a.keys() | b.keys(), key=lambda n: (DESCRIBED.index(n.partition(".")[0]), n))
     return {n: [a.get(n), b.get(n)] for n in names if a.get(n) != b.get(n)}
 
 
