@@ -64,11 +64,15 @@ def run(config: RunConfig) -> Told:
     prepare_output(output)
     from eval.evaluate import evaluate
     from eval.plan import plan
+    from eval.results import Store
 
+    store = Store(output)
+    with store.locked():  # refused before a model is loaded: what another process writes, or an earlier version wrote
+        if store.provenance_path.is_file():
+            store.provenance()
     planned = plan(config)
     from eval.checkpoints import load_checkpoint
     from eval.conditions import CONDITIONS
-    from eval.results import Store
     from eval.scorers.transformers import TransformersScorer
     from eval.tables import effects_table, remarks, text_table
 
@@ -80,7 +84,7 @@ def run(config: RunConfig) -> Told:
         system_turn=config.system_turn,
     )  # fmt: skip
     evaluate(scorer, config, output, checkpoint.provenance, config.step, planned)
-    summary = Store(output).summary()
+    summary = store.summary()
     assert summary is not None  # evaluate has written it
     shown = [m for m in summary["metrics"] if m["category"] == "all" and m["condition"] in CONDITIONS]
     parts = [
