@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 """python -m eval run | report | publish | score | oracle | data: measure a checkpoint and tell what was measured."""
+=======
+"""python -m eval COMMAND: measure a checkpoint and tell what was measured."""
+>>>>>>> results-store
 
 from __future__ import annotations
 
@@ -17,6 +21,8 @@ USAGE = """usage: python -m eval COMMAND [options] [--json]
 
 commands
   run      evaluate a checkpoint: --model PATH_OR_HUB_ID [--adapter PATH] (python -m eval run --help)
+  list     [FOLDER]: every results folder below it (default: runs), how far it is, its primary metrics
+  compare  A B [--metric all]: two results folders on the items that both have; what differs in where they come from
   report   RUN_FOLDER [--output DIR]: table, figures and report.html from the results in it
   publish  RUN_FOLDER: send its results to Weights & Biases (offline unless logged in)
   score    --predictions FILE [--answer-key FIELD]: BBQ's scores of answers produced anywhere
@@ -45,6 +51,14 @@ class ReportConfig(FolderConfig):
     output: str | None = field(default=None, metadata={"help": "folder of the report; default RUN_FOLDER/report"})
 
 
+@dataclass
+class ListConfig:
+    """`eval list`."""
+
+    run_folder: str = field(default="runs", metadata={"help": "folder that is searched for results folders"})
+    json: bool = field(default=False, metadata={"help": "one JSON object on stdout, everything else on stderr"})
+
+
 Told = tuple[str, dict[str, Any]]
 """What a command prints: a text for the terminal, and the object for --json; with a text at "error" in the object, the
 command has done what could be done and ends with that line and status 2."""
@@ -56,11 +70,15 @@ def run(config: RunConfig) -> Told:
     prepare_output(output)
     from eval.evaluate import evaluate
     from eval.plan import plan
+    from eval.results import Store
 
+    store = Store(output)
+    with store.locked():  # refused before a model is loaded: what another process writes, or an earlier version wrote
+        if store.provenance_path.is_file():
+            store.provenance()
     planned = plan(config)
     from eval.checkpoints import load_checkpoint
     from eval.conditions import CONDITIONS
-    from eval.results import Store
     from eval.scorers.transformers import TransformersScorer
     from eval.tables import effects_table, remarks, text_table
 
@@ -72,7 +90,7 @@ def run(config: RunConfig) -> Told:
         system_turn=config.system_turn,
     )  # fmt: skip
     evaluate(scorer, config, output, checkpoint.provenance, config.step, planned)
-    summary = Store(output).summary()
+    summary = store.summary()
     assert summary is not None  # evaluate has written it
     shown = [m for m in summary["metrics"] if m["category"] == "all" and m["condition"] in CONDITIONS]
     parts = [
@@ -82,6 +100,23 @@ def run(config: RunConfig) -> Told:
         f"records, breakdown and summary: {output}",
     ]
     return "\n\n".join(filter(None, parts)), {**summary, "output": str(output)}
+
+
+def list_command(config: ListConfig) -> Told:
+    """The results folders below a folder."""
+    from eval import listing
+
+    folder = Path(config.run_folder)
+    listed = listing.list_results(folder)
+    return listing.text(listed, folder), listed
+
+
+def compare(config: Any) -> Told:
+    """Two results folders on what both have."""
+    from eval import compare as comparing
+
+    compared = comparing.compare(config)
+    return comparing.text(compared), compared
 
 
 def report(config: ReportConfig) -> Told:
@@ -157,6 +192,7 @@ def config_type(command: str) -> type:
         from eval.coverage import OracleConfig
 
         return OracleConfig
+<<<<<<< HEAD
     if command == "data fetch":
         from eval.fetch import FetchConfig
 
@@ -171,16 +207,33 @@ def config_type(command: str) -> type:
 COMMANDS: dict[str, Callable[[Any], Told]] = {
     "run": run, "report": report, "publish": publish, "score": score, "oracle": oracle,
     "data fetch": data_fetch, "data verify": data_verify, "data list": data_list,
+=======
+    if command == "compare":
+        from eval.compare import CompareConfig
+
+        return CompareConfig
+    return {"run": RunConfig, "list": ListConfig, "report": ReportConfig, "publish": FolderConfig}[command]
+
+
+COMMANDS: dict[str, Callable[[Any], Told]] = {
+    "run": run, "list": list_command, "compare": compare, "report": report, "publish": publish, "score": score,
+    "oracle": oracle,
+}  # fmt: skip
+POSITIONAL = {
+    "list": ("run_folder",), "compare": ("a", "b"), "report": ("run_folder",), "publish": ("run_folder",),
+>>>>>>> results-store
 }  # fmt: skip
 
 
-def _named_folder(argv: list[str]) -> list[str]:
-    """RUN_FOLDER may stand without --run_folder, before or after the options."""
+def _named(argv: list[str], names: tuple[str, ...]) -> list[str]:
+    """Folders may stand without their option (--run_folder; --a, --b), before or after the options."""
+    named, left = [], list(names)
     for i, word in enumerate(argv):
         takes_value = i > 0 and argv[i - 1].startswith("--") and "=" not in argv[i - 1] and argv[i - 1] != "--json"
-        if not word.startswith("-") and not takes_value:
-            return [*argv[:i], "--run_folder", *argv[i:]]
-    return argv
+        if left and not word.startswith("-") and not takes_value:
+            named.append(f"--{left.pop(0)}")
+        named.append(word)
+    return named
 
 
 def main() -> None:
@@ -193,8 +246,7 @@ def main() -> None:
     command, argv = " ".join(sys.argv[1 : 1 + words]), sys.argv[1 + words :]
     if command not in COMMANDS:
         raise InputError(f"eval: unknown command '{command}'{nearest(command, list(COMMANDS))}")
-    if command in ("report", "publish"):
-        argv = _named_folder(argv)
+    argv = _named(argv, POSITIONAL.get(command, ()))
     (config,) = parse([config_type(command)], argv, f"eval {command}")
     with redirect_stdout(sys.stderr) if config.json else redirect_stdout(sys.stdout):
         text, told = COMMANDS[command](config)

@@ -108,7 +108,7 @@ class Known:
             question = self.questions.get(record_key(record))
             if question is None:
                 continue
-            self._check(record, question.columns(style, config, record.get("reasoning")))
+            self._check(record, question.columns(style, config))
             self.done[question.key] = record if config.precision is not None else {}
             if number < before:
                 self.earlier.add(question.key)
@@ -196,7 +196,7 @@ def _ask(scorer: Scorer, config: EvaluationConfig, style: str, chunk: list[Quest
             )
         answers[i] = answer
         bar.update(1)
-    return [_record(q.columns(style, config, reasoning[i]), answers[i], reasoning[i]) for i, q in enumerate(chunk)]
+    return [_record(q.columns(style, config), answers[i], reasoning[i]) for i, q in enumerate(chunk)]
 
 
 def _record(columns: Record, answer: Answer, reasoning: str | None) -> Record:

@@ -83,7 +83,7 @@ def compare(
                 for cell in ((experiment, name), control)
             )
         for first, second in paired(before, after):
-            yield effect(experiment, name, first, second, bootstrap)
+            yield effect(experiment, CONTROL, name, first, second, bootstrap)
 
 
 def _question(record: Record) -> tuple[str, int]:
@@ -97,14 +97,14 @@ def paired(before: Sequence[Quantity], after: Sequence[Quantity]) -> list[tuple[
     return [(found[q.name, q.category], q) for q in wanted if (q.name, q.category) in found]
 
 
-def effect(experiment: str, after: str, first: Quantity, second: Quantity, bootstrap: Bootstrap) -> Effect:
-    """One difference, Q -> after."""
+def effect(experiment: str, before: str, after: str, first: Quantity, second: Quantity, bootstrap: Bootstrap) -> Effect:
+    """One difference, before -> after; or, the condition being the same, of two checkpoints."""
     estimate = bootstrap.difference(first, second)
     values = (None, None)
     if estimate.value is not None:
         values = (first.value, second.value)
     return Effect(
-        experiment, CONTROL, after, second.name, estimate.value, estimate.low, estimate.high, estimate.p_value, None,
+        experiment, before, after, second.name, estimate.value, estimate.low, estimate.high, estimate.p_value, None,
         *values, second.n_items, estimate.n_clusters, estimate.note, second.category,
     )  # fmt: skip
 

@@ -20,6 +20,8 @@ from eval.sources import data_folder, data_name, sha256
 from eval.wordings import N_WORDINGS
 
 SCORED_CHUNK = 480  # questions scored and written together
+SAMPLED_HERE = "{reasoning}"
+"""Stands for the sampled reasoning where a prompt's checksum is taken, so that it is the same for every model."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,13 @@ class Question:
         digest = hashlib.sha256("\0".join((str(seed), *map(str, self.key))).encode()).digest()
         return int.from_bytes(digest[:6], "big")
 
-    def columns(self, style: str, config: EvaluationConfig, reasoning: str | None = None) -> Record:
+    def columns(self, style: str, config: EvaluationConfig) -> Record:
         """Everything in this question's record but the answer: what is asked, how, and what is known of the item."""
-        prompt = self.prompt(reasoning)
+        prompt = self.prompt()
         asked, sampling = [prompt], {}
         if self.condition.reasoning:
-            asked = [self.prompt(), prompt]
+            prompt = self.prompt(SAMPLED_HERE)
+            asked = [*asked, prompt]
             sampling = {"seed": self.seed(config.seed), "max_new_tokens": config.cot_max_new_tokens}
         experiment, condition, item, order = self.key
         return {

@@ -133,20 +133,31 @@ class Store:
                 raise InputError(f"{self.folder} has records but no provenance.json to say of what; {REMEDY}")
             self.state = {"records_before": 0, "sessions": []}
             return 0
+        self._check_version(found)
+        for name in IDENTITY:
+            _same(self.folder, name, found.get(name), provenance.get(name))
+        for name in found["data_files"].keys() & provenance["data_files"].keys():
+            _same(self.folder, name, found["data_files"][name]["sha256"], provenance["data_files"][name]["sha256"])
+        before = found["records_before"] if selected_alike(found, provenance) else lines
+        # a records file that was cut short from outside holds fewer
+        self.state = {**found, "records_before": min(before, lines)}
+        return self.state["records_before"]
+
+    def provenance(self) -> dict[str, Any]:
+        """provenance.json, to be read only. Raises InputError where it is not there or of another records version."""
+        found = read_json(self.provenance_path)
+        if found is None:
+            raise InputError(f"{self.folder} holds no results (no provenance.json); give an --output of `eval run`")
+        self._check_version(found)
+        return found
+
+    def _check_version(self, found: dict[str, Any]) -> None:
         version = found.get("records_version") or found.get("evaluation", {}).get("records_version")
         if version != RECORDS_VERSION:
             raise InputError(
                 f"{self.folder} was written by an earlier selfcorrect (records version {version}, now "
                 f"{RECORDS_VERSION}); {REMEDY}"
             )
-        for name in IDENTITY:
-            _same(self.folder, name, found.get(name), provenance.get(name))
-        for name in found["data_files"].keys() & provenance["data_files"].keys():
-            _same(self.folder, name, found["data_files"][name]["sha256"], provenance["data_files"][name]["sha256"])
-        before = found["records_before"] if _selected_alike(found, provenance) else lines
-        # a records file that was cut short from outside holds fewer
-        self.state = {**found, "records_before": min(before, lines)}
-        return self.state["records_before"]
 
     def begin(self, provenance: dict[str, Any]) -> None:
         """Writes down that these questions are being asked; a finished summary of others stays until it is replaced."""
@@ -214,10 +225,12 @@ class Store:
             raise _not_written(self.records_path, error) from error
 
     def read(self) -> Iterator[Record]:
-        """The records, in the order in which they were written."""
+        """The records, in the order in which they were written; a last line that is still being written is none."""
         if self.records_path.is_file():
             with self.records_path.open("rb") as handle:
                 for number, line in enumerate(handle, 1):
+                    if not line.endswith(b"\n"):
+                        return
                     try:
                         record = json.loads(line)
                         record_key(record)
@@ -255,7 +268,7 @@ class Store:
     def finished(self, provenance: dict[str, Any], done: dict[str, dict[str, int]]) -> dict[str, Any] | None:
         """The summary of exactly these questions, where every record that it was made of is there (`done`)."""
         summary = self.summary()
-        if summary is None or not _selected_alike(summary, provenance):
+        if summary is None or not selected_alike(summary, provenance):
             return None
         if any(summary.get(name) != provenance.get(name) for name in (*IDENTITY, "records_version")):
             return None
@@ -308,7 +321,8 @@ def find_summaries(folder: Path) -> list[dict[str, Any]]:
     return sorted(found, key=lambda s: s["step"])
 
 
-def _selected_alike(a: dict[str, Any], b: dict[str, Any]) -> bool:
+def selected_alike(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether two provenances are of the same questions."""
     return all(a.get(name) == b.get(name) for name in SELECTION)
 
 

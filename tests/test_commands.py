@@ -55,7 +55,7 @@ def test_every_command_is_covered() -> None:
     )
     assert [c for c in COMMANDS if not c.startswith(known)] == []
     assert {c.split()[3] for c in COMMANDS if c.startswith("python -m eval")} == {
-        "run", "report", "publish", "score", "oracle", "data"
+        "run", "list", "compare", "report", "publish", "score", "oracle", "data"
     }  # fmt: skip
 
 
@@ -83,6 +83,11 @@ def test_the_chain_as_the_readme_says_it(tiny: Path, tmp_path: Path) -> None:
     run = run.replace("checkpoint-24", "checkpoint-2").replace("bfloat16", "float32")
     out = execute(run, tmp_path, "--limit", "4", "--cot_limit", "4", "--cot_max_new_tokens", "2")
     assert "rho" in out
+    assert "runs" not in (out := execute(documented("python -m eval list"), tmp_path)).splitlines()[2]
+    assert out.count("complete") == 3 and "demo/rloo/eval/step-000002" in out
+    command = documented("python -m eval compare").replace("runs/eval/real", "runs/demo/rloo/eval/step-000002")
+    out = execute(command, tmp_path)
+    assert re.search(r"^dtype +bfloat16 +float32$", out, re.M) and re.search(r"^admissions +Q +8 +0 +0 ", out, re.M)
     assert "report.html" in execute(documented("python -m eval report"), tmp_path)
     assert "nothing new" in execute(documented("python -m eval publish"), tmp_path)
 

@@ -40,6 +40,8 @@ def test_every_command(tiny: Path, tmp_path: Path, monkeypatch, capfd) -> None:
     run = ("--model", tiny, "--output", tmp_path / "run", "--categories", "Age,SES", "--limit", "16", "--orders", "1",
            "--conditions", "Q,Q+IF", "--format", "paper", "--dtype", "float32", "--data-dir", SMALL_SET)  # fmt: skip
     told = {"run": printed(monkeypatch, capfd, "run", *run)}
+    told["list"] = printed(monkeypatch, capfd, "list", tmp_path)
+    told["compare"] = printed(monkeypatch, capfd, "compare", tmp_path / "run", tmp_path / "run")
     told["report"] = printed(monkeypatch, capfd, "report", tmp_path / "run", "--output", tmp_path / "page")
     told["publish"] = printed(monkeypatch, capfd, "publish", tmp_path / "run")
     rows = [json.loads(line) for line in (SMALL_SET / "bbq" / "Age.jsonl").read_text().splitlines()]
@@ -67,6 +69,8 @@ def test_every_command(tiny: Path, tmp_path: Path, monkeypatch, capfd) -> None:
     assert told["run"]["format"] == "paper" and told["run"]["output"] == str(tmp_path / "run")
     assert [Path(f).name for f in told["report"]["files"]][-1] == "report.html"
     assert told["report"]["checkpoints"][0]["metrics"] == told["run"]["metrics"]
+    assert [f["folder"] for f in told["list"]["results"]] == [str(tmp_path / "run")]
+    assert told["compare"]["identical"] and told["compare"]["a"] == str(tmp_path / "run")
     assert len(told["publish"]["written"]) == 2
     assert set(told["score"]["categories"]["Age"]) >= {
         "bias_ambig", "bias_disambig", "accuracy_ambig", "accuracy_disambig", "n_ambig", "n_disambig", "unread"

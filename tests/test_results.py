@@ -11,13 +11,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from eval import conditions
+from eval.__main__ import main
 from eval.config import EvaluationConfig, InputError
 from eval.evaluate import evaluate
 from eval.plan import plan
@@ -176,10 +177,16 @@ def test_another_model_an_old_folder_and_lost_provenance_are_refused(tmp_path: P
         ask(tmp_path)
 
 
-def test_one_process_at_a_time(tmp_path: Path) -> None:
-    with Store(tmp_path).locked(), pytest.raises(InputError, match="is being written by another process"):
-        ask(tmp_path)
+def test_one_process_at_a_time(tmp_path: Path, ended: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eval.checkpoints.load_checkpoint", lambda *_: pytest.fail("a model was loaded"))
+    with Store(tmp_path).locked():
+        with pytest.raises(InputError, match="is being written by another process"):
+            ask(tmp_path)
+        said = ended(main, "run", "--model", "no/model", "--output", tmp_path)
+        assert "is being written by another process; wait for its end or choose another --output" in said
     assert ask(tmp_path) > 0
+    Store(tmp_path).provenance_path.write_text('{"evaluation": {"records_version": 2}}')
+    assert "written by an earlier selfcorrect" in ended(main, "run", "--model", "no/model", "--output", tmp_path)
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
@@ -300,3 +307,21 @@ def test_the_documented_lines_read_the_records(block: str, tmp_path: Path, monke
     assert [(s, t) for s, t in pairs if isinstance(t, str)] == [
         (r["seed"], r["reasoning"]) for r in wanted if "seed" in r
     ]
+
+
+def test_every_part_of_a_prompt_is_in_its_checksum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under chain of thought the words before and after the reasoning; never the reasoning itself."""
+    config = EvaluationConfig(**SMALL)
+
+    def checksums() -> dict[Any, str]:
+        return {q.key[:2]: q.columns("chat", config)["prompt_sha256"] for q in plan(config).questions}
+
+    before = checksums()
+    for words, changed in (
+        ("BBQ_AFTER_REASONING", {("bbq", "Q+IF+CoT")}),
+        ("WINOGENDER_REASONING", {("winogender", "Q+IF+CoT")}),
+        ("ADMISSIONS_PREFILL", {("admissions", c) for c in ("Q", "Q+IF", "Q+IF+CoT")}),
+    ):
+        monkeypatch.setattr(conditions, words, "Say so.")
+        assert {key for key, value in checksums().items() if value != before[key]} == changed
+        monkeypatch.undo()
