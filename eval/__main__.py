@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eval.config import InputError, RunConfig, nearest, parse, prepare_output, run_main
+from eval.config import InputError, RunConfig, nearest, parse, run_main
 
 USAGE = """usage: python -m eval COMMAND [options] [--json]
 
 commands
-  run      evaluate a checkpoint: --model PATH_OR_HUB_ID [--adapter PATH] (python -m eval run --help)
+  run      evaluate checkpoints: --model HUB_ID|FOLDER|GGUF_FILE [--adapter PATH] (python -m eval run --help)
   report   RUN_FOLDER [--output DIR]: table, figures and report.html from the results in it
   publish  RUN_FOLDER: send its results to Weights & Biases (offline unless logged in)
   score    --predictions FILE [--answer-key FIELD]: BBQ's scores of answers produced anywhere
@@ -49,36 +49,10 @@ Told = tuple[str, dict[str, Any]]
 
 
 def run(config: RunConfig) -> Told:
-    """Evaluates one checkpoint into --output."""
-    output = Path(config.output or Path("runs") / "eval" / Path(config.model).name)
-    prepare_output(output)
-    from eval.evaluate import evaluate, plan
+    """Evaluates one checkpoint into --output, or several into its subfolders."""
+    from eval import run as running
 
-    planned = plan(config)
-    from eval.checkpoints import load_checkpoint
-    from eval.conditions import CONDITIONS
-    from eval.results import Store
-    from eval.scorers.transformers import TransformersScorer
-    from eval.tables import effects_table, remarks, text_table
-
-    checkpoint = load_checkpoint(
-        config.model, config.adapter, config.revision, config.dtype, config.device, config.adapter_base_differs
-    )
-    scorer = TransformersScorer(
-        checkpoint.model, checkpoint.tokenizer, config.format, config.batch_tokens, config.sample_batch,
-        system_turn=config.system_turn,
-    )  # fmt: skip
-    evaluate(scorer, config, output, checkpoint.provenance, config.step, planned)
-    summary = Store(output).summary()
-    assert summary is not None  # evaluate has written it
-    shown = [m for m in summary["metrics"] if m["category"] == "all" and m["condition"] in CONDITIONS]
-    parts = [
-        text_table([(config.step, m) for m in shown]),
-        "\n".join(remarks(shown)),
-        effects_table(summary["effects"]),
-        f"records, breakdown and summary: {output}",
-    ]
-    return "\n\n".join(filter(None, parts)), {**summary, "output": str(output)}
+    return running.run(config)
 
 
 def report(config: ReportConfig) -> Told:
@@ -162,6 +136,8 @@ def main() -> None:
     with redirect_stdout(sys.stderr) if config.json else redirect_stdout(sys.stdout):
         text, told = COMMANDS[command](config)
     print(json.dumps(told, allow_nan=False) if config.json else text)
+    if failed := told.get("failed"):
+        raise InputError(f"{len(failed)} of {len(failed) + len(told['done'])} checkpoints failed, the others are done")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from eval.config import EvaluationConfig, InputError
 from eval.experiments.registry import EXPERIMENTS
 from eval.measure import Cell, measure
 from eval.records import Answer, Item, Metric, Prompt, Record, Scorer
-from eval.results import Key, Store, record_key
+from eval.results import Key, Store, differing, record_key
 from eval.sequential import RULE, Stop, Watch, in_packs, in_random_order, told
 from eval.sources import data_folder, data_name, sha256
 from eval.wordings import N_WORDINGS
@@ -39,7 +39,7 @@ SCORED_CHUNK = 480  # questions scored and written together
 SAMPLED_COST = 8  # a sampled reasoning counts as so many scored prompts on the progress bar
 SETTINGS = (
     "experiments", "conditions", "categories", "limit", "cot_limit", "orders", "cot_max_new_tokens",
-    "sample_batch", "batch_tokens", "seed", "paraphrases", "admissions_races", "admissions_vary",
+    "sample_batch", "seed", "paraphrases", "admissions_races", "admissions_vary",
 )  # fmt: skip
 
 
@@ -157,6 +157,17 @@ def describe_run(
     return {
         **policy,
         **scorer.describe(),
+        **_asked(config, files, step),
+        "git_commit": git_commit(),
+        "versions": {p: version(p) for p in ("torch", "transformers", "peft", "numpy", "scipy")}
+        | {"python": platform.python_version()},
+        "command": " ".join(sys.argv),
+    }
+
+
+def _asked(config: EvaluationConfig, files: list[Path], step: int) -> dict[str, Any]:
+    """The part of the provenance that is known without the checkpoint."""
+    return {
         "step": step,
         "data": data_name(data_folder(config.data_dir)),
         "data_sha256": sha256(files),
@@ -166,11 +177,22 @@ def describe_run(
             **{name: value for name, value in dataclasses.asdict(config).items() if name in SETTINGS},
             **({} if config.precision is None else {"precision": config.precision, "stopping_rule": RULE}),
         },
-        "git_commit": git_commit(),
-        "versions": {p: version(p) for p in ("torch", "transformers", "peft", "numpy", "scipy")}
-        | {"python": platform.python_version()},
-        "command": " ".join(sys.argv),
     }
+
+
+def finished(
+    config: EvaluationConfig, files: list[Path], folder: Path, known: dict[str, Any], step: int
+) -> dict[str, Any] | None:
+    """The summary of a complete folder that holds these very results, else None: a model need not be loaded for it.
+
+    known: the policy, format and system turn. Of a dtype only dtype_asked is known: asked alike of the same weights
+    it is the same.
+    """
+    summary = Store(folder).summary()
+    if summary is None or summary.get("dtype_asked") != known["dtype_asked"]:
+        return None
+    given = {**known, **_asked(config, files, step), "dtype": summary["dtype"]}
+    return None if differing(summary, given) else summary
 
 
 def evaluate(

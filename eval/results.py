@@ -69,12 +69,11 @@ class Store:
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.provenance_path.is_file():
             found = json.loads(self.provenance_path.read_text(encoding="utf-8"))
-            for name in IDENTITY:
-                if found.get(name) != provenance.get(name):
-                    raise InputError(
-                        f"{self.folder} holds results with another {name} ({_short(found.get(name))} there, "
-                        f"{_short(provenance.get(name))} now); choose another --output or remove the folder"
-                    )
+            if name := differing(found, provenance):
+                raise InputError(
+                    f"{self.folder} holds results with another {name} ({_short(found.get(name))} there, "
+                    f"{_short(provenance.get(name))} now); choose another --output or remove the folder"
+                )
         else:
             write_json(self.provenance_path, provenance)
         self._drop_torn_line()
@@ -120,6 +119,18 @@ class Store:
         return json.loads(self.summary_path.read_text(encoding="utf-8"))
 
 
+def differing(found: dict[str, Any], given: dict[str, Any]) -> str | None:
+    """The first field of IDENTITY in which two provenances are not of the same results."""
+    return next((name for name in IDENTITY if _identity(found, name) != _identity(given, name)), None)
+
+
+def _identity(provenance: dict[str, Any], name: str) -> Any:
+    value = provenance.get(name)
+    if name == "evaluation" and value:  # earlier versions counted batch_tokens as a setting; it changes no result
+        return {k: v for k, v in value.items() if k != "batch_tokens"}
+    return value
+
+
 def find_summaries(folder: Path) -> list[dict[str, Any]]:
     """All complete results of one run in `folder`, ordered by RLHF step, each with its own folder as 'results'.
 
@@ -135,22 +146,38 @@ def find_summaries(folder: Path) -> list[dict[str, Any]]:
             found.append({**summary, "results": str(path.parent)})
     if not found:
         raise InputError(f"run folder {folder} has no finished evaluation (no summary.json in it)")
-    first = found[0]
     for other in found[1:]:
-        for name in ("model", "format", "system_turn", "dtype", "data", "data_sha256", "evaluation"):
-            if other.get(name) != first.get(name) and not (name == "model" and other.get("adapter") is None):
-                raise InputError(
-                    f"{folder} holds results that do not belong on one curve: {name} differs between "
-                    f"{first['results']} and {other['results']}; give the folder of one run"
-                )
+        if name := _apart(found[0], other):
+            raise InputError(
+                f"{folder} holds results that do not belong on one curve: {name} differs between "
+                f"{found[0]['results']} and {other['results']}; give the folder of one run or model"
+            )
     by_step = {s["step"]: s["results"] for s in found}
     if len(by_step) < len(found):
         twice = next(s for s in found if by_step[s["step"]] != s["results"])
         raise InputError(
             f"{folder} holds two results of step {twice['step']}: {twice['results']} and {by_step[twice['step']]}; "
-            "give the folder of one run"
+            "give the folder of one run or model"
         )
     return sorted(found, key=lambda s: s["step"])
+
+
+def step_name(summaries: list[dict[str, Any]]) -> str:
+    """What the steps of one curve count: 'RLHF step', 'training step' ..."""
+    return summaries[0].get("step_name") or "RLHF step"
+
+
+def _apart(one: dict[str, Any], other: dict[str, Any]) -> str | None:
+    """In what two results differ that must be the same along a curve, None where they are. Whole checkpoints of one
+    training are models under different names; revisions, and models of different size, are not.
+    """
+    if step_name([one]) != step_name([other]):
+        return "step_name"
+    names = ("model", "format", "system_turn", "dtype", "data", "data_sha256", "evaluation")
+    wholes = not any(s.get("adapter") or s.get("revision") for s in (one, other))
+    alike = wholes and one.get("model_params") == other.get("model_params")
+    apart = (n for n in names if _identity(one, n) != _identity(other, n) and not (n == "model" and alike))
+    return next(apart, None)
 
 
 def _short(value: Any) -> str:

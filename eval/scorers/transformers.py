@@ -24,6 +24,7 @@ from eval.records import Answer, Prompt
 from eval.scorers import selfcheck
 from eval.scorers.fused import ROWS, FusedDecoder
 from eval.scorers.generation import Sampler
+from eval.scorers.memory import default_batch_tokens
 from eval.scorers.portable import Found, Portable, Wanted, sliding_window
 from eval.scorers.selfcheck import Run, Tier, Verdict
 from eval.scorers.widen import HALF
@@ -40,9 +41,9 @@ MARK_TOKENS = 12  # a turn's mark is looked for in so many tokens at the end of 
 class TransformersScorer:
     """eval.records.Scorer over a loaded causal language model (a PEFT model is one too).
 
-    batch_tokens bounds the tokens of one forward pass and is halved when memory runs out; tier forces one of TIERS,
-    unchecked. Read: tier and tier_reason; computed_tokens, put through the fused tier so far. stop_ids: the tokens at
-    which a sample ends, the model's and the tokenizer's ends of sequence.
+    batch_tokens bounds the tokens of one forward pass (None: by free memory, eval.scorers.memory) and is halved when
+    memory runs out; tier forces one of TIERS, unchecked. Read: tier and tier_reason; computed_tokens, put through the
+    fused tier so far. stop_ids: the tokens at which a sample ends, the model's and the tokenizer's ends of sequence.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class TransformersScorer:
         model: PreTrainedModel | torch.nn.Module,
         tokenizer: PreTrainedTokenizerBase,
         style: str = "auto",
-        batch_tokens: int = 2048,
+        batch_tokens: int | None = None,
         sample_batch: int = 64,
         tier: str | None = None,
         system_turn: str = "keep",
@@ -58,11 +59,11 @@ class TransformersScorer:
         self.model: Any = model
         self.tokenizer = tokenizer
         self.style = choose_format(style, tokenizer, system_turn)
-        self.batch_tokens = batch_tokens
         self.sample_batch = sample_batch
         self.forced = tier is not None
         self.verdict = Verdict(tier, "given", 0) if tier else None
         self.portable = Portable(model)
+        self.batch_tokens = batch_tokens or default_batch_tokens(model, self.device)
         self.stop_ids = _stop_ids(model, tokenizer)
         self._fused: tuple[int, FusedDecoder] | None = None
         self._sampler: Sampler | None = None  # of the last samples, whose keys and values the next question may use
@@ -90,7 +91,7 @@ class TransformersScorer:
         return self._fused[1].computed_tokens if self._fused else 0
 
     def describe(self) -> dict[str, Any]:
-        """Format, default system turn, tier and why, dtype, device type."""
+        """Format, default system turn, tier and why, dtype, device type, batch_tokens as they are now."""
         return {
             "format": self.style.name,
             "system_turn": self.style.system_turn,
@@ -98,6 +99,7 @@ class TransformersScorer:
             "tier_reason": self.tier_reason,
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": self.device.type,
+            "batch_tokens": self.batch_tokens,
         }
 
     @torch.no_grad()
