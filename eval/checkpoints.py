@@ -103,7 +103,7 @@ def load(described: Described, device: str = "auto") -> Checkpoint:
     known, chosen = described.provenance, choose_device(device)
     model, adapter = known["model"], known["adapter"]
     name, options = _source(model, known["commit"], known["trust_remote_code"])
-    if "gguf_file" in options:  # the same numbers on every machine: packed weights need kernels fetched from the hub
+    if "gguf_file" in options:  # an ordinary model, the same everywhere: packed ones need kernels fetched from the hub
         options["quantization_config"] = GgufConfig(dequantize=True)
     try:
         pair: Any = AutoModelForCausalLM.from_pretrained(
@@ -112,9 +112,6 @@ def load(described: Described, device: str = "auto") -> Checkpoint:
     except UNREADABLE as error:
         raise InputError(f"model {model} cannot be loaded: {_told(error, model, known['revision'])}") from error
     loaded, found = pair
-    if "gguf_file" in options:
-        del loaded.config.quantization_config  # the weights are dequantised: an ordinary model
-        loaded.hf_quantizer, loaded.is_quantized = None, False
     check_all_loaded(found, model)
     parameters = base_parameters(loaded)
     if parameters is None:
