@@ -248,7 +248,7 @@ def check_adapter(adapter: str, model: str, weights: str, differs_accepted: bool
         raise InputError(f"adapter {adapter} is {config.peft_type}, which adds tokens to every prompt; give a LoRA")
     base = config.base_model_name_or_path or ""
     recorded = read_policy(Path(adapter)).get("base_weights")
-    if recorded:
+    if recorded and recorded not in ("hub:None", "hub:main"):  # earlier versions did not know a hub model's commit
         if recorded != weights:
             raise InputError(f"adapter {adapter} was trained on other weights than {model} (its base was '{base}')")
     elif not differs_accepted and Path(base).name.lower() != Path(model).name.lower():

@@ -19,10 +19,11 @@ from eval.config import InputError, RunConfig, parse, split_commas
 
 log = logging.getLogger(__name__)
 
-RLHF_STEP, TRAINING_STEP, POSITION = "RLHF step", "training step", "position in --revision"
+RLHF_STEP, TRAINING_STEP, POSITION = "RLHF step", "training step", "position of the revision"
 """What a checkpoint's step counts: the label of the report's axis."""
 STEP = re.compile(r"(?:^|[-_/])step[-_]?(\d+)(?=$|[-_/])")
 """In a revision's name: Pythia's step1000, OLMo's step1000-tokens4B and stage1-step1000-tokens3B."""
+COMMIT = re.compile(r"hub:([0-9a-f]{40})")
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -183,6 +184,8 @@ def _alone(path: Path, folder: Path, entry: Listed | None = None) -> Target:
         name, adapter, revision = policy["model"], str(path), policy.get("revision")
         if Path(name).exists():
             revision = None
+        elif found := COMMIT.fullmatch(policy.get("base_weights", "")):
+            revision = found[1]  # the branch may have moved on since
         elif not is_hub_id(name):
             raise InputError(
                 f"checkpoint {path} was trained on '{name}', which is not there; give the base as --model and the "

@@ -81,13 +81,17 @@ def test_the_chain_as_the_readme_says_it(tiny: Path, tmp_path: Path) -> None:
     run = run.replace("checkpoint-24", "checkpoint-2").replace("bfloat16", "float32")
     out = execute(run, tmp_path, "--limit", "4", "--cot_limit", "4", "--cot_max_new_tokens", "2")
     assert "rho" in out
+    (curve,) = [c for c in COMMANDS if c.startswith("python -m eval run") and "--model runs/demo/rloo" in c]
+    few = ("--limit", "4", "--experiments", "winogender", "--conditions", "Q")
+    assert "2 of 2 checkpoints done" in execute(curve, tmp_path, *few)
+    assert "done already" in execute(curve, tmp_path, *few)
     assert "report.html" in execute(documented("python -m eval report"), tmp_path)
     assert "nothing new" in execute(documented("python -m eval publish"), tmp_path)
 
 
 @pytest.mark.real_data
 def test_plain_evaluation_with_a_data_folder(tiny: Path, tmp_path: Path, real_data: Path) -> None:
-    (run,) = [c for c in COMMANDS if c.startswith("python -m eval run") and "--adapter" not in c]
+    (run,) = [c for c in COMMANDS if c.startswith("python -m eval run") and "--data-dir" in c]
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "smollm2-135m-instruct").symlink_to(tiny)
     run = run.replace("../shared/data", str(real_data.resolve()))

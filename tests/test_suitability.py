@@ -55,8 +55,8 @@ def tiny_copy(tiny: Path, folder: Path, **changes: Any) -> Path:
 
 
 def test_encoders_and_sequence_to_sequence(refused, tmp_path: Path) -> None:
-    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    BertForMaskedLM(BertConfig(vocab_size=600, **size)).save_pretrained(tmp_path / "bert")
+    bert = BertConfig(vocab_size=600, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    BertForMaskedLM(bert).save_pretrained(tmp_path / "bert")
     build_tokenizer(tmp_path / "bert")
     assert "is an encoder-only model (BertForMaskedLM)" in refused(tmp_path / "bert")
     t5 = T5Config(vocab_size=600, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
@@ -157,7 +157,9 @@ def test_code_of_the_repository_is_not_executed(refused, tiny: Path, tmp_path: P
     names = {"AutoConfig": "code.OwnConfig", "AutoModelForCausalLM": "code.OwnModel"}
     folder = tiny_copy(tiny, tmp_path / "own", model_type="own", auto_map=names, architectures=["OwnModel"])
     mark = tmp_path / "mark"
-    model = "from transformers import LlamaForCausalLM\nclass OwnModel(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    model = (
+        "from transformers import LlamaForCausalLM\nclass OwnModel(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
     (folder / "code.py").write_text(CODE.format(mark=str(mark)) + model)
     assert "if you trust it add --trust_remote_code" in refused(folder)
     assert not mark.exists()

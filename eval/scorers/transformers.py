@@ -233,8 +233,10 @@ class TransformersScorer:
                     yield batch[row], text
             except (RuntimeError, MemoryError) as error:
                 left = [i for i in batch if i not in done]
-                if not _out_of_memory(error) or len(left) < 2:
+                if not _out_of_memory(error):
                     raise
+                if len(left) < 2:
+                    raise InputError("out of memory while sampling one answer: lower --cot_max_new_tokens") from error
                 log.warning("out of memory: sampling %d at a time", len(left) // 2)
                 waiting = [left[: len(left) // 2], left[len(left) // 2 :], *waiting]
 
