@@ -77,7 +77,7 @@ def describe_checkpoint(
     Raises InputError for a path or hub id that is not there, a model that is no causal language model, or an adapter
     that does not belong to it.
     """
-    commit = None if Path(model).exists() else commit_of(model, revision) if is_hub_id(model) else None
+    commit = commit_of(model, revision) if is_hub_id(model) else None
     config = check_model(model, commit or revision, trust_remote_code)
     check_language_model(config, model)
     weights = weights_id(model, commit)
