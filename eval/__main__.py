@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""python -m eval run | report | publish | score | oracle | data: measure a checkpoint and tell what was measured."""
-=======
 """python -m eval COMMAND: measure a checkpoint and tell what was measured."""
->>>>>>> results-store
 
 from __future__ import annotations
 
@@ -15,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eval.config import InputError, RunConfig, nearest, parse, prepare_output, run_main
+from eval.config import InputError, RunConfig, nearest, parse, run_main
 
 USAGE = """usage: python -m eval COMMAND [options] [--json]
 
 commands
-  run      evaluate a checkpoint: --model PATH_OR_HUB_ID [--adapter PATH] (python -m eval run --help)
+  run      evaluate checkpoints: --model HUB_ID|FOLDER|GGUF_FILE [--adapter PATH] (python -m eval run --help)
   list     [FOLDER]: every results folder below it (default: runs), how far it is, its primary metrics
   compare  A B [--metric all]: two results folders on the items that both have; what differs in where they come from
   report   RUN_FOLDER [--output DIR]: table, figures and report.html from the results in it
@@ -65,41 +61,10 @@ command has done what could be done and ends with that line and status 2."""
 
 
 def run(config: RunConfig) -> Told:
-    """Evaluates one checkpoint into --output."""
-    output = Path(config.output or Path("runs") / "eval" / Path(config.model).name)
-    prepare_output(output)
-    from eval.evaluate import evaluate
-    from eval.plan import plan
-    from eval.results import Store
+    """Evaluates one checkpoint into --output, or several into its subfolders."""
+    from eval import run as running
 
-    store = Store(output)
-    with store.locked():  # refused before a model is loaded: what another process writes, or an earlier version wrote
-        if store.provenance_path.is_file():
-            store.provenance()
-    planned = plan(config)
-    from eval.checkpoints import load_checkpoint
-    from eval.conditions import CONDITIONS
-    from eval.scorers.transformers import TransformersScorer
-    from eval.tables import effects_table, remarks, text_table
-
-    checkpoint = load_checkpoint(
-        config.model, config.adapter, config.revision, config.dtype, config.device, config.adapter_base_differs
-    )
-    scorer = TransformersScorer(
-        checkpoint.model, checkpoint.tokenizer, config.format, config.batch_tokens, config.sample_batch,
-        system_turn=config.system_turn,
-    )  # fmt: skip
-    evaluate(scorer, config, output, checkpoint.provenance, config.step, planned)
-    summary = store.summary()
-    assert summary is not None  # evaluate has written it
-    shown = [m for m in summary["metrics"] if m["category"] == "all" and m["condition"] in CONDITIONS]
-    parts = [
-        text_table([(config.step, m) for m in shown]),
-        "\n".join(remarks(shown)),
-        effects_table(summary["effects"]),
-        f"records, breakdown and summary: {output}",
-    ]
-    return "\n\n".join(filter(None, parts)), {**summary, "output": str(output)}
+    return running.run(config)
 
 
 def list_command(config: ListConfig) -> Told:
@@ -192,7 +157,10 @@ def config_type(command: str) -> type:
         from eval.coverage import OracleConfig
 
         return OracleConfig
-<<<<<<< HEAD
+    if command == "compare":
+        from eval.compare import CompareConfig
+
+        return CompareConfig
     if command == "data fetch":
         from eval.fetch import FetchConfig
 
@@ -201,27 +169,15 @@ def config_type(command: str) -> type:
         from eval.public_data import DataConfig
 
         return DataConfig
-    return {"run": RunConfig, "report": ReportConfig, "publish": FolderConfig}[command]
-
-
-COMMANDS: dict[str, Callable[[Any], Told]] = {
-    "run": run, "report": report, "publish": publish, "score": score, "oracle": oracle,
-    "data fetch": data_fetch, "data verify": data_verify, "data list": data_list,
-=======
-    if command == "compare":
-        from eval.compare import CompareConfig
-
-        return CompareConfig
     return {"run": RunConfig, "list": ListConfig, "report": ReportConfig, "publish": FolderConfig}[command]
 
 
 COMMANDS: dict[str, Callable[[Any], Told]] = {
     "run": run, "list": list_command, "compare": compare, "report": report, "publish": publish, "score": score,
-    "oracle": oracle,
+    "oracle": oracle, "data fetch": data_fetch, "data verify": data_verify, "data list": data_list,
 }  # fmt: skip
 POSITIONAL = {
     "list": ("run_folder",), "compare": ("a", "b"), "report": ("run_folder",), "publish": ("run_folder",),
->>>>>>> results-store
 }  # fmt: skip
 
 

@@ -1,28 +1,36 @@
-"""A hub id or local folder, with or without a LoRA adapter -> one loaded policy that knows where it came from.
+"""A hub id, model folder or GGUF file, with or without a LoRA adapter -> a loaded policy that knows where it is from.
 
-Remote code is never executed. What cannot be loaded for certain is refused in one line: a wrong score is worse than
-none, so an adapter must fit the base it is put on, by its recorded weights or name and by every tensor.
+Code that a repository brings along is never executed unless told to. What cannot be loaded for certain is refused in
+one line: a wrong score is worse than none, so every weight must be in the checkpoint (eval.suitability), and an adapter
+must fit the base it is put on, by its recorded weights or name and by every tensor.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedTokenizerBase
 
 from eval.config import InputError
+from eval.hub import commit_of, explained, first_lines
 from eval.sources import sha256
+from eval.suitability import check_all_loaded, check_language_model, check_vocabulary
 
 log = logging.getLogger(__name__)
 
 POLICY_FILE = "policy.json"
-"""Written beside an adapter by our trainers: base_model, base_weights (hash), algorithm, seed, rlhf_step ..."""
+"""Written into a checkpoint by our trainers: model (its base), base_weights (hash), algorithm, seed, rlhf_step ..."""
 WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
+UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, UnpicklingError)
+"""What transformers and peft raise for files that are missing, damaged, of another kind, or need another package."""
 
 
 @dataclass
@@ -34,6 +42,15 @@ class Checkpoint:
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass
+class Described:
+    """A checkpoint whose weights have not been read. provenance: all of the loaded one's but model_params."""
+
+    config: Any
+    tokenizer: PreTrainedTokenizerBase
+    provenance: dict[str, Any]
+
+
 def load_checkpoint(
     model: str,
     adapter: str | None = None,
@@ -41,34 +58,87 @@ def load_checkpoint(
     dtype: str = "auto",
     device: str = "auto",
     adapter_base_differs: bool = False,
+    trust_remote_code: bool = False,
 ) -> Checkpoint:
-    """Loads a causal language model for evaluation.
+    """Loads a causal language model for evaluation: describe_checkpoint and load in one."""
+    return load(describe_checkpoint(model, adapter, revision, dtype, adapter_base_differs, trust_remote_code), device)
 
-    Raises InputError for a path or hub id that is not there, a folder that is no causal language model, or an adapter
+
+def describe_checkpoint(
+    model: str,
+    adapter: str | None = None,
+    revision: str | None = None,
+    dtype: str = "auto",
+    adapter_base_differs: bool = False,
+    trust_remote_code: bool = False,
+) -> Described:
+    """Everything that can be known of a checkpoint without reading its weights into memory.
+
+    Raises InputError for a path or hub id that is not there, a model that is no causal language model, or an adapter
     that does not belong to it.
     """
-    check_model(model, revision)
-    weights = weights_id(model, revision)
+    commit = commit_of(model, revision) if is_hub_id(model) else None
+    config = check_model(model, commit or revision, trust_remote_code)
+    check_language_model(config, model)
+    weights = weights_id(model, commit)
     if adapter:
         check_adapter(adapter, model, weights, adapter_base_differs)
-    tokenizer = load_tokenizer(model, revision)
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(model, revision=revision, dtype=dtype)
-    except (OSError, ValueError) as error:
-        raise InputError(f"model {model} cannot be loaded as a causal language model: {_first(error)}") from error
-    parameters = base_parameters(loaded)
-    if adapter:
-        loaded = _with_adapter(loaded, adapter)
-    loaded.to(choose_device(device)).eval()
+    tokenizer = load_tokenizer(model, commit, trust_remote_code)
+    check_vocabulary(tokenizer, config, model)
     provenance = {
         "model": model,
         "revision": revision,
+        "commit": commit,
         "weights": weights,
+        "config_sha256": config_sha256(config),
         "adapter": adapter,
         "adapter_weights": adapter_id(adapter) if adapter else None,
-        "model_params": parameters,
+        "dtype_asked": dtype,
+        "trust_remote_code": trust_remote_code,
     }
-    return Checkpoint(loaded, tokenizer, provenance)
+    return Described(config, tokenizer, provenance)
+
+
+def load(described: Described, device: str = "auto") -> Checkpoint:
+    """Reads the weights and puts the model on the device. Raises InputError where it does not load as a whole."""
+    known, chosen = described.provenance, choose_device(device)
+    model, adapter = known["model"], known["adapter"]
+    name, options = _source(model, known["commit"], known["trust_remote_code"])
+    if "gguf_file" in options:  # an ordinary model, the same everywhere: packed ones need kernels fetched from the hub
+        options["quantization_config"] = GgufConfig(dequantize=True)
+    try:
+        pair: Any = AutoModelForCausalLM.from_pretrained(
+            name, dtype=known["dtype_asked"], output_loading_info=True, **options
+        )
+    except UNREADABLE as error:
+        raise InputError(f"model {model} cannot be loaded: {_told(error, model, known['revision'])}") from error
+    loaded, found = pair
+    check_all_loaded(found, model)
+    parameters = base_parameters(loaded)
+    if parameters is None:
+        log.warning("model %s: its size is not known (quantised weights); model_params is recorded as null", model)
+    if adapter:
+        loaded = _with_adapter(loaded, adapter)
+    try:
+        loaded.to(chosen).eval()
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"model {model} cannot be put on device {chosen}: {first_lines(error)}") from error
+    return Checkpoint(loaded, described.tokenizer, {**known, "model_params": parameters})
+
+
+def is_hub_id(model: str) -> bool:
+    """Whether `model` has the form of a hub id and no folder or file of that name is there."""
+    path = Path(model)
+    if path.exists() or model.startswith((".", "/", "~")) or "\\" in model or path.suffix == ".gguf":
+        return False
+    return "/" not in model or (model.count("/") == 1 and not path.parent.is_dir())
+
+
+def _source(model: str, revision: str | None, trust_remote_code: bool) -> tuple[str, dict[str, Any]]:
+    """What transformers' from_pretrained is called with."""
+    if Path(model).is_file():
+        return str(Path(model).parent), {"gguf_file": Path(model).name}
+    return model, {"revision": revision, "trust_remote_code": trust_remote_code}
 
 
 def choose_device(device: str) -> torch.device:
@@ -79,53 +149,72 @@ def choose_device(device: str) -> torch.device:
         chosen = torch.device(device)
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device '{device}' is not there ({_first(error)}); use auto or cpu") from error
+        raise InputError(f"device '{device}' is not there ({first_lines(error)}); use auto or cpu") from error
     return chosen
 
 
-def check_model(model: str, revision: str | None = None) -> Any:
+def check_model(model: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
     """The model's configuration, or InputError if it is not there or is no model."""
     path = Path(model)
     if path.is_dir() and not (path / "config.json").is_file():
-        what = "a LoRA adapter: give its base as --model and the folder as --adapter"
-        if not (path / "adapter_config.json").is_file():
-            what = "no model: it has no config.json"
-        raise InputError(f"folder {model} is {what}")
-    if path.is_file():
-        raise InputError(f"model {model} is a file; give the folder of a saved model or a hub id")
-    remedy = "`make model` builds it" if path.name == "smollm2-135m-instruct" else "give a model folder or a hub id"
-    looks_local = model.startswith((".", "/", "~")) or model.count("/") != 1 or path.parent.is_dir()
-    if not path.is_dir() and looks_local and ("/" in model or "\\" in model):
-        raise InputError(f"model {model}: there is no such folder; {remedy}")
-    try:
-        return AutoConfig.from_pretrained(model, revision=revision)
-    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"folder {model} is {_no_model(path)}")
+    if path.is_file() and path.suffix != ".gguf":
+        raise InputError(f"model {model} is a file, and no GGUF file; give a model folder, a hub id or a .gguf file")
+    if not path.exists() and not is_hub_id(model):
+        what = "file" if path.suffix == ".gguf" else "folder"
+        made = path.name == "smollm2-135m-instruct"
         raise InputError(
-            f"model {model} is neither a model folder nor a hub id that can be reached: {_first(error)}"
-        ) from error
-
-
-def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, padding on the left as generation needs."""
+            f"model {model}: there is no such {what}; "
+            f"{'`make model` builds it' if made else 'give a model folder, a GGUF file or a hub id'}"
+        )
+    at = revision if path.exists() else commit_of(model, revision)
+    name, options = _source(model, at, trust_remote_code)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, padding_side="left")
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"model {model} has no tokenizer that can be loaded: {_first(error)}") from error
+        return AutoConfig.from_pretrained(name, **options)
+    except UNREADABLE as error:
+        raise InputError(f"model {model} cannot be read: {_told(error, model, revision)}") from error
+
+
+def _no_model(folder: Path) -> str:
+    if (folder / "adapter_config.json").is_file():
+        return "a LoRA adapter: give its base as --model and the folder as --adapter"
+    if found := sorted(folder.glob("*.gguf")):
+        return f"no model folder; give a GGUF file in it: {', '.join(map(str, found))}"
+    return "no model: it has no config.json"
+
+
+def load_tokenizer(model: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, padding on the left as generation needs."""
+    name, options = _source(model, revision, trust_remote_code)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left", **options)
+    except UNREADABLE as error:
+        raise InputError(f"model {model} has no tokenizer that can be loaded: {_told(error, model)}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
 def weights_id(model: str, revision: str | None = None) -> str:
-    """What identifies the weights: 'sha256:...' of a local folder's weight files, 'hub:<commit>' of a hub model."""
-    folder = Path(model)
-    if folder.is_dir():
-        found = sorted(p for pattern in WEIGHT_PATTERNS for p in folder.glob(pattern))
+    """What identifies the weights: 'sha256:...' of a folder's weight files together or of a GGUF file (as sha256sum
+    prints it), 'hub:<commit>' of a hub model.
+    """
+    path = Path(model)
+    if path.is_file():
+        with path.open("rb") as handle:
+            return "sha256:" + hashlib.file_digest(handle, "sha256").hexdigest()
+    if path.is_dir():
+        found = sorted(p for pattern in WEIGHT_PATTERNS for p in path.glob(pattern))
         if not found:
             raise InputError(f"folder {model} has no weights (*.safetensors); it is not a saved model")
         return "sha256:" + sha256(found)
-    config = AutoConfig.from_pretrained(model, revision=revision)
-    return f"hub:{getattr(config, '_commit_hash', None) or revision}"
+    return f"hub:{commit_of(model, revision)}"
+
+
+def config_sha256(config: Any) -> str:
+    """Checksum of what a configuration says of the model: not of where it lay or which program wrote it."""
+    said = {k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def weights_mib(model: str) -> float:
@@ -134,17 +223,22 @@ def weights_mib(model: str) -> float:
     return sum(p.stat().st_size for pattern in WEIGHT_PATTERNS for p in folder.glob(pattern)) / 2**20
 
 
-def base_parameters(model: Any) -> int:
-    """Number of parameters of the model without adapters: the size that it has on the axis of model sizes."""
+def base_parameters(model: Any) -> int | None:
+    """Number of parameters of the model without adapters: the size that it has on the axis of model sizes.
+
+    None where it cannot be counted: quantised weights may be packed, several to a number.
+    """
+    if getattr(model.config, "quantization_config", None) is not None:
+        return None
     return sum(p.numel() for name, p in model.named_parameters() if "lora_" not in name)
 
 
 def adapter_id(adapter: str) -> str:
-    """What identifies an adapter: the hash of its weights and configuration, or the hub id itself."""
+    """What identifies an adapter: the hash of its weights and configuration, or the commit of its hub repository."""
     folder = Path(adapter)
     if not folder.is_dir():
-        return f"hub:{adapter}"
-    return "sha256:" + sha256(sorted(folder.glob("adapter_model.*")))
+        return f"hub:{commit_of(adapter)}"
+    return "sha256:" + sha256(sorted([*folder.glob("adapter_model.*"), *folder.glob("adapter_config.json")]))
 
 
 def check_adapter(adapter: str, model: str, weights: str, differs_accepted: bool) -> None:
@@ -154,11 +248,14 @@ def check_adapter(adapter: str, model: str, weights: str, differs_accepted: bool
     if Path(adapter).is_dir() and not (Path(adapter) / "adapter_config.json").is_file():
         raise InputError(f"adapter folder {adapter} is no adapter: it has no adapter_config.json")
     try:
-        base = PeftConfig.from_pretrained(adapter).base_model_name_or_path or ""
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"adapter {adapter} cannot be read: {_first(error)}") from error
+        config = PeftConfig.from_pretrained(adapter, **_adapter_commit(adapter))
+    except (*UNREADABLE, TypeError) as error:
+        raise InputError(f"adapter {adapter} cannot be read: {_told(error, adapter)}") from error
+    if getattr(config, "is_prompt_learning", False):
+        raise InputError(f"adapter {adapter} is {config.peft_type}, which adds tokens to every prompt; give a LoRA")
+    base = config.base_model_name_or_path or ""
     recorded = read_policy(Path(adapter)).get("base_weights")
-    if recorded:
+    if recorded and recorded not in ("hub:None", "hub:main"):  # earlier versions did not know a hub model's commit
         if recorded != weights:
             raise InputError(f"adapter {adapter} was trained on other weights than {model} (its base was '{base}')")
     elif not differs_accepted and Path(base).name.lower() != Path(model).name.lower():
@@ -179,10 +276,10 @@ def _with_adapter(model: Any, adapter: str) -> Any:
     from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
 
     try:
-        wrapped = PeftModel.from_pretrained(model, adapter)
-        given = set(load_peft_weights(adapter, device="cpu"))
-    except (RuntimeError, ValueError, KeyError, OSError) as error:
-        raise InputError(f"adapter {adapter} does not fit the model: {_first(error)}") from error
+        wrapped = PeftModel.from_pretrained(model, adapter, **_adapter_commit(adapter))
+        given = set(load_peft_weights(adapter, device="cpu", **_adapter_commit(adapter)))
+    except UNREADABLE as error:
+        raise InputError(f"adapter {adapter} does not fit the model: {_told(error, adapter)}") from error
     expected = set(get_peft_model_state_dict(wrapped))
     if given != expected:
         odd = sorted(given ^ expected)
@@ -190,6 +287,15 @@ def _with_adapter(model: Any, adapter: str) -> Any:
     return wrapped
 
 
-def _first(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2])[:300] if lines else type(error).__name__
+def _adapter_commit(adapter: str) -> dict[str, Any]:
+    return {} if Path(adapter).is_dir() else {"revision": commit_of(adapter)}
+
+
+def _told(error: BaseException, name: str, revision: str | None = None) -> str:
+    """One line for an error of from_pretrained."""
+    if "trust_remote_code" in str(error):
+        return (
+            "it comes with code of its own that would have to be executed; read that code, and if you trust it add "
+            "--trust_remote_code"
+        )
+    return first_lines(error) if Path(name).exists() else explained(error, name, revision)

@@ -67,7 +67,8 @@ def parse(types: Sequence[type], argv: Sequence[str], prog: str) -> tuple[Any, .
     known = [f.name for t in types for f in fields(t) if f.init]
     argv, config = _split_config(list(argv), prog)
     _check_flags(argv, known, prog)
-    argv = (_as_arguments(config, known) if config else []) + argv
+    given = {_option(argument) for argument in argv if argument.startswith("--")}
+    argv = (_as_arguments(config, known, given) if config else []) + argv
     try:
         # a key of TRL's that its __post_init__ refuses raises ValueError there with a text of its own
         *values, rest = parser.parse_args_into_dataclasses(
@@ -103,13 +104,20 @@ def _split_config(argv: list[str], prog: str) -> tuple[list[str], Path | None]:
 def _check_flags(argv: list[str], known: list[str], prog: str) -> None:
     for argument in argv:
         if argument.startswith("--"):
-            name = argument[2:].partition("=")[0].replace("-", "_")
+            name = _option(argument)
             if name not in known and name.removeprefix("no_") not in known and name != "help":
                 raise InputError(f"{prog}: unknown option --{argument[2:].partition('=')[0]}{nearest(name, known)}")
 
 
-def _as_arguments(path: Path, known: list[str]) -> list[str]:
-    """A YAML mapping as command-line arguments, so that its values are checked in the same way."""
+def _option(argument: str) -> str:
+    """The key that an argument gives: '--batch-tokens=64' -> 'batch_tokens'."""
+    return argument[2:].partition("=")[0].replace("-", "_")
+
+
+def _as_arguments(path: Path, known: list[str], given: set[str]) -> list[str]:
+    """A YAML mapping as command-line arguments, so that its values are checked in the same way; without those that
+    are `given` on the command line.
+    """
     values = read_yaml(path)
     arguments = []
     for key, value in values.items():
@@ -117,6 +125,8 @@ def _as_arguments(path: Path, known: list[str]) -> list[str]:
             raise InputError(f"{path}: unknown key '{key}'{nearest(str(key), known)}")
         if value is None:
             raise InputError(f"{path}: '{key}' has no value; give one or leave the line out")
+        if key in given:
+            continue
         if isinstance(value, list):
             arguments += [f"--{key}", *(json.dumps(v) if isinstance(v, dict | list) else _text(v) for v in value)]
         else:
@@ -208,19 +218,19 @@ class QuestionsConfig:
         from eval.conditions import CONDITIONS, INVERSE, condition_named
         from eval.experiments.registry import EXPERIMENTS
 
-        self.experiments = _split_commas(self.experiments)
-        self.categories = _split_commas(self.categories)
+        self.experiments = split_commas(self.experiments)
+        self.categories = split_commas(self.categories)
         for name in self.experiments:
             if name not in EXPERIMENTS:
                 raise InputError(f"experiments: unknown '{name}'{nearest(name, list(EXPERIMENTS))}")
-        self.conditions = list(dict.fromkeys(condition_named(c).name for c in _split_commas(self.conditions)))
+        self.conditions = list(dict.fromkeys(condition_named(c).name for c in split_commas(self.conditions)))
         if not self.experiments or not self.conditions:
             raise InputError(f"experiments and conditions must not be empty; conditions: {', '.join(CONDITIONS)}")
         if self.inverse:
             self.conditions += [INVERSE] if INVERSE not in self.conditions else []
         elif INVERSE in self.conditions:
             raise InputError(f"conditions: {INVERSE} instructs the model to rely on stereotypes; say so with --inverse")
-        self.admissions_races = _split_commas(self.admissions_races)
+        self.admissions_races = split_commas(self.admissions_races)
         if self.admissions_vary not in ("race", "sex"):
             raise InputError(f"admissions_vary must be race or sex, not '{self.admissions_vary}'")
         if len(self.admissions_races) < (2 if self.admissions_vary == "race" else 1):
@@ -255,8 +265,9 @@ class EvaluationConfig(QuestionsConfig):
     cot_max_new_tokens: int = field(
         default=256, metadata={"help": "length of the sampled reasoning (paper: up to 256)"}
     )
-    batch_tokens: int = field(
-        default=2048, metadata={"help": "most tokens in one forward pass of the scorer; halved when memory runs out"}
+    batch_tokens: str = field(
+        default="auto",
+        metadata={"help": "most tokens in a forward pass: auto, or a number; halved when memory runs out"},
     )
     sample_batch: int = field(default=64, metadata={"help": "dialogues whose reasoning is sampled together"})
 
@@ -266,10 +277,17 @@ class EvaluationConfig(QuestionsConfig):
             raise InputError(f"format must be auto, chat or paper, not '{self.format}'")
         if self.system_turn not in ("keep", "drop"):
             raise InputError(f"system_turn must be keep or drop, not '{self.system_turn}'")
-        for name in ("cot_limit", "cot_max_new_tokens", "batch_tokens", "sample_batch"):
+        for name in ("cot_limit", "cot_max_new_tokens", "sample_batch"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, not {value}")
+        if self.batch_tokens != "auto" and not (self.batch_tokens.isdecimal() and int(self.batch_tokens) >= 1):
+            raise InputError(f"batch_tokens must be auto or a number of at least 1, not '{self.batch_tokens}'")
+
+    @property
+    def most_batch_tokens(self) -> int | None:
+        """batch_tokens as the scorer takes it; None = found by it."""
+        return None if self.batch_tokens == "auto" else int(self.batch_tokens)
 
 
 def check_seed(seed: int) -> None:
@@ -278,31 +296,46 @@ def check_seed(seed: int) -> None:
         raise InputError(f"seed must be at least 0, not {seed}")
 
 
-def _split_commas(values: list[str]) -> list[str]:
+def split_commas(values: list[str]) -> list[str]:
+    """The parts of all values, each once: ['a,b', 'a'] -> ['a', 'b']."""
     return list(dict.fromkeys(part.strip() for v in values for part in v.split(",") if part.strip()))
 
 
 @dataclass
 class RunConfig(EvaluationConfig):
-    """`python -m eval run`: evaluate one checkpoint."""
+    """`python -m eval run`: evaluate one checkpoint, or several in turn."""
 
-    model: str = field(default="", metadata={"help": "hub id or local folder of the model"})
+    model: list[str] = field(
+        default_factory=list, metadata={"action": "extend", "help": "hub id, folder, GGUF file; may be repeated"}
+    )
+    models: str | None = field(
+        default=None, metadata={"help": "file of lines MODEL [--revision R] [--adapter A] [--step N], and # comments"}
+    )
     adapter: str | None = field(default=None, metadata={"help": "folder or hub id of a LoRA adapter on top of it"})
     adapter_base_differs: bool = field(
         default=False, metadata={"help": "accept an adapter whose recorded base has another name than --model"}
     )
-    revision: str | None = field(default=None, metadata={"help": "hub revision of the model"})
+    revision: list[str] = field(
+        default_factory=list, metadata={"action": "extend", "help": "hub revision, or several: step1000,step2000"}
+    )
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "execute code that the model's repository brings along; read it first"}
+    )
     dtype: str = field(default="auto", metadata={"help": "auto (as stored), float32, bfloat16 or float16"})
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, cuda:0 ..."})
-    output: str = field(default="", metadata={"help": "results folder; default runs/eval/<model>"})
-    step: int = field(default=0, metadata={"help": "RLHF step of the checkpoint, for the report's axis"})
+    output: str = field(default="", metadata={"help": "results folder; default runs/eval/<model>, or runs/eval"})
+    step: int | None = field(
+        default=None,
+        metadata={"help": "the checkpoint's step, for the report's axis; default: recorded in it, or named"},
+    )
     json: bool = field(default=False, metadata={"help": "one JSON object on stdout, everything else on stderr"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.model:
-            raise InputError("eval run: --model is missing; give a hub id or a local folder")
+        self.revision = split_commas(self.revision)
+        if not self.model and not self.models:
+            raise InputError("eval run: --model is missing; give a hub id, a folder, a GGUF file, or --models FILE")
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise InputError(f"dtype must be auto, float32, bfloat16 or float16, not '{self.dtype}'")
-        if self.step < 0:
+        if self.step is not None and self.step < 0:
             raise InputError(f"step must be at least 0, not {self.step}")

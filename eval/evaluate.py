@@ -28,7 +28,7 @@ PROMPT_VERSION = 1
 SAMPLED_COST = 8  # a sampled reasoning counts as so many scored prompts on the progress bar
 SETTINGS = (
     "experiments", "conditions", "categories", "limit", "cot_limit", "orders", "cot_max_new_tokens",
-    "sample_batch", "batch_tokens", "seed", "paraphrases", "admissions_races", "admissions_vary",
+    "sample_batch", "seed", "paraphrases", "admissions_races", "admissions_vary",
 )  # fmt: skip
 
 
@@ -39,6 +39,17 @@ def describe_run(
     return {
         **policy,
         **scorer.describe(),
+        **_asked(config, planned, step),
+        "git_commit": git_commit(),
+        "versions": versions(),
+        "machine": machine(),
+        "command": command(),
+    }
+
+
+def _asked(config: EvaluationConfig, planned: Plan, step: int) -> dict[str, Any]:
+    """The part of the provenance that is known without the checkpoint."""
+    return {
         "step": step,
         **planned.data,
         "prompt_version": PROMPT_VERSION,
@@ -47,11 +58,27 @@ def describe_run(
             **{name: value for name, value in dataclasses.asdict(config).items() if name in SETTINGS},
             **({} if config.precision is None else {"precision": config.precision, "stopping_rule": RULE}),
         },
-        "git_commit": git_commit(),
-        "versions": versions(),
-        "machine": machine(),
-        "command": command(),
     }
+
+
+def finished(
+    config: EvaluationConfig, planned: Plan, folder: Path, known: dict[str, Any], step: int
+) -> dict[str, Any] | None:
+    """The summary of a complete folder that holds these very results, else None: a model need not be loaded for it.
+
+    known: the policy, tokenizer, format and system turn. Of a dtype only dtype_asked is known: asked alike of the same
+    weights it is the same. Raises InputError, before a model is loaded, for a folder whose records may not be used.
+    """
+    store = Store(folder)
+    if not store.provenance_path.is_file():
+        return None
+    with store.locked():
+        found = store.provenance()
+        if found.get("dtype_asked") != known["dtype_asked"]:
+            return None
+        described = {**known, **_asked(config, planned, step), "dtype": found["dtype"]}
+        records = Known(store, config, planned, described["format"], store.open(described))
+        return None if records.stale_weights else store.finished(described, by_cell(records.done))
 
 
 def evaluate(

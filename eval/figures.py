@@ -1,4 +1,4 @@
-"""Figures from summaries: bias against RLHF step, a panel per experiment, a line per condition, bands for intervals.
+"""Figures from summaries: bias against step, a panel per experiment, a line per condition, bands for intervals.
 
 Colours stay apart for colour-blind readers. Figure 2 of Ganguli et al. 2023 is the model of the three panels.
 """
@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from eval.conditions import CONDITIONS
 from eval.experiments.registry import EXPERIMENTS
+from eval.results import step_name
 
 STYLES: dict[str, dict[str, Any]] = {
     "Q": {"color": "#0072B2", "marker": "o", "linestyle": "-"},
@@ -53,7 +54,7 @@ def series(summaries: list[dict[str, Any]], experiment: str, condition: str) -> 
 
 
 def draw_panel(axes: Axes, summaries: list[dict[str, Any]], experiment: str) -> None:
-    """One experiment against the RLHF step."""
+    """One experiment against the step."""
     axes.axhline(0.0, color="0.45", linestyle="--", linewidth=0.8)
     drawn = {c: p for c in EXPERIMENTS[experiment].CONDITIONS if (p := series(summaries, experiment, c))}
     alone = len({step for points in drawn.values() for step, _ in points}) == 1
@@ -72,7 +73,7 @@ def draw_panel(axes: Axes, summaries: list[dict[str, Any]], experiment: str) -> 
             axes.fill_between(x, low, high, color=style["color"], alpha=0.18, linewidth=0)
     axes.set_title(EXPERIMENTS[experiment].TITLE, fontsize=9)
     axes.set_ylabel(EXPERIMENTS[experiment].HEADLINE_LABEL, fontsize=7)
-    axes.set_xlabel(f"RLHF step\n({SIGNS[experiment]})", fontsize=7)
+    axes.set_xlabel(f"{step_name(summaries)}\n({SIGNS[experiment]})", fontsize=7)
     axes.tick_params(labelsize=7)
     axes.spines[["top", "right"]].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

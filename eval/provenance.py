@@ -17,6 +17,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from eval.public_data import known
+
 LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "accelerate", "safetensors", "numpy", "scipy")
 
 
@@ -105,9 +107,10 @@ def tokenizer_sha256(tokenizer: Any) -> str:
 
 
 def file_checksums(paths: Iterable[Path], folder: Path) -> dict[str, dict[str, Any]]:
-    """{path within `folder`: {"sha256", "git_blob", "bytes"}}.
+    """{path within `folder`: {"sha256", "git_blob", "bytes", "pinned"}}.
 
-    git_blob is the id that git gives the content: what a public repository lists the file under.
+    git_blob is the id that git gives the content: what a public repository lists the file under. pinned: whether the
+    file agrees with the checksum of the public data's file of that name; None where there is no such file.
     """
     found = {}
     for path in paths:
@@ -117,7 +120,7 @@ def file_checksums(paths: Iterable[Path], folder: Path) -> dict[str, dict[str, A
             while block := handle.read(1 << 20):
                 digest.update(block)
                 blob.update(block)
-        found[path.relative_to(folder).as_posix()] = {
-            "sha256": digest.hexdigest(), "git_blob": blob.hexdigest(), "bytes": size,
-        }  # fmt: skip
+        ids, pin = {"sha256": digest.hexdigest(), "git_blob": blob.hexdigest()}, known(path)
+        pinned = pin and pin.checksum in (f"sha256:{ids['sha256']}", f"git:{ids['git_blob']}")
+        found[path.relative_to(folder).as_posix()] = {**ids, "bytes": size, "pinned": pinned}
     return found

@@ -10,7 +10,7 @@ from typing import Any
 from eval.conditions import CONDITIONS
 from eval.config import prepare_output
 from eval.experiments.registry import EXPERIMENTS
-from eval.results import find_summaries
+from eval.results import find_summaries, step_name
 from eval.sources import SMALL_SET_NOTE
 from eval.tables import COLUMNS, EFFECT_COLUMNS, effect_rows, metric_row, remarks, text_table
 
@@ -41,7 +41,7 @@ code {{ overflow-wrap: anywhere; }}
 <h1>{title}</h1>
 <p>{lead}</p>
 {note}
-<h2>Bias against RLHF step</h2>
+<h2>Bias against {axis}</h2>
 <div class="scroll"><figure>{figure}</figure></div>
 <p>Lines: conditions. Bands: 95% intervals ({intervals}).</p>
 <ul>{reading}</ul>
@@ -102,16 +102,17 @@ def build_report(run_folder: Path, output: Path | None = None) -> tuple[str, lis
         if (m := figures.headline(s, e, c)) is not None
     ]
     headline.sort(key=lambda pair: list(EXPERIMENTS).index(pair[1]["experiment"]))
-    last = summaries[-1]
+    last, axis = summaries[-1], step_name(summaries)
     page = PAGE.format(
-        title=f"Bias against RLHF step: {html.escape(_model_name(last))}",
+        title=f"Bias against {axis}: {html.escape(_model_name(last))}",
+        axis=axis,
         lead=html.escape(
-            f"{len(summaries)} checkpoint{'s' * (len(summaries) > 1)}, RLHF step "
+            f"{len(summaries)} checkpoint{'s' * (len(summaries) > 1)}, {axis} "
             f"{', '.join(str(s['step']) for s in summaries)}; "
-            f"{last['model_params']:,} parameters; data: {last['data']}; dialogue format: {last['format']}."
+            f"{_size(last)}; data: {last['data']}; dialogue format: {last['format']}."
         ),
         note="".join(f'<p class="note">{html.escape(n)}</p>' for n in notes),
-        figure=_inline(svg.getvalue()),
+        figure=_inline(svg.getvalue(), axis),
         intervals=INTERVALS,
         reading=READING,
         headline_table=_html_table(headline),
@@ -155,6 +156,11 @@ def _model_name(summary: dict[str, Any]) -> str:
     return Path(summary["model"]).name or summary["model"]
 
 
+def _size(summary: dict[str, Any]) -> str:
+    size = summary["model_params"]
+    return "number of parameters not known" if size is None else f"{size:,} parameters"
+
+
 def _html_table(metrics: list[tuple[int, dict[str, Any]]]) -> str:
     head = "".join(f'<th scope="col">{html.escape(c)}</th>' for c in (*COLUMNS, "how"))
     body, before = [], None
@@ -195,7 +201,8 @@ def _provenance(summaries: list[dict[str, Any]]) -> str:
     return f"<table><tbody>{''.join(rows)}</tbody></table>"
 
 
-def _inline(svg: str) -> str:
+def _inline(svg: str, axis: str) -> str:
     """The <svg> element alone, named for screen readers."""
     element = svg[svg.index("<svg") :]
-    return element.replace("<svg", '<svg role="img" aria-label="Bias against RLHF step, values in the table below"', 1)
+    label = f"Bias against {axis}, values in the table below"
+    return element.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)

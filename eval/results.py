@@ -33,13 +33,13 @@ Key = tuple[str, str, str, int]
 RECORDS_VERSION = 3
 """Raised whenever the columns of the records change (docs/results.md)."""
 IDENTITY = (
-    "weights", "adapter_weights", "tokenizer_sha256", "format", "system_turn", "dtype", "prompt_version", "step",
+    "weights", "config_sha256", "adapter_weights", "tokenizer_sha256", "format", "system_turn", "dtype", "prompt_version", "step",
 )  # fmt: skip
-"""The fields of the provenance that must agree for a folder's records to be used."""
+"""The fields of the provenance that must agree for a folder's records to be used; one that was not recorded yet does."""
 SELECTION = ("evaluation", "data", "data_sha256")
 """The fields that say which questions are asked, in which company, and what the bootstrap draws."""
 SESSION = (
-    "command", "git_commit", "versions", "machine", "device", "device_name", "tier", "tier_reason",
+    "command", "git_commit", "versions", "machine", "device", "device_name", "tier", "tier_reason", "kernels", "batch_tokens",
 )  # fmt: skip
 """What is kept of every process that wrote records."""
 REMEDY = "choose another --output or remove the folder"
@@ -135,7 +135,7 @@ class Store:
             return 0
         self._check_version(found)
         for name in IDENTITY:
-            _same(self.folder, name, found.get(name), provenance.get(name))
+            _same(self.folder, name, found.get(name, provenance.get(name)), provenance.get(name))
         for name in found["data_files"].keys() & provenance["data_files"].keys():
             _same(self.folder, name, found["data_files"][name]["sha256"], provenance["data_files"][name]["sha256"])
         before = found["records_before"] if selected_alike(found, provenance) else lines
@@ -270,7 +270,8 @@ class Store:
         summary = self.summary()
         if summary is None or not selected_alike(summary, provenance):
             return None
-        if any(summary.get(name) != provenance.get(name) for name in (*IDENTITY, "records_version")):
+        names = (*IDENTITY, "records_version")
+        if any(summary.get(name, provenance.get(name)) != provenance.get(name) for name in names):
             return None
         used = summary["records"].items()
         lost = any(done.get(e, {}).get(c, 0) < n for e, conditions in used for c, n in conditions.items())
@@ -302,21 +303,18 @@ def find_summaries(folder: Path) -> list[dict[str, Any]]:
             found.append({**summary, "results": str(path.parent)})
     if not found:
         raise InputError(f"run folder {folder} has no finished evaluation (no summary.json in it)")
-    first = found[0]
-    alike = ("model", "format", "system_turn", "dtype", "prompt_version", *SELECTION)
     for other in found[1:]:
-        for name in alike:
-            if other.get(name) != first.get(name) and not (name == "model" and other.get("adapter") is None):
-                raise InputError(
-                    f"{folder} holds results that do not belong on one curve: {name} differs between "
-                    f"{first['results']} and {other['results']}; give the folder of one run"
-                )
+        if name := _apart(found[0], other):
+            raise InputError(
+                f"{folder} holds results that do not belong on one curve: {name} differs between "
+                f"{found[0]['results']} and {other['results']}; give the folder of one run or model"
+            )
     by_step = {s["step"]: s["results"] for s in found}
     if len(by_step) < len(found):
         twice = next(s for s in found if by_step[s["step"]] != s["results"])
         raise InputError(
             f"{folder} holds two results of step {twice['step']}: {twice['results']} and {by_step[twice['step']]}; "
-            "give the folder of one run"
+            "give the folder of one run or model"
         )
     return sorted(found, key=lambda s: s["step"])
 
@@ -338,6 +336,21 @@ def _not_written(path: Path, error: OSError) -> InputError:
         f"{path} cannot be written ({error.strerror}); make room and run the same command again: it goes on with what "
         "is there"
     )
+def step_name(summaries: list[dict[str, Any]]) -> str:
+    """What the steps of one curve count: 'RLHF step', 'training step' ..."""
+    return summaries[0].get("step_name") or "RLHF step"
+
+
+def _apart(one: dict[str, Any], other: dict[str, Any]) -> str | None:
+    """In what two results differ that must be the same along a curve, None where they are. Whole checkpoints of one
+    training are models under different names; revisions, and models of different size, are not.
+    """
+    if step_name([one]) != step_name([other]):
+        return "step_name"
+    names = ("model", "format", "system_turn", "dtype", "prompt_version", *SELECTION)
+    wholes = not any(s.get("adapter") or s.get("revision") for s in (one, other))
+    alike = wholes and one.get("model_params") == other.get("model_params")
+    return next((n for n in names if one.get(n) != other.get(n) and not (n == "model" and alike)), None)
 
 
 def _short(value: Any) -> str:

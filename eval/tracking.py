@@ -2,7 +2,8 @@
 
 A trainer owns its run (job_type 'train'). Evaluation never calls wandb: it writes result files, and `publish` projects
 them into one run per condition (job_type 'eval') in the same group, with the metrics eval/<experiment>/<metric> against
-rlhf_step. The files are the truth: a ledger beside them says what was sent, so publishing again sends nothing again.
+rlhf_step (training_step for revisions of a model). The files are the truth: a ledger beside them says what was sent,
+so publishing again sends nothing again.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import wandb
 from wandb.sdk.lib.wbauth import read_netrc_auth  # what `wandb login` wrote; wandb's own lookup, as its CLI does it
 
 from eval.conditions import CONDITIONS
-from eval.results import find_summaries, write_json
+from eval.results import find_summaries, step_name, write_json
 
 PROJECT = "selfcorrect"
 LEDGER = "wandb-ledger.json"
@@ -86,7 +87,9 @@ def publish(run_folder: Path) -> list[str]:
                 config = {k: {**summaries[0], **described}.get(k) for k in CONFIG_KEYS}
                 config |= {"condition": condition.name, "policy": policy}
                 run_id = f"eval-{policy}-{condition.slug}"
-                _log(run_folder, policy, run_id, config, {step: rows[step] for step in sorted(new)}, rows[max(keys)])
+                axis = step_name(summaries).lower().replace(" ", "_")
+                of_steps = {step: {axis: step, **rows[step]} for step in sorted(new)}
+                _log(run_folder, policy, run_id, config, axis, of_steps, rows[max(keys)])
                 sent |= set(new.values())
                 write_json(ledger_path, {"policy": policy, "sent": sorted(sent)})
                 written.append(run_id)
@@ -108,7 +111,7 @@ def _row(summary: dict[str, Any], condition: str) -> dict[str, float]:
 
 
 def _log(
-    folder: Path, policy: str, run_id: str, config: dict[str, Any], rows: dict[int, dict[str, float]],
+    folder: Path, policy: str, run_id: str, config: dict[str, Any], axis: str, rows: dict[int, dict[str, float]],
     last: dict[str, float],
 ) -> None:  # fmt: skip
     run = wandb.init(
@@ -124,10 +127,10 @@ def _log(
         config=config,
         settings=wandb.Settings(silent=True, x_disable_stats=True, console="off"),
     )
-    run.define_metric("rlhf_step", hidden=True, summary="none")
-    run.define_metric("eval/*", step_metric="rlhf_step", step_sync=False, summary="none")
-    for step, row in rows.items():
-        run.log({"rlhf_step": step, **row})
+    run.define_metric(axis, hidden=True, summary="none")
+    run.define_metric("eval/*", step_metric=axis, step_sync=False, summary="none")
+    for row in rows.values():
+        run.log(row)
     run.summary.update({"final/" + name.removeprefix("eval/"): value for name, value in last.items()})
     run.finish()
 

@@ -88,13 +88,17 @@ def test_the_chain_as_the_readme_says_it(tiny: Path, tmp_path: Path) -> None:
     command = documented("python -m eval compare").replace("runs/eval/real", "runs/demo/rloo/eval/step-000002")
     out = execute(command, tmp_path)
     assert re.search(r"^dtype +bfloat16 +float32$", out, re.M) and re.search(r"^admissions +Q +8 +0 +0 ", out, re.M)
+    (curve,) = [c for c in COMMANDS if c.startswith("python -m eval run") and "--model runs/demo/rloo" in c]
+    few = ("--limit", "4", "--experiments", "winogender", "--conditions", "Q")
+    assert "2 of 2 checkpoints done" in execute(curve, tmp_path, *few)
+    assert "done already" in execute(curve, tmp_path, *few)
     assert "report.html" in execute(documented("python -m eval report"), tmp_path)
     assert "nothing new" in execute(documented("python -m eval publish"), tmp_path)
 
 
 @pytest.mark.real_data
 def test_plain_evaluation_with_a_data_folder(tiny: Path, tmp_path: Path, real_data: Path) -> None:
-    (run,) = [c for c in COMMANDS if c.startswith("python -m eval run") and "--adapter" not in c]
+    (run,) = [c for c in COMMANDS if c.startswith("python -m eval run") and "--data-dir" in c]
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "smollm2-135m-instruct").symlink_to(tiny)
     run = run.replace("../shared/data", str(real_data.resolve()))

@@ -48,7 +48,7 @@ def test_bad_yaml_is_one_clear_error(tmp_path: Path, text: str, said: str) -> No
         (["--modle", "m"], "unknown option --modle; did you mean 'model'?"),
         (["--mod", "m"], "unknown option --mod"),
         ([], "--model is missing"),
-        (["--model", "m", "stray"], "stray"),
+        (["--model", "m", "--seed", "1", "stray"], "stray"),
         (["--model", "m", "--seed", "x"], "seed"),
         (["--model", "m", "--config"], "--config needs"),
         (["--config", "no/such.yaml"], "no/such.yaml"),

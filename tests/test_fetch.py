@@ -434,7 +434,7 @@ def test_blob_id_is_git_s(tmp_path: Path) -> None:
 
 
 def test_missing_files_name_the_command(tmp_path: Path) -> None:
-    from eval.evaluate import plan
+    from eval.plan import plan
     from reward.preferences import preference_files
 
     command = f"python -m eval data fetch --data-dir {tmp_path}"

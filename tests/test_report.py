@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,7 +14,7 @@ from eval.config import EvaluationConfig
 from eval.evaluate import evaluate
 from eval.figures import headline
 from eval.report import build_report
-from eval.results import find_summaries
+from eval.results import find_summaries, write_json
 from eval.scorers.transformers import TransformersScorer
 
 
@@ -81,3 +82,10 @@ def test_every_headline_number_is_in_the_table(run_folder: Path, tmp_path: Path)
 def test_report_twice_gives_the_same_page(run_folder: Path, tmp_path: Path) -> None:
     pages = [build_report(run_folder, tmp_path / name)[1][-1].read_bytes() for name in ("a", "b")]
     assert pages[0] == pages[1]
+
+
+def test_a_size_that_is_not_known_is_said(run_folder: Path, tmp_path: Path) -> None:
+    for path in sorted(run_folder.rglob("summary.json")):
+        summary = json.loads(path.read_text()) | {"model_params": None}
+        write_json(tmp_path / path.relative_to(run_folder), summary)
+    assert "number of parameters not known" in build_report(tmp_path)[1][-1].read_text()

@@ -105,7 +105,7 @@ class CheckpointEvaluator:
             "model_params": self.policy["model_params"],
         }
         scorer = TransformersScorer(
-            model, tokenizer, self.config.format, self.config.batch_tokens, self.config.sample_batch,
+            model, tokenizer, self.config.format, self.config.most_batch_tokens, self.config.sample_batch,
             system_turn=self.config.system_turn,
         )  # fmt: skip
         evaluate(scorer, self.config, self.output / "eval" / f"step-{step:06d}", provenance, step, self.planned)

@@ -25,6 +25,7 @@ from eval.records import Answer, Prompt
 from eval.scorers import selfcheck
 from eval.scorers.fused import ROWS, FusedDecoder
 from eval.scorers.generation import Sampler
+from eval.scorers.memory import default_batch_tokens
 from eval.scorers.portable import Found, Portable, Wanted, sliding_window
 from eval.scorers.selfcheck import Run, Tier, Verdict
 from eval.scorers.widen import HALF
@@ -41,9 +42,9 @@ MARK_TOKENS = 12  # a turn's mark is looked for in so many tokens at the end of 
 class TransformersScorer:
     """eval.records.Scorer over a loaded causal language model (a PEFT model is one too).
 
-    batch_tokens bounds the tokens of one forward pass and is halved when memory runs out; tier forces one of TIERS,
-    unchecked. Read: tier and tier_reason; computed_tokens, put through the fused tier so far. stop_ids: the tokens at
-    which a sample ends, the model's and the tokenizer's ends of sequence.
+    batch_tokens bounds the tokens of one forward pass (None: by free memory, eval.scorers.memory) and is halved when
+    memory runs out; tier forces one of TIERS, unchecked. Read: tier and tier_reason; computed_tokens, put through the
+    fused tier so far. stop_ids: the tokens at which a sample ends, the model's and the tokenizer's ends of sequence.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class TransformersScorer:
         model: PreTrainedModel | torch.nn.Module,
         tokenizer: PreTrainedTokenizerBase,
         style: str = "auto",
-        batch_tokens: int = 2048,
+        batch_tokens: int | None = None,
         sample_batch: int = 64,
         tier: str | None = None,
         system_turn: str = "keep",
@@ -59,11 +60,11 @@ class TransformersScorer:
         self.model: Any = model
         self.tokenizer = tokenizer
         self.style = choose_format(style, tokenizer, system_turn)
-        self.batch_tokens = batch_tokens
         self.sample_batch = sample_batch
         self.forced = tier is not None
         self.verdict = Verdict(tier, "given", 0) if tier else None
         self.portable = Portable(model)
+        self.batch_tokens = batch_tokens or default_batch_tokens(model, self.device)
         self.stop_ids = _stop_ids(model, tokenizer)
         self._fused: tuple[int, FusedDecoder] | None = None
         self._sampler: Sampler | None = None  # of the last samples, whose keys and values the next question may use
@@ -91,7 +92,7 @@ class TransformersScorer:
         return self._fused[1].computed_tokens if self._fused else 0
 
     def describe(self) -> dict[str, Any]:
-        """Format, default system turn, tokenizer, tier and why, the fused tier's kernels, dtype, device."""
+        """Format, default system turn, tokenizer, tier, the fused tier's kernels, dtype, device, batch_tokens as they are now."""
         return {
             "tokenizer_sha256": tokenizer_sha256(self.tokenizer),
             "format": self.style.name,
@@ -102,6 +103,7 @@ class TransformersScorer:
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": self.device.type,
             "device_name": device_name(self.device),
+            "batch_tokens": self.batch_tokens,
         }
 
     @torch.no_grad()
@@ -236,8 +238,10 @@ class TransformersScorer:
                     yield batch[row], text
             except (RuntimeError, MemoryError) as error:
                 left = [i for i in batch if i not in done]
-                if not _out_of_memory(error) or len(left) < 2:
+                if not _out_of_memory(error):
                     raise
+                if len(left) < 2:
+                    raise InputError("out of memory while sampling one answer: lower --cot_max_new_tokens") from error
                 log.warning("out of memory: sampling %d at a time", len(left) // 2)
                 waiting = [left[: len(left) // 2], left[len(left) // 2 :], *waiting]
 

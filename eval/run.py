@@ -1,0 +1,149 @@
+"""`python -m eval run`: evaluates a checkpoint, or several in turn, each into a folder of its own.
+
+One of several that fails is told at once and again at the end, with the rest done. What is complete is skipped without
+loading the model.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval.config import InputError, RunConfig, prepare_output
+from eval.evaluate import evaluate, finished
+from eval.plan import Plan, plan
+from eval.provenance import tokenizer_sha256
+from eval.targets import Target, targets
+
+log = logging.getLogger(__name__)
+
+FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, OSError, ImportError, MemoryError)
+"""What a model's own code may raise, besides InputError, so that the next one of several is still evaluated."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A checkpoint that could not be evaluated."""
+
+    target: Target
+    error: str
+
+
+def run(config: RunConfig) -> tuple[str, dict[str, Any]]:
+    """Evaluates everything that `config` names; returns the text for the terminal and the object for --json.
+
+    Raises InputError for bad input and, where there is only one checkpoint, for what is wrong with it. Failures of
+    several stand in the object's 'failed'.
+    """
+    output, chosen = targets(config)
+    prepare_output(output)
+    planned = plan(config)
+    if [t.folder for t in chosen] == [output]:
+        summary = evaluate_target(chosen[0], config, planned)
+        return _told(summary, output), {**summary, "output": str(output)}
+    done: list[tuple[Target, dict[str, Any]]] = []
+    failed: list[Failure] = []
+    for number, target in enumerate(chosen, 1):
+        log.info("checkpoint %d of %d: %s, into %s", number, len(chosen), target, target.folder)
+        try:
+            done.append((target, evaluate_target(target, config, planned)))
+        except InputError as error:
+            failed.append(Failure(target, " ".join(str(error).split())))
+            log.error("failed, going on with the rest: %s", failed[-1].error)
+        except FAILURES as error:
+            failed.append(Failure(target, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"))
+            log.exception("failed, going on with the rest: %s", target)
+        _free_memory()
+    return _told_of_several(output, done, failed), {
+        "output": str(output),
+        "done": [{**summary, "output": str(target.folder)} for target, summary in done],
+        "error": f"{len(failed)} of {len(chosen)} checkpoints failed, the others are done" if failed else None,
+        "failed": [
+            {"model": f.target.model, "revision": f.target.revision, "adapter": f.target.adapter, "error": f.error}
+            for f in failed
+        ],
+    }
+
+
+def evaluate_target(target: Target, config: RunConfig, planned: Plan) -> dict[str, Any]:
+    """Evaluates one checkpoint into its folder, or finds it done there; returns its summary."""
+    from eval.checkpoints import choose_device, describe_checkpoint, load
+    from eval.dialogue import choose_format
+    from eval.results import Store
+    from eval.scorers.transformers import TransformersScorer
+    from eval.suitability import check_questions
+
+    choose_device(config.device)
+    described = describe_checkpoint(
+        target.model, target.adapter, target.revision, config.dtype, config.adapter_base_differs,
+        config.trust_remote_code,
+    )  # fmt: skip
+    described.provenance["step_name"] = target.step_name
+    style = choose_format(config.format, described.tokenizer, config.system_turn)
+    known = {
+        **described.provenance,
+        "tokenizer_sha256": tokenizer_sha256(described.tokenizer),
+        "format": style.name,
+        "system_turn": style.system_turn,
+    }
+    if summary := finished(config, planned, target.folder, known, target.step):
+        log.info("done already: %s", target.folder)
+        return summary
+    if config.format == "auto" and style.name == "paper":
+        log.warning("%s: the tokenizer has no chat template, so questions are in the paper's format", target.model)
+    check_questions(planned, config, described.tokenizer, style, described.config, target.model)
+    checkpoint = load(described, config.device)
+    scorer = TransformersScorer(
+        checkpoint.model, checkpoint.tokenizer, config.format, config.most_batch_tokens, config.sample_batch,
+        system_turn=config.system_turn,
+    )  # fmt: skip
+    evaluate(scorer, config, target.folder, checkpoint.provenance, target.step, planned)
+    summary = Store(target.folder).summary()
+    assert summary is not None  # evaluate has written it
+    return summary
+
+
+def _free_memory() -> None:
+    """Gives back what the last model held, before the next one is loaded."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _told(summary: dict[str, Any], folder: Path) -> str:
+    from eval.conditions import CONDITIONS
+    from eval.tables import effects_table, remarks, text_table
+
+    shown = [m for m in summary["metrics"] if m["category"] == "all" and m["condition"] in CONDITIONS]
+    parts = [
+        text_table([(summary["step"], m) for m in shown]),
+        "\n".join(remarks(shown)),
+        effects_table(summary["effects"]),
+        f"records, breakdown and summary: {folder}",
+    ]
+    return "\n\n".join(filter(None, parts))
+
+
+def _told_of_several(output: Path, done: list[tuple[Target, dict[str, Any]]], failed: list[Failure]) -> str:
+    """The headline metrics of what is done, and what failed."""
+    from eval.experiments.registry import EXPERIMENTS
+    from eval.figures import headline
+    from eval.tables import COLUMNS, columns, metric_row
+
+    rows = [
+        (str(target.folder.relative_to(output)), *metric_row(summary["step"], m))
+        for target, summary in done
+        for e in EXPERIMENTS
+        for c in EXPERIMENTS[e].CONDITIONS
+        if (m := headline(summary, e, c)) is not None
+    ]
+    parts = [columns([("checkpoint", *COLUMNS), *rows])] if rows else []
+    if failed:
+        parts.append(columns([("failed", "why"), *((str(f.target), f.error) for f in failed)]))
+    parts.append(f"{len(done)} of {len(done) + len(failed)} checkpoints done: {output}")
+    return "\n\n".join(parts)
