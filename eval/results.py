@@ -33,13 +33,17 @@ Key = tuple[str, str, str, int]
 RECORDS_VERSION = 3
 """Raised whenever the columns of the records change (docs/results.md)."""
 IDENTITY = (
-    "weights", "config_sha256", "adapter_weights", "tokenizer_sha256", "format", "system_turn", "dtype", "prompt_version", "step",
+    "weights", "config_sha256", "adapter_weights", "tokenizer_sha256", "format", "system_turn", "dtype",
+    "prompt_version", "step",
 )  # fmt: skip
-"""The fields of the provenance that must agree for a folder's records to be used; one that was not recorded yet does."""
+"""The fields of the provenance that must agree for a folder's records to be used. One that its writer did not record
+is not compared.
+"""
 SELECTION = ("evaluation", "data", "data_sha256")
 """The fields that say which questions are asked, in which company, and what the bootstrap draws."""
 SESSION = (
-    "command", "git_commit", "versions", "machine", "device", "device_name", "tier", "tier_reason", "kernels", "batch_tokens",
+    "command", "git_commit", "versions", "machine", "device", "device_name", "tier", "tier_reason", "kernels",
+    "batch_tokens",
 )  # fmt: skip
 """What is kept of every process that wrote records."""
 REMEDY = "choose another --output or remove the folder"
@@ -336,6 +340,8 @@ def _not_written(path: Path, error: OSError) -> InputError:
         f"{path} cannot be written ({error.strerror}); make room and run the same command again: it goes on with what "
         "is there"
     )
+
+
 def step_name(summaries: list[dict[str, Any]]) -> str:
     """What the steps of one curve count: 'RLHF step', 'training step' ..."""
     return summaries[0].get("step_name") or "RLHF step"

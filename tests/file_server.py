@@ -86,7 +86,7 @@ def stalls(after: int) -> Answer:
     def answer(handler: Handler, body: bytes) -> None:
         handler.part(body, after)
         handler.wfile.flush()
-        handler.server.released.wait(20)
+        handler.server.released.wait(120)
 
     return answer
 

@@ -293,9 +293,9 @@ def test_memory_that_runs_out_loses_nothing(tiny: Path, tmp_path: Path, monkeypa
     folder = tmp_path / "halved"
     right_append = Store.append
 
-    def append(self: Store, records: Any) -> None:  # memory becomes scarce after the first experiment
+    def append(self: Store, *arguments: Any) -> None:  # memory becomes scarce after the first experiment
         nonlocal limit
-        right_append(self, records)
+        right_append(self, *arguments)
         limit = 20
 
     with monkeypatch.context() as scarce:
@@ -314,17 +314,3 @@ def test_memory_that_runs_out_loses_nothing(tiny: Path, tmp_path: Path, monkeypa
     limit = 10_000
     assert len(evaluated(folder, 512)["metrics"]) == len(whole["metrics"])
     assert (folder / "records.jsonl").read_text().startswith("".join(kept))
-
-
-def test_results_of_earlier_versions_are_continued(run: Run, tiny: Path, tmp_path: Path) -> None:
-    """They recorded batch_tokens among the settings, and no step_name."""
-    told = run("--model", tiny, "--output", tmp_path)[1]
-    for name in ("provenance.json", "summary.json"):
-        old = json.loads((tmp_path / name).read_text())
-        old["evaluation"]["batch_tokens"] = 2048
-        del old["step_name"], old["dtype_asked"]
-        write_json(tmp_path / name, old)
-    status, again, _ = run("--model", tiny, "--output", tmp_path)
-    assert status == 0 and again["metrics"] == told["metrics"]
-    status, _, err = run("--model", tiny, "--output", tmp_path, "--seed", 1)
-    assert status == 2 and "another evaluation" in err

@@ -92,7 +92,7 @@ class TransformersScorer:
         return self._fused[1].computed_tokens if self._fused else 0
 
     def describe(self) -> dict[str, Any]:
-        """Format, default system turn, tokenizer, tier, the fused tier's kernels, dtype, device, batch_tokens as they are now."""
+        """Tokenizer, format, default system turn, tier, the fused tier's kernels, dtype, device, batch_tokens as of now."""
         return {
             "tokenizer_sha256": tokenizer_sha256(self.tokenizer),
             "format": self.style.name,
