@@ -69,10 +69,12 @@ def finished(
     known: the policy, tokenizer, format and system turn. Of a dtype only dtype_asked is known: asked alike of the same
     weights it is the same. Raises InputError, before a model is loaded, for a folder whose records may not be used.
     """
-    store = Store(folder)
-    if not store.provenance_path.is_file():
+    if not folder.is_dir():
         return None
+    store = Store(folder)
     with store.locked():
+        if not store.provenance_path.is_file():
+            return None
         found = store.provenance()
         if found.get("dtype_asked") != known["dtype_asked"]:
             return None

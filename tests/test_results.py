@@ -177,16 +177,18 @@ def test_another_model_an_old_folder_and_lost_provenance_are_refused(tmp_path: P
         ask(tmp_path)
 
 
-def test_one_process_at_a_time(tmp_path: Path, ended: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eval.checkpoints.load_checkpoint", lambda *_: pytest.fail("a model was loaded"))
+def test_one_process_at_a_time(
+    tiny: Path, tmp_path: Path, ended: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eval.checkpoints.load", lambda *_: pytest.fail("a model was loaded"))
     with Store(tmp_path).locked():
         with pytest.raises(InputError, match="is being written by another process"):
             ask(tmp_path)
-        said = ended(main, "run", "--model", "no/model", "--output", tmp_path)
+        said = ended(main, "run", "--model", tiny, "--output", tmp_path)
         assert "is being written by another process; wait for its end or choose another --output" in said
     assert ask(tmp_path) > 0
     Store(tmp_path).provenance_path.write_text('{"evaluation": {"records_version": 2}}')
-    assert "written by an earlier selfcorrect" in ended(main, "run", "--model", "no/model", "--output", tmp_path)
+    assert "written by an earlier selfcorrect" in ended(main, "run", "--model", tiny, "--output", tmp_path)
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:

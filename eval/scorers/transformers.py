@@ -92,7 +92,7 @@ class TransformersScorer:
         return self._fused[1].computed_tokens if self._fused else 0
 
     def describe(self) -> dict[str, Any]:
-        """Tokenizer, format, default system turn, tier, the fused tier's kernels, dtype, device, batch_tokens as of now."""
+        """Tokenizer, format, default system turn, tier, the fused tier's kernels, dtype, device, batch_tokens as is."""
         return {
             "tokenizer_sha256": tokenizer_sha256(self.tokenizer),
             "format": self.style.name,
