@@ -86,8 +86,8 @@ def compare(config: Any) -> Told:
 
 def report(config: ReportConfig) -> Told:
     """The table and the paths of the figures and the page."""
+    from eval.curves import find_summaries
     from eval.report import build_report
-    from eval.results import find_summaries
 
     folder = Path(config.run_folder)
     table, paths = build_report(folder, Path(config.output) if config.output else None)

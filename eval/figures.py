@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from eval.conditions import CONDITIONS
+from eval.curves import step_name
 from eval.experiments.registry import EXPERIMENTS
-from eval.results import step_name
 
 STYLES: dict[str, dict[str, Any]] = {
     "Q": {"color": "#0072B2", "marker": "o", "linestyle": "-"},

@@ -9,8 +9,8 @@ from typing import Any
 
 from eval.conditions import CONDITIONS
 from eval.config import prepare_output
+from eval.curves import find_summaries, step_name
 from eval.experiments.registry import EXPERIMENTS
-from eval.results import find_summaries, step_name
 from eval.sources import SMALL_SET_NOTE
 from eval.tables import COLUMNS, EFFECT_COLUMNS, effect_rows, metric_row, remarks, text_table
 

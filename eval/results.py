@@ -292,37 +292,6 @@ def total_seconds(sessions: list[dict[str, Any]]) -> dict[str, dict[str, float]]
     return total
 
 
-def find_summaries(folder: Path) -> list[dict[str, Any]]:
-    """All complete results of one run in `folder`, ordered by RLHF step, each with its own folder as 'results'.
-
-    Raises InputError where there is none, or where they do not belong on one curve: two of a step, or results of
-    different models, data, formats or settings.
-    """
-    if not folder.is_dir():
-        raise InputError(f"run folder {folder} is not there; give the folder of a training run or of `eval run`")
-    found = []
-    for path in sorted(folder.rglob("summary.json")):
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        if "metrics" in summary:
-            found.append({**summary, "results": str(path.parent)})
-    if not found:
-        raise InputError(f"run folder {folder} has no finished evaluation (no summary.json in it)")
-    for other in found[1:]:
-        if name := _apart(found[0], other):
-            raise InputError(
-                f"{folder} holds results that do not belong on one curve: {name} differs between "
-                f"{found[0]['results']} and {other['results']}; give the folder of one run or model"
-            )
-    by_step = {s["step"]: s["results"] for s in found}
-    if len(by_step) < len(found):
-        twice = next(s for s in found if by_step[s["step"]] != s["results"])
-        raise InputError(
-            f"{folder} holds two results of step {twice['step']}: {twice['results']} and {by_step[twice['step']]}; "
-            "give the folder of one run or model"
-        )
-    return sorted(found, key=lambda s: s["step"])
-
-
 def selected_alike(a: dict[str, Any], b: dict[str, Any]) -> bool:
     """Whether two provenances are of the same questions."""
     return all(a.get(name) == b.get(name) for name in SELECTION)
@@ -340,23 +309,6 @@ def _not_written(path: Path, error: OSError) -> InputError:
         f"{path} cannot be written ({error.strerror}); make room and run the same command again: it goes on with what "
         "is there"
     )
-
-
-def step_name(summaries: list[dict[str, Any]]) -> str:
-    """What the steps of one curve count: 'RLHF step', 'training step' ..."""
-    return summaries[0].get("step_name") or "RLHF step"
-
-
-def _apart(one: dict[str, Any], other: dict[str, Any]) -> str | None:
-    """In what two results differ that must be the same along a curve, None where they are. Whole checkpoints of one
-    training are models under different names; revisions, and models of different size, are not.
-    """
-    if step_name([one]) != step_name([other]):
-        return "step_name"
-    names = ("model", "format", "system_turn", "dtype", "prompt_version", *SELECTION)
-    wholes = not any(s.get("adapter") or s.get("revision") for s in (one, other))
-    alike = wholes and one.get("model_params") == other.get("model_params")
-    return next((n for n in names if one.get(n) != other.get(n) and not (n == "model" and alike)), None)
 
 
 def _short(value: Any) -> str:

@@ -22,7 +22,8 @@ import wandb
 from wandb.sdk.lib.wbauth import read_netrc_auth  # what `wandb login` wrote; wandb's own lookup, as its CLI does it
 
 from eval.conditions import CONDITIONS
-from eval.results import find_summaries, step_name, write_json
+from eval.curves import find_summaries, step_name
+from eval.results import write_json
 
 PROJECT = "selfcorrect"
 LEDGER = "wandb-ledger.json"

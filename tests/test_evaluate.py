@@ -9,9 +9,10 @@ import pytest
 
 from eval.checkpoints import load_checkpoint
 from eval.config import EvaluationConfig, InputError
+from eval.curves import find_summaries
 from eval.evaluate import evaluate
 from eval.plan import plan
-from eval.results import Store, find_summaries, record_key
+from eval.results import Store, record_key
 from eval.scorers.transformers import TransformersScorer
 
 CONFIG = EvaluationConfig(limit=4, categories=["Age"], cot_limit=4, cot_max_new_tokens=4, sample_batch=5)

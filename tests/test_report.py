@@ -11,10 +11,11 @@ import pytest
 
 from eval.checkpoints import load_checkpoint
 from eval.config import EvaluationConfig
+from eval.curves import find_summaries
 from eval.evaluate import evaluate
 from eval.figures import headline
 from eval.report import build_report
-from eval.results import find_summaries, write_json
+from eval.results import write_json
 from eval.scorers.transformers import TransformersScorer
 
 

@@ -16,7 +16,8 @@ from eval.dialogue import Format, encode
 from eval.prefix_tree import pack
 from eval.records import Prompt, Turn
 from eval.scorers.fused import FusedDecoder
-from eval.scorers.transformers import SeededDraw, TransformersScorer
+from eval.scorers.portable import SeededDraw
+from eval.scorers.transformers import TransformersScorer
 
 PROMPTS = [
     Prompt((Turn("human", text), Turn("assistant", "I think that")), (" (a)", " (b)", " (c) or so", " (a) too"))

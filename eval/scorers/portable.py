@@ -1,4 +1,4 @@
-"""Log-probabilities from a transformers model as it is: the tiers 'tree' and 'plain'.
+"""Log-probabilities from a transformers model as it is: the tiers 'tree' and 'plain'; and how its own generate draws.
 
 'tree' runs many prompts that share beginnings as packed rows under a mask of ancestors (eval.prefix_tree.pack); 'plain'
 runs each distinct sequence by itself, in batches of equal length without padding, and is right for every causal model.
@@ -7,11 +7,13 @@ Shapes: B rows, T tokens, S sequences, V vocabulary, H hidden.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
+from transformers import LogitsProcessor
 
 from eval.prefix_tree import Pack, pack
 
@@ -135,6 +137,26 @@ class Portable:
 
     widened = False
     """Whether the weights are fp32 while they are used (eval.scorers.widen)."""
+
+
+class SeededDraw(LogitsProcessor):
+    """Turns greedy decoding into sampling: leaves only the token that the row's own uniform number selects.
+
+    Row b at step t takes the token at which the cumulative distribution passes u[b, t], u drawn from seed b alone, so a
+    row's sample does not depend on its neighbours, and the global random states stay as they are.
+    """
+
+    def __init__(self, seeds: Sequence[int], max_new_tokens: int, prompt_width: int) -> None:
+        self.uniform_BT = np.stack([np.random.default_rng(s).random(max_new_tokens) for s in seeds])
+        self.prompt_width = prompt_width
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        step = input_ids.shape[1] - self.prompt_width
+        cumulative_BV = torch.softmax(scores.float(), dim=-1).cumsum(dim=-1)
+        u_B1 = torch.tensor(self.uniform_BT[:, step : step + 1], dtype=torch.float32, device=scores.device)
+        threshold_B1 = u_B1 * cumulative_BV[:, -1:]  # the sum is 1 up to rounding
+        token_B1 = torch.searchsorted(cumulative_BV, threshold_B1, right=True).clamp(max=scores.shape[1] - 1)
+        return torch.full_like(scores, float("-inf")).scatter(1, token_B1, 0.0)
 
 
 def sliding_window(model: Any) -> tuple[int | None, set[str]]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from eval.config import InputError
 from eval.dialogue import PAPER_TURNS, Encoded, choose_format, encode
@@ -26,7 +26,7 @@ from eval.scorers import selfcheck
 from eval.scorers.fused import ROWS, FusedDecoder
 from eval.scorers.generation import Sampler
 from eval.scorers.memory import default_batch_tokens
-from eval.scorers.portable import Found, Portable, Wanted, sliding_window
+from eval.scorers.portable import Found, Portable, SeededDraw, Wanted, sliding_window
 from eval.scorers.selfcheck import Run, Tier, Verdict
 from eval.scorers.widen import HALF
 
@@ -287,26 +287,6 @@ class TransformersScorer:
         )
         texts = self.tokenizer.batch_decode(out_BT[:, width:], skip_special_tokens=True)
         yield from enumerate(_clean(t) for t in texts)
-
-
-class SeededDraw(LogitsProcessor):
-    """Turns greedy decoding into sampling: leaves only the token that the row's own uniform number selects.
-
-    Row b at step t takes the token at which the cumulative distribution passes u[b, t], u drawn from seed b alone, so a
-    row's sample does not depend on its neighbours, and the global random states stay as they are.
-    """
-
-    def __init__(self, seeds: Sequence[int], max_new_tokens: int, prompt_width: int) -> None:
-        self.uniform_BT = np.stack([np.random.default_rng(s).random(max_new_tokens) for s in seeds])
-        self.prompt_width = prompt_width
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        step = input_ids.shape[1] - self.prompt_width
-        cumulative_BV = torch.softmax(scores.float(), dim=-1).cumsum(dim=-1)
-        u_B1 = torch.tensor(self.uniform_BT[:, step : step + 1], dtype=torch.float32, device=scores.device)
-        threshold_B1 = u_B1 * cumulative_BV[:, -1:]  # the sum is 1 up to rounding
-        token_B1 = torch.searchsorted(cumulative_BV, threshold_B1, right=True).clamp(max=scores.shape[1] - 1)
-        return torch.full_like(scores, float("-inf")).scatter(1, token_B1, 0.0)
 
 
 def _clean(text: str) -> str:

@@ -1,0 +1,58 @@
+"""Which results belong on one curve: the checkpoints of one training, or the revisions of one model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from eval.config import InputError
+from eval.results import SELECTION
+
+
+def find_summaries(folder: Path) -> list[dict[str, Any]]:
+    """All complete results of one run in `folder`, ordered by RLHF step, each with its own folder as 'results'.
+
+    Raises InputError where there is none, or where they do not belong on one curve: two of a step, or results of
+    different models, data, formats or settings.
+    """
+    if not folder.is_dir():
+        raise InputError(f"run folder {folder} is not there; give the folder of a training run or of `eval run`")
+    found = []
+    for path in sorted(folder.rglob("summary.json")):
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        if "metrics" in summary:
+            found.append({**summary, "results": str(path.parent)})
+    if not found:
+        raise InputError(f"run folder {folder} has no finished evaluation (no summary.json in it)")
+    for other in found[1:]:
+        if name := _apart(found[0], other):
+            raise InputError(
+                f"{folder} holds results that do not belong on one curve: {name} differs between "
+                f"{found[0]['results']} and {other['results']}; give the folder of one run or model"
+            )
+    by_step = {s["step"]: s["results"] for s in found}
+    if len(by_step) < len(found):
+        twice = next(s for s in found if by_step[s["step"]] != s["results"])
+        raise InputError(
+            f"{folder} holds two results of step {twice['step']}: {twice['results']} and {by_step[twice['step']]}; "
+            "give the folder of one run or model"
+        )
+    return sorted(found, key=lambda s: s["step"])
+
+
+def step_name(summaries: list[dict[str, Any]]) -> str:
+    """What the steps of one curve count: 'RLHF step', 'training step' ..."""
+    return summaries[0].get("step_name") or "RLHF step"
+
+
+def _apart(one: dict[str, Any], other: dict[str, Any]) -> str | None:
+    """In what two results differ that must be the same along a curve, None where they are. Whole checkpoints of one
+    training are models under different names; revisions, and models of different size, are not.
+    """
+    if step_name([one]) != step_name([other]):
+        return "step_name"
+    names = ("model", "format", "system_turn", "dtype", "prompt_version", *SELECTION)
+    wholes = not any(s.get("adapter") or s.get("revision") for s in (one, other))
+    alike = wholes and one.get("model_params") == other.get("model_params")
+    return next((n for n in names if one.get(n) != other.get(n) and not (n == "model" and alike)), None)
