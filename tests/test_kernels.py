@@ -57,6 +57,23 @@ def test_attention_on_a_tree(
 
 
 @pytest.mark.parametrize("dtype", CLOSE)
+@pytest.mark.parametrize("window", [None, 12])
+@pytest.mark.parametrize("heads", SHAPES)
+def test_one_token_of_each_dialogue(
+    compiled: native.NativeKernels, heads: Heads, window: int | None, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    lengths_R = torch.tensor([1, 100, 63, 128, 7])
+    qkv_RW = torch.randn(64, (heads.queries + 2 * heads.keys) * heads.size).to(dtype)
+    keys, values = (torch.randn(6, heads.keys, 192, heads.size).to(dtype) for _ in range(2))
+    given = (qkv_RW, keys, values, lengths_R, window, 0.3, heads)
+    found = compiled.decode(*given)
+    torch.testing.assert_close(found, TorchKernels().decode(*given), atol=CLOSE[dtype], rtol=CLOSE[dtype])
+    alone = compiled.decode(qkv_RW[1:2], keys[1:2].contiguous(), values[1:2].contiguous(), lengths_R[1:2], *given[4:])
+    assert torch.equal(alone[0], found[1])
+
+
+@pytest.mark.parametrize("dtype", CLOSE)
 @pytest.mark.parametrize("width", [20, 64, 576])
 def test_norm(compiled: native.NativeKernels, width: int, dtype: torch.dtype) -> None:
     x_NH = (torch.randn(70, width) * 30).to(dtype)

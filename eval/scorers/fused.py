@@ -177,7 +177,8 @@ class FusedDecoder:
         pad = -(r * s) % ROWS
         x_NH = F.pad(self.embed(tokens_RS.flatten()).to(self.dtype), (0, 0, 0, pad))
         turn = self._turn(x_NH, F.pad(position_RS.flatten(), (0, pad)))
-        masks = self._row_masks(slot_RS, position_RS, own_RSS, slots)
+        alone = s == 1 and rows is None and tree is None
+        masks = {} if alone else self._row_masks(slot_RS, position_RS, own_RSS, slots)
         every = torch.arange(r)[:, None]
         for number, layer in enumerate(self._layers()):
             qkv_NW = self._qkv(layer, x_NH, turn)
@@ -187,10 +188,15 @@ class FusedDecoder:
                 key, value = (_copied(c[number], rows, slots) for c in (keys, values))
             key[every, :, slot_RS] = own[:, :, -2 * kv : -kv]
             value[every, :, slot_RS] = own[:, :, -kv:]
-            mask, scale = masks[self.windows[number]], layer.scaling
-            q = own[:, :, : -2 * kv].transpose(1, 2)
-            a = F.scaled_dot_product_attention(q, key, value, mask, scale=scale, enable_gqa=True)
-            attended_NW = a.transpose(1, 2).reshape(r * s, -1)
+            window, scale = self.windows[number], layer.scaling
+            if alone:
+                attended_NW = self.kernels.decode(
+                    qkv_NW, keys[number], values[number], starts_R + 1, window, scale, self.heads
+                )
+            else:
+                q = own[:, :, : -2 * kv].transpose(1, 2)
+                a = F.scaled_dot_product_attention(q, key, value, masks[window], scale=scale, enable_gqa=True)
+                attended_NW = a.transpose(1, 2).reshape(r * s, -1)
             x_NH = self._finish(layer, x_NH, F.pad(attended_NW, (0, 0, 0, pad)))
         self.computed_tokens += r * s
         return self._final(x_NH)[: r * s].view(r, s, -1)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from eval.prefix_tree import Slice
 from eval.scorers.llama_shape import Heads, Layer
 
+SLOTS = 64  # keys of dialogues stand in multiples of so many slots
 KEYS_STEP = 16  # blocks are grouped by their number of keys, rounded up to this
 
 Group = tuple[Tensor, Tensor, dict[int | None, Tensor]]
@@ -96,6 +97,25 @@ class TorchKernels:
             a = F.scaled_dot_product_attention(q, key, value, masks[window], scale=scaling, enable_gqa=True)
             out_BCW[which_B] = a.transpose(1, 2).reshape(b, block, -1)
         return out_BCW.flatten(0, 1)
+
+    def decode(
+        self, qkv_RW: Tensor, keys: Tensor, values: Tensor, lengths_R: Tensor, window: int | None, scaling: float,
+        heads: Heads,
+    ) -> Tensor:  # fmt: skip
+        """Attention of one token each of R dialogues on the first lengths_R[r] slots of its row, (R, query heads * D).
+
+        keys, values: (rows, key heads, slots, D), rows at least R and slots a multiple of SLOTS.
+        """
+        slots = -(-int(lengths_R.max()) // SLOTS) * SLOTS  # for a row's result the number of slots matters
+        q_RHD = qkv_RW[: len(lengths_R), : heads.queries * heads.size].unflatten(1, (heads.queries, heads.size))
+        at_T = torch.arange(slots)
+        seen_RT = at_T < lengths_R[:, None]
+        if window is not None:
+            seen_RT &= at_T >= lengths_R[:, None] - window
+        key, value = (cache[: len(lengths_R), :, :slots] for cache in (keys, values))
+        mask = additive(seen_RT[:, None], qkv_RW.dtype)
+        a = F.scaled_dot_product_attention(q_RHD[:, :, None], key, value, mask, scale=scaling, enable_gqa=True)
+        return a.flatten(1)
 
 
 def additive(allowed_BCK: Tensor, dtype: torch.dtype) -> Tensor:

@@ -237,6 +237,49 @@ void attend(const T* qkv, int64_t ld_qkv, const T* path, int64_t ld_path, int64_
     }
 }
 
+// One token each of `rows` dialogues on the first lengths[r] slots of their own keys and values (rows, kv, slots, d)
+template <class T>
+void decode(const T* q, int64_t ld_q, const T* keys, const T* values, int64_t slots, int64_t rows,
+            const int64_t* lengths, int64_t window, int64_t heads, int64_t kv, int64_t d, float scale, T* out) {
+    const int64_t group = heads / kv;
+#pragma omp parallel for collapse(2)
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t h = 0; h < kv; h++) {
+            const int64_t end = lengths[r], begin = window && window < end ? end - window : 0, n = end - begin;
+            const T* k = keys + ((r * kv + h) * slots + begin) * d;
+            const T* v = values + ((r * kv + h) * slots + begin) * d;
+            std::vector<float> p(up(n, L)), sums(up(d, L));
+            for (int64_t g = 0; g < group; g++) {
+                const T* one_q = q + r * ld_q + (h * group + g) * d;
+                float top = -3e38f, total = 0;
+                for (int64_t j = 0; j < n; j++) {
+                    vec s = vec{};
+                    float rest = 0;
+                    int64_t i = 0;
+                    for (; i + L <= d; i += L) s += load(one_q + i) * load(k + j * d + i);
+                    for (; i < d; i++) rest += one(one_q[i]) * one(k[j * d + i]);
+                    p[j] = (sum(s) + rest) * scale;
+                    top = p[j] > top ? p[j] : top;
+                }
+                for (int64_t j = n; j < int64_t(p.size()); j++) p[j] = -3e38f;
+                for (int64_t j = 0; j < n; j += L) store(p.data() + j, exponential(load(p.data() + j) - top));
+                for (auto& x : sums) x = 0;
+                for (int64_t j = 0; j < n; j++) {
+                    total += p[j];
+                    int64_t i = 0;
+                    for (; i + L <= d; i += L) store(&sums[i], load(&sums[i]) + load(v + j * d + i) * p[j]);
+                    for (; i < d; i++) sums[i] += one(v[j * d + i]) * p[j];
+                }
+                T* to = out + r * heads * d + (h * group + g) * d;
+                T part[L];
+                for (int64_t i = 0; i < d; i += L) {
+                    store(part, load(&sums[i]) / total);
+                    memcpy(to + i, part, (d - i < L ? d - i : L) * sizeof(T));
+                }
+            }
+        }
+}
+
 template <class T> void normed(const T* x, int64_t rows, int64_t width, float eps, T* out) {
 #pragma omp parallel for
     for (int64_t r = 0; r < rows; r++) {
@@ -299,6 +342,11 @@ template <class T> void turn(T* qkv, int64_t ld, int64_t rows, int64_t heads, in
                                   int64_t kv, int64_t d, float scale, T* out) {                                       \
         attend<T>(qkv, ld_qkv, path, ld_path, before, nodes, block, keys, starts, last, depth, window, heads, kv, d,  \
                   scale, out);                                                                                        \
+    }                                                                                                                 \
+    extern "C" void decode_##NAME(const T* q, int64_t ld_q, const T* keys, const T* values, int64_t slots,            \
+                                  int64_t rows, const int64_t* lengths, int64_t window, int64_t heads, int64_t kv,    \
+                                  int64_t d, float scale, T* out) {                                                   \
+        decode<T>(q, ld_q, keys, values, slots, rows, lengths, window, heads, kv, d, scale, out);                     \
     }                                                                                                                 \
     extern "C" void normed_##NAME(const T* x, int64_t rows, int64_t width, float eps, T* out) {                       \
         normed<T>(x, rows, width, eps, out);                                                                          \

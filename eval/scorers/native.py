@@ -104,6 +104,18 @@ class NativeKernels(TorchKernels):
         )  # fmt: skip
         return out_NW
 
+    def decode(
+        self, qkv_RW: Tensor, keys: Tensor, values: Tensor, lengths_R: Tensor, window: int | None, scaling: float,
+        heads: Heads,
+    ) -> Tensor:  # fmt: skip
+        r = len(lengths_R)
+        out_RW = torch.empty(r, heads.queries * heads.size, dtype=qkv_RW.dtype)
+        self._call(
+            "decode", qkv_RW, c_int64(qkv_RW.shape[1]), keys, values, c_int64(keys.shape[2]), c_int64(r), lengths_R,
+            *map(c_int64, (window or 0, heads.queries, heads.keys, heads.size)), c_float(scaling), out_RW,
+        )  # fmt: skip
+        return out_RW
+
     def _call(self, name: str, first: Tensor, *rest: Tensor | np.ndarray | c_int64 | c_float) -> None:
         """Calls the function for the dtype of `first`; arrays are passed as the address of their first number."""
         function = getattr(self.library, f"{name}_{SUFFIXES[first.dtype]}")
