@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from eval.prefix_tree import Slice, shared, slices
 from eval.scorers import llama_shape, native
-from eval.scorers.kernels import TorchKernels, additive
+from eval.scorers.kernels import SLOTS, TorchKernels, additive
 from eval.scorers.llama_shape import Layer, Product, Unsupported
 from eval.scorers.portable import Found, Wanted, layer_windows
 from eval.scorers.widen import in_fp32
@@ -165,7 +165,7 @@ class FusedDecoder:
     ) -> Tensor:  # fmt: skip
         """S tokens more for each of R dialogues, row r's in its slots from starts_R[r] on.
 
-        keys, values: for each layer (rows, key heads, slots, D), with slots a multiple of ROWS. They are those of the
+        keys, values: for each layer (rows, key heads, slots, D), with slots a multiple of SLOTS. They are those of the
         first R rows and are written to; with `rows` (R,) copies of those rows are. The tokens are a chain, or a tree:
         (position (R, S), which of the row's S tokens each sees (R, S, S)).
         Returns the normed hidden states (R, S, H), in fp32.
@@ -173,7 +173,7 @@ class FusedDecoder:
         (r, s), kv, d = tokens_RS.shape, self.heads.keys, self.heads.size
         slot_RS = starts_R[:, None] + torch.arange(s)
         position_RS, own_RSS = tree or (slot_RS, torch.ones(s, s, dtype=torch.bool).tril().repeat(r, 1, 1))
-        slots = -(-(int(starts_R.max()) + s) // ROWS) * ROWS
+        slots = -(-(int(starts_R.max()) + s) // SLOTS) * SLOTS
         pad = -(r * s) % ROWS
         x_NH = F.pad(self.embed(tokens_RS.flatten()).to(self.dtype), (0, 0, 0, pad))
         turn = self._turn(x_NH, F.pad(position_RS.flatten(), (0, pad)))
@@ -203,7 +203,7 @@ class FusedDecoder:
 
     def slots(self, rows: int, length: int) -> tuple[list[Tensor], list[Tensor]]:
         """Keys and values for `step`, with at least so many rows and slots: finite numbers, those of the last use."""
-        length = -(-length // ROWS) * ROWS
+        length = -(-length // SLOTS) * SLOTS
         if not self._slots[0] or self._slots[0][0].shape[0] < rows or self._slots[0][0].shape[2] < length:
             shape = (rows, self.heads.keys, length, self.heads.size)
             self._slots = [], []  # the old ones first

@@ -2,8 +2,9 @@
 values are kept for the question that follows the reasoning.
 
 A sample must not depend on what is sampled beside it. Matrix products always run on ROWS rows (how oneDNN sums depends
-on their number) and attention on slots in multiples of ROWS, keys always by position: then a row's result is the same,
-bit for bit, whatever the other rows are (a test holds it). The draw uses the row's own uniform numbers.
+on their number) and attention on a row's own keys by position (by torch on SLOTS at a time): then a
+row's result is the same, bit for bit, whatever the other rows are (a test holds it).
+The draw uses the row's own uniform numbers.
 Shapes: R rows, T slots, D head, H hidden, V vocabulary, W any other width.
 """
 
