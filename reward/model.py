@@ -1,8 +1,7 @@
-"""Models for training: LoRA as configured, and a reward model loaded and checked."""
+"""Models for training: LoRA as configured, and what training needs of a model and its tokenizer."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig
@@ -43,13 +42,3 @@ def check_chat_template(tokenizer: Any, model: str) -> None:
             f"the tokenizer of {model} has no chat template, which training on dialogues needs; start from an instruct "
             "model, or save a template with the tokenizer"
         )
-
-
-def check_reward_model(path: str) -> None:
-    """InputError unless `path` is a sequence classification model with one output (a merged reward model)."""
-    hint = "; train one with `accelerate launch -m reward.train`"
-    if not Path(path).exists() and (path.count("/") != 1 or path.startswith((".", "/", "runs/"))):
-        raise InputError(f"reward model {path}: there is no such folder{hint}")
-    config = check_model(path)
-    if getattr(config, "num_labels", None) != 1:
-        raise InputError(f"reward model {path} has {config.num_labels} outputs, it must have one{hint}")

@@ -30,8 +30,9 @@ def train(arguments: PolicyArguments, config: Any, model_args: Any) -> dict[str,
     from eval.checkpoints import base_parameters, load_tokenizer, weights_id, weights_mib
     from eval.sources import data_folder, data_name, sha256
     from eval.tracking import policy_name
-    from reward.model import check_chat_template, check_model_arguments, check_reward_model, lora_config
+    from reward.model import check_chat_template, check_model_arguments, lora_config
     from reward.preferences import preference_files, read_pairs
+    from reward.scoring import check_reward_model
     from train.prompts import rl_prompts
     from train.schedule import check_schedule
 

@@ -1,0 +1,50 @@
+"""Dialogues and preference pairs: the nouns of this package, and how a dialogue becomes token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Message = dict[str, str]
+"""{"role": "system", "user" or "assistant", "content": text}."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A human's preference between two answers to the same prompt, in TRL's conversational form.
+
+    subset: what accuracy is reported by ("harmless-base"); where: the file and line, or the dataset and row.
+    """
+
+    prompt: list[Message]
+    chosen: list[Message]
+    rejected: list[Message]
+    subset: str
+    where: str
+
+    def row(self) -> dict[str, list[Message]]:
+        """The columns that TRL's RewardTrainer reads."""
+        return {"prompt": self.prompt, "chosen": self.chosen, "rejected": self.rejected}
+
+
+def token_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+    """A whole dialogue in the tokenizer's chat template: what TRL's RewardTrainer trains on."""
+    return tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=True)["input_ids"]
+
+
+def cut_by_turns(messages: Sequence[Message], tokenizer: Any, max_length: int) -> list[Message] | None:
+    """The dialogue without its oldest turns, as few as needed for at most `max_length` tokens; None where the last
+    human turn and the answer alone are longer.
+
+    A turn is a human message with the answer to it; a system message stays. What is left begins with a human message.
+    """
+    kept = list(messages)
+    system = kept[:1] if kept and kept[0]["role"] == "system" else []
+    turns = kept[len(system) :]
+    while len(token_ids(tokenizer, system + turns)) > max_length:
+        starts = [i for i, m in enumerate(turns) if m["role"] == "user" and i > 0]
+        if not starts:
+            return None
+        turns = turns[starts[0] :]
+    return system + turns

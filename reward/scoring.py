@@ -1,0 +1,181 @@
+"""A reward model that is loaded, checked, and gives each dialogue one number.
+
+A dialogue is a list of {"role", "content"} messages that ends with the assistant's answer. It is written by the reward
+model's own chat template, exactly as TRL's RewardTrainer writes it in training. One longer than the model was trained
+on is cut from the left by whole turns (reward.dialogues), as in training; where its last turn alone is longer, it is
+read whole, up to the model's context.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from eval.checkpoints import UNREADABLE, check_model, choose_device, is_hub_id, load_tokenizer, weights_id
+from eval.config import InputError
+from eval.hub import commit_of, explained
+from eval.results import read_json
+from eval.suitability import check_all_loaded, check_vocabulary
+from reward.dialogues import Message, cut_by_turns, token_ids
+
+log = logging.getLogger(__name__)
+
+DESCRIPTION = "reward_model.json"
+"""Lies in the folder of a reward model trained here: what it was trained on, max_length, and how good it is."""
+HINT = "train one with `accelerate launch -m reward.train`"
+
+
+@dataclass
+class RewardModel:
+    """model: sequence classification with one output, in evaluation mode. max_length: tokens, None without a limit.
+
+    description: reward_model.json, empty for a reward model trained elsewhere. provenance: name, weights, dtype.
+    """
+
+    model: Any
+    tokenizer: Any
+    max_length: int | None
+    context: int | None
+    provenance: dict[str, Any]
+    description: dict[str, Any] = field(default_factory=dict)
+    batch_tokens: int = 8192
+
+    @property
+    def name(self) -> str:
+        return self.provenance["reward_model"]
+
+    def ids(self, dialogue: Sequence[Message]) -> list[int]:
+        """The token ids that the model reads. InputError where they are more than its context."""
+        messages = list(dialogue)
+        if self.max_length is not None:
+            messages = cut_by_turns(messages, self.tokenizer, self.max_length) or messages
+        ids = token_ids(self.tokenizer, messages)
+        if self.context is not None and len(ids) > self.context:
+            raise InputError(
+                f"a dialogue has {len(ids)} tokens in its last turn and answer, the reward model {self.name} reads at "
+                f"most {self.context}; shorten or remove it"
+            )
+        return ids
+
+    def scores(self, dialogues: Sequence[Sequence[Message]], progress: bool = False) -> np.ndarray:
+        """(N,) float64 rewards of N dialogues, in their order; independent of how they are batched up to rounding.
+
+        Raises InputError for a score that is not a finite number.
+        """
+        ids = [self.ids(d) for d in dialogues]
+        found = np.full(len(ids), np.nan)
+        with tqdm(total=len(ids), desc="scoring", unit="dialogue", disable=not progress) as bar:
+            for batch in batches([len(i) for i in ids], self.batch_tokens):
+                found[batch] = self._forward([ids[i] for i in batch])
+                bar.update(len(batch))
+        bad = np.flatnonzero(~np.isfinite(found))
+        if len(bad):
+            raise InputError(
+                f"the reward model {self.name} gives {found[bad[0]]} to {len(bad)} of {len(ids)} dialogues, first "
+                f"to number {bad[0] + 1}; its weights are broken or overflow: use --dtype float32, or train it again"
+            )
+        return found
+
+    @torch.inference_mode()
+    def _forward(self, ids: list[list[int]]) -> np.ndarray:
+        width = max(map(len, ids))
+        rows = torch.full((len(ids), width), self.model.config.get_text_config().pad_token_id)
+        mask = torch.zeros_like(rows)
+        for row, seen, one in zip(rows, mask, ids, strict=True):
+            row[: len(one)] = torch.tensor(one)
+            seen[: len(one)] = 1
+        device = next(self.model.parameters()).device
+        logits = self.model(input_ids=rows.to(device), attention_mask=mask.to(device)).logits
+        return logits[:, 0].double().cpu().numpy()
+
+
+def batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Indices in batches of similar lengths, longest first, each of at most `batch_tokens` padded tokens."""
+    found: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if found and lengths[found[-1][0]] * (len(found[-1]) + 1) <= batch_tokens:
+            found[-1].append(i)
+        else:
+            found.append([i])
+    return found
+
+
+def load_reward_model(
+    path: str, revision: str | None = None, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False
+) -> RewardModel:
+    """A reward model from a folder or the hub. InputError where its head or its tokenizer does not fit, in one line."""
+    from transformers import AutoModelForSequenceClassification
+
+    commit = commit_of(path, revision) if is_hub_id(path) else revision
+    config = check_reward_model(path, commit, trust_remote_code)
+    tokenizer = load_tokenizer(path, commit, trust_remote_code)
+    check_fits(tokenizer, config, path)
+    try:
+        loaded: Any = AutoModelForSequenceClassification.from_pretrained(
+            path, revision=commit, dtype=dtype, output_loading_info=True, trust_remote_code=trust_remote_code
+        )
+    except UNREADABLE as error:
+        raise InputError(f"reward model {path} cannot be loaded: {explained(error, path, revision)}") from error
+    model, found = loaded
+    check_all_loaded(found, path)
+    head_in_fp32(model)
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    description = (read_json(Path(path) / DESCRIPTION) or {}) if Path(path).is_dir() else {}
+    provenance = {
+        "reward_model": path,
+        "commit": commit,
+        "weights": weights_id(path, commit),
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return RewardModel(
+        model.to(choose_device(device)).eval(), tokenizer, description.get("max_length"), context, provenance,
+        description,
+    )  # fmt: skip
+
+
+def check_reward_model(path: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The configuration, or InputError unless it is of a sequence classification model with one output."""
+    if not is_hub_id(path) and not Path(path).exists():
+        raise InputError(f"reward model {path}: there is no such folder; {HINT}")
+    config = check_model(path, revision, trust_remote_code)
+    architectures = getattr(config, "architectures", None) or []
+    if not any("SequenceClassification" in name or "RewardModel" in name for name in architectures):
+        said = ", ".join(architectures) or "nothing known"
+        raise InputError(f"reward model {path} is {said}, it must be a sequence classification model; {HINT}")
+    if config.num_labels != 1:
+        raise InputError(f"reward model {path} has {config.num_labels} outputs, it must have one; {HINT}")
+    return config
+
+
+def check_fits(tokenizer: Any, config: Any, path: str) -> None:
+    """InputError where the tokenizer has no chat template, or writes tokens that the model does not have."""
+    if not tokenizer.chat_template:
+        raise InputError(
+            f"the tokenizer of reward model {path} has no chat template, by which it reads dialogues; save the one "
+            "that it was trained with beside the tokenizer"
+        )
+    check_vocabulary(tokenizer, config, path)
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    dialogue = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hello!"}]
+    largest = max(token_ids(tokenizer, dialogue))
+    if rows is not None and largest >= rows:
+        raise InputError(
+            f"reward model {path} has tokens 0 to {rows - 1} and its tokenizer writes token {largest} "
+            f"({tokenizer.decode([largest])!r}): they do not belong together; give a folder with its own tokenizer"
+        )
+
+
+def head_in_fp32(model: Any) -> None:
+    """Lets the head of a half-precision model read and give fp32: 8 bits of a reward tie many pairs."""
+    head = getattr(model, "score", None)
+    if isinstance(head, torch.nn.Linear) and head.weight.dtype != torch.float32:
+        head.float()
+        head.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(), *inputs[1:]))
