@@ -6,8 +6,10 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from eval.checkpoints import check_model
+from eval.checkpoints import UNREADABLE, check_model
 from eval.config import InputError
+from eval.hub import first_lines
+from reward.scoring import head_in_fp32
 
 
 def lora_config(model_args: Any, model: str, top_layers: int | None) -> Any:
@@ -42,3 +44,41 @@ def check_chat_template(tokenizer: Any, model: str) -> None:
             f"the tokenizer of {model} has no chat template, which training on dialogues needs; start from an instruct "
             "model, or save a template with the tokenizer"
         )
+
+
+def load_base(model_args: Any, config: Any, tokenizer: Any) -> Any:
+    """The model to be trained, with a reward head of one output that is random (`config.seed`) and in fp32.
+
+    Raises InputError where more than the head is missing from its weights.
+    """
+    from transformers import AutoModelForSequenceClassification, set_seed
+    from transformers.utils import logging
+
+    name = model_args.model_name_or_path
+    options = {
+        "dtype": model_args.dtype or "float32",
+        "revision": model_args.model_revision,
+        "trust_remote_code": model_args.trust_remote_code,
+        **(config.model_init_kwargs or {}),
+    }
+    config.model_init_kwargs = None  # used here, and TRL warns of them beside a loaded model
+    set_seed(config.seed)
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # a report on the missing head, which is meant to be missing
+    try:
+        loaded: Any = AutoModelForSequenceClassification.from_pretrained(
+            name, num_labels=1, output_loading_info=True, **options
+        )
+    except UNREADABLE as error:
+        raise InputError(f"model {name} cannot be loaded with a reward head: {first_lines(error)}") from error
+    finally:
+        logging.set_verbosity(level)
+    model, found = loaded
+    heads = {"score.weight", "score.bias", "classifier.weight", "classifier.bias"}
+    if missing := sorted({*found["missing_keys"], *found["mismatched_keys"]} - heads):
+        raise InputError(
+            f"model {name} has no weights for {missing[0]} and {len(missing) - 1} more; give a complete one"
+        )
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    head_in_fp32(model)
+    return model

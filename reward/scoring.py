@@ -23,7 +23,8 @@ from eval.config import InputError
 from eval.hub import commit_of, explained
 from eval.results import read_json
 from eval.suitability import check_all_loaded, check_vocabulary
-from reward.dialogues import Message, cut_by_turns, token_ids
+from reward.dialogues import Message, Pair, cut_by_turns, token_ids
+from reward.quality import ScoredPair
 
 log = logging.getLogger(__name__)
 
@@ -69,22 +70,40 @@ class RewardModel:
 
         Raises InputError for a score that is not a finite number.
         """
-        ids = [self.ids(d) for d in dialogues]
-        found = np.full(len(ids), np.nan)
-        with tqdm(total=len(ids), desc="scoring", unit="dialogue", disable=not progress) as bar:
-            for batch in batches([len(i) for i in ids], self.batch_tokens):
-                found[batch] = self._forward([ids[i] for i in batch])
-                bar.update(len(batch))
+        found = self._read(dialogues, progress)[:, 0]
         bad = np.flatnonzero(~np.isfinite(found))
         if len(bad):
             raise InputError(
-                f"the reward model {self.name} gives {found[bad[0]]} to {len(bad)} of {len(ids)} dialogues, first "
+                f"the reward model {self.name} gives {found[bad[0]]} to {len(bad)} of {len(found)} dialogues, first "
                 f"to number {bad[0] + 1}; its weights are broken or overflow: use --dtype float32, or train it again"
             )
         return found
 
+    def features(self, dialogues: Sequence[Sequence[Message]], progress: bool = False) -> np.ndarray:
+        """(N, H) float64: what the head reads of each dialogue, the last token's hidden state."""
+        read: list[torch.Tensor] = []
+        hook = self.model.score.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+        try:
+            return self._read(dialogues, progress, read)
+        finally:
+            hook.remove()
+
+    def _read(
+        self, dialogues: Sequence[Sequence[Message]], progress: bool, hidden: list[torch.Tensor] | None = None
+    ) -> np.ndarray:
+        """(N, 1) scores, or (N, H) of the hidden states that each forward pass leaves in `hidden`."""
+        ids = [self.ids(d) for d in dialogues]
+        found: list[np.ndarray] = [np.empty(0)] * len(ids)
+        with tqdm(total=len(ids), desc="reading", unit="dialogue", disable=not progress) as bar:
+            for batch in batches([len(i) for i in ids], self.batch_tokens):
+                rows = self._forward([ids[i] for i in batch], hidden)
+                for i, row in zip(batch, rows, strict=True):
+                    found[i] = row
+                bar.update(len(batch))
+        return np.array(found)
+
     @torch.inference_mode()
-    def _forward(self, ids: list[list[int]]) -> np.ndarray:
+    def _forward(self, ids: list[list[int]], hidden: list[torch.Tensor] | None) -> np.ndarray:
         width = max(map(len, ids))
         rows = torch.full((len(ids), width), self.model.config.get_text_config().pad_token_id)
         mask = torch.zeros_like(rows)
@@ -93,7 +112,27 @@ class RewardModel:
             seen[: len(one)] = 1
         device = next(self.model.parameters()).device
         logits = self.model(input_ids=rows.to(device), attention_mask=mask.to(device)).logits
-        return logits[:, 0].double().cpu().numpy()
+        if hidden is None:
+            return logits.double().cpu().numpy()
+        last = torch.tensor([pooled(one, self.model.config.get_text_config().pad_token_id) for one in ids])
+        return hidden.pop()[torch.arange(len(ids)), last.to(device)].double().cpu().numpy()
+
+
+def pooled(ids: Sequence[int], pad: int) -> int:
+    """The position that transformers' sequence classification reads: the last that is no padding token."""
+    return max((i for i, token in enumerate(ids) if token != pad), default=len(ids) - 1)
+
+
+def score_pairs(reward_model: RewardModel, pairs: Sequence[Pair]) -> list[ScoredPair]:
+    """The pairs with the scores of both answers."""
+    answers = [answer for p in pairs for answer in (p.prompt + p.chosen, p.prompt + p.rejected)]
+    scores = reward_model.scores(answers, progress=True)
+    lengths = [len(reward_model.tokenizer(d[-1]["content"], add_special_tokens=False).input_ids) for d in answers]
+    found = []
+    for i, p in zip(range(0, len(answers), 2), pairs, strict=True):
+        chosen, rejected = map(float, scores[i : i + 2])
+        found.append(ScoredPair(p.where, p.subset, p.prompt_id, chosen, rejected, lengths[i], lengths[i + 1]))
+    return found
 
 
 def batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:

@@ -1,33 +1,59 @@
 """Trains a reward model from preference pairs: accelerate launch -m reward.train --config configs/demo/reward.yaml
 
-TRL's RewardTrainer (Bradley-Terry) with LoRA or in full; pairs are split by prompt, the accuracy on the held-out pairs
-is reported with its Wilson interval. OUTPUT/model is the merged, self-contained reward model; OUTPUT/reward.json is
-written last. The same command goes on after a kill and does nothing where all is done.
+TRL's RewardTrainer (Bradley-Terry) with LoRA or in full, after the head has been fitted on the frozen model
+(reward.head). Pairs are split by prompt; accuracy with intervals, calibration and length bias are measured on the
+held-out pairs with the model as it was saved.
+
+OUTPUT/model           the merged, self-contained reward model; reward_model.json in it says how it reads a dialogue
+OUTPUT/held_out.jsonl  every held-out pair with its scores and lengths
+OUTPUT/reward.json     what was trained on what, and how good it is; written last
+The same command goes on after a kill and does nothing where all is done.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from eval.config import InputError, parse, prepare_output, run_main
+from eval.results import read_json, write_json, write_text
+from reward.dialogues import Pair
 from reward.stage import Stage, last_checkpoint, settings_of
 
 log = logging.getLogger(__name__)
+OVER_LONG = ("cut", "refuse")
+HEADS = ("fitted", "random")
 
 
 @dataclass
 class RewardArguments:
     """Our few fields beside TRL's RewardConfig and ModelConfig."""
 
+    preferences: list[str] | None = field(
+        default=None,
+        metadata={"help": "files, folders or hub ids (Anthropic/hh-rlhf:harmless-base); default: data_dir/preferences"},
+    )
+    label: str = field(default="better", metadata={"help": "PKU-SafeRLHF's preference that counts: better or safer"})
     data_dir: str | None = field(
         default=None, metadata={"help": "folder with preferences/; default $SELFCORRECT_DATA or the small set"}
     )
     held_out: float = field(default=0.2, metadata={"help": "share of the prompts held out to measure accuracy"})
-    max_pairs: int | None = field(default=None, metadata={"help": "use only the first N pairs"})
+    max_pairs: int | None = field(
+        default=None, metadata={"help": "train on N pairs only; the held-out pairs stay the same"}
+    )
+    over_long: str = field(
+        default="cut", metadata={"help": "pairs longer than max_length: cut from the left by turns, or refuse"}
+    )
+    head: str = field(default="fitted", metadata={"help": "fitted on the frozen model before training, or random"})
     lora_top_layers: int | None = field(default=None, metadata={"help": "put LoRA on the last N layers only"})
 
     def __post_init__(self) -> None:
@@ -35,55 +61,151 @@ class RewardArguments:
             raise InputError(f"held_out must be between 0 and 1, not {self.held_out}")
         if self.max_pairs is not None and self.max_pairs < 2:
             raise InputError(f"max_pairs must be at least 2, not {self.max_pairs}")
+        for name, value, known in (("over_long", self.over_long, OVER_LONG), ("head", self.head, HEADS)):
+            if value not in known:
+                raise InputError(f"{name} must be {' or '.join(known)}, not {value}")
+
+
+@dataclass
+class Clock:
+    """Seconds of each stage of this process."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 1)
+        log.info("%s took %.0f s", name, self.seconds[name])
 
 
 def train(arguments: RewardArguments, config: Any, model_args: Any) -> dict[str, Any]:
-    """Trains, measures, merges and saves; returns the content of reward.json."""
-    from eval.checkpoints import base_parameters, weights_id, weights_mib
-    from eval.provenance import git_commit
-    from eval.sources import data_folder, data_name, sha256
-    from reward.model import check_model_arguments, lora_config
-    from reward.preferences import preference_files, read_pairs, split_by_prompt
+    """Trains, saves, measures what was saved; returns the content of reward.json."""
+    from eval.checkpoints import load_tokenizer, weights_id, weights_mib
+    from eval.provenance import command, git_commit, machine, versions
+    from eval.sources import data_folder, data_name
+    from reward.model import check_chat_template, check_model_arguments
+    from reward.preferences import fit_pairs, read_preferences, split_by_prompt
 
-    output = Path(config.output_dir)
+    output, clock = Path(config.output_dir), Clock()
     model = check_model_arguments(model_args)
     prepare_output(output, needed_mib=round(64 + 2 * weights_mib(model)))
-    files = preference_files(arguments.data_dir)
-    pairs, unreadable = read_pairs(files)
-    training, held_out = split_by_prompt(pairs[: arguments.max_pairs], arguments.held_out, config.seed)
+    with clock.stage("reading"):
+        tokenizer = load_tokenizer(model, model_args.model_revision)
+        check_chat_template(tokenizer, model)
+        read = read_preferences(arguments.preferences, arguments.data_dir, arguments.label)
+        fitted = fit_pairs(read.pairs, tokenizer, config.max_length, arguments.over_long)
+        training, held_out = split_by_prompt(fitted.pairs, arguments.held_out, config.seed, arguments.max_pairs)
     weights = weights_id(model, model_args.model_revision)
-    stage = Stage(
-        output, "reward.json",
-        settings_of(config, model_args, arguments, base_weights=weights, data_sha256=sha256(files)),
-    )  # fmt: skip
+    identity = {"base_weights": weights, "preferences": read.identity}
+    stage = Stage(output, "reward.json", settings_of(config, model_args, arguments, **identity))
     if result := stage.begin():
         log.info("reward model finished already: %s", output / "model")
         return result
-    peft_config = lora_config(model_args, model, arguments.lora_top_layers)
     described = {
         "base_model": model,
-        "base_weights": weights,
-        "data": data_name(data_folder(arguments.data_dir)),
+        **identity,
+        "data": "named sources" if arguments.preferences else data_name(data_folder(arguments.data_dir)),
         "pairs": len(training),
         "held_out_pairs": len(held_out),
-        "unreadable_pairs": unreadable,
+        "held_out_sha256": _sha256(held_out),
+        "unreadable_pairs": read.unreadable,
+        "left_out": fitted.left_out,
+        "cut_pairs": fitted.cut,
+        "pairs_by_subset": dict(Counter(p.subset for p in training)),
+        "max_length": config.max_length,
+        "over_long": arguments.over_long,
         "seed": config.seed,
         "git_commit": git_commit(),
+        "command": command(),
+        "versions": versions(),
+        "machine": machine(),
+        "settings": stage.settings,
     }
-    trainer = _trainer(model, config, model_args, training, held_out, peft_config)
-    described["model_params"] = base_parameters(trainer.accelerator.unwrap_model(trainer.model))
+    return _run(stage, described, clock, (training, held_out), tokenizer, (arguments, config, model_args))
+
+
+def _run(
+    stage: Stage, described: dict[str, Any], clock: Clock, pairs: tuple[list[Pair], list[Pair]], tokenizer: Any,
+    options: tuple[RewardArguments, Any, Any],
+) -> dict[str, Any]:  # fmt: skip
+    from eval.checkpoints import base_parameters
+    from reward.model import load_base
+
+    arguments, config, model_args = options
+    training, held_out = pairs
+    folder = stage.folder / "model"
+    resumed = last_checkpoint(stage.folder, "trainer_state.json")
+    model = load_base(model_args, config, tokenizer)
+    described["model_params"] = base_parameters(model)
+    if arguments.head == "fitted":
+        with clock.stage("head"):
+            described["head"] = _fitted_head(model, tokenizer, training, config, stage.folder, resumed is not None)
+    trainer = _trainer(model, tokenizer, training, options)
     tracking = _start_wandb(config, stage, described)
-    resumed = last_checkpoint(output, "trainer_state.json")
-    trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
-    result = {**described, **measure(trainer, len(held_out))}
-    if tracking is not None:
-        tracking.summary.update({k: v for k, v in result.items() if isinstance(v, float)})
-        tracking.finish()
-    trainer.accelerator.wait_for_everyone()
+    with clock.stage("training"):
+        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    result = {**described, "steps": trainer.state.global_step}
     if trainer.accelerator.is_main_process:
-        _save_merged(trainer, output / "model")
-        stage.finish(result)
-    return result
+        with clock.stage("saving"):
+            _save_merged(trainer, folder)
+        with clock.stage("scoring"):
+            result |= _measure(folder, described, held_out, stage.folder / "held_out.jsonl")
+        stage.finish(result | {"seconds": clock.seconds})
+        if tracking is not None:
+            tracking.summary.update(_tracked(result))
+            tracking.finish()
+    trainer.accelerator.wait_for_everyone()
+    return read_json(stage.result_path) or {}
+
+
+def _fitted_head(
+    model: Any, tokenizer: Any, training: list[Pair], config: Any, folder: Path, resumed: bool
+) -> dict[str, Any]:
+    """Fits the head on the main process and gives it to the others; what was found is kept for a restart."""
+    from accelerate import PartialState
+    from accelerate.utils import broadcast
+
+    from reward.head import fit_head
+    from reward.scoring import RewardModel
+
+    state, kept = PartialState(), folder / "head.json"
+    if resumed:  # the checkpoint has the head
+        return read_json(kept) or {}
+    model.to(state.device).eval()
+    if state.is_main_process:
+        reader = RewardModel(model, tokenizer, None, None, {"reward_model": config.output_dir})
+        dialogues = [(p.prompt + p.chosen, p.prompt + p.rejected) for p in training]
+        write_json(kept, fit_head(reader, dialogues, config.seed))
+    state.wait_for_everyone()
+    if state.num_processes > 1:
+        model.score.weight.data = broadcast(model.score.weight.data)
+    return read_json(kept) or {}
+
+
+def _trainer(model: Any, tokenizer: Any, training: list[Pair], options: tuple[RewardArguments, Any, Any]) -> Any:
+    from datasets import Dataset
+    from trl import RewardTrainer
+
+    from reward.model import lora_config
+
+    arguments, config, model_args = options
+    rows = Dataset.from_list([p.row() for p in training])
+    if config.train_sampling_strategy != "random":  # the Trainer looks for a column of lengths
+        config.remove_unused_columns = False
+        lengths = [sum(len(m["content"]) for m in (*p.prompt, *p.chosen, *p.rejected)) for p in training]
+        rows = rows.add_column(config.length_column_name, lengths)
+    trainer: Any = RewardTrainer(
+        model=model,
+        args=config,
+        train_dataset=rows,
+        processing_class=tokenizer,
+        peft_config=lora_config(model_args, model_args.model_name_or_path, arguments.lora_top_layers),
+    )
+    if len(trainer.train_dataset) != len(training):
+        raise RuntimeError(f"TRL dropped {len(training) - len(trainer.train_dataset)} pairs that were cut to fit")
+    return trainer
 
 
 def _start_wandb(config: Any, stage: Stage, described: dict[str, Any]) -> Any:
@@ -98,68 +220,43 @@ def _start_wandb(config: Any, stage: Stage, described: dict[str, Any]) -> Any:
     return tracking.start_training_run(stage.folder, name, f"train-{name}", {**described, "algorithm": "reward"})
 
 
-def _trainer(model: str, config: Any, model_args: Any, training: list, held_out: list, peft_config: Any) -> Any:
-    from datasets import Dataset
-    from trl import RewardTrainer
-
-    from eval.checkpoints import load_tokenizer
-    from reward.model import check_chat_template
-
-    config.model_init_kwargs = {
-        "dtype": model_args.dtype or "float32",
-        "revision": model_args.model_revision,
-        **(config.model_init_kwargs or {}),
-    }
-    tokenizer = load_tokenizer(model, model_args.model_revision)
-    check_chat_template(tokenizer, model)
-    trainer: Any = RewardTrainer(
-        model=model,
-        args=config,
-        train_dataset=Dataset.from_list(training),
-        eval_dataset=Dataset.from_list(held_out),
-        processing_class=tokenizer,
-        peft_config=peft_config,
-    )
-    for name, n, dataset in (
-        ("training", len(training), trainer.train_dataset),
-        ("held-out", len(held_out), trainer.eval_dataset),
-    ):
-        if len(dataset) < n:
-            log.warning(
-                "%d of %d %s pairs are longer than max_length %s and left out",
-                n - len(dataset),
-                n,
-                name,
-                config.max_length,
-            )
-    return trainer
-
-
-def measure(trainer: Any, n_pairs: int) -> dict[str, Any]:
-    """Accuracy on the held-out pairs with Wilson's 95% interval, and the mean margin in reward units."""
-    from scipy.stats import binomtest
-
-    metrics = trainer.evaluate()
-    n = len(trainer.eval_dataset)
-    right = round(metrics["eval_accuracy"] * n)
-    interval = binomtest(right, n).proportion_ci(0.95, method="wilson")
-    return {
-        "accuracy": right / n,
-        "accuracy_low": float(interval.low),
-        "accuracy_high": float(interval.high),
-        "scored_pairs": n,
-        "left_out_pairs": n_pairs - n,
-        "margin": float(metrics["eval_margin"]),
-    }
-
-
 def _save_merged(trainer: Any, folder: Path) -> None:
     """The adapter merged into its base, in a folder that needs nothing else."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
-    merged.config.pad_token_id = trainer.processing_class.pad_token_id
     merged.save_pretrained(folder)
     trainer.processing_class.save_pretrained(folder)
+
+
+def _measure(folder: Path, described: dict[str, Any], held_out: list[Pair], rows: Path) -> dict[str, Any]:
+    """Scores the held-out pairs with the saved model; writes them and the model's own description."""
+    from reward.quality import as_row, quality
+    from reward.scoring import DESCRIPTION, load_reward_model, score_pairs
+
+    about = ("base_model", "base_weights", "preferences", "pairs", "seed", "max_length", "over_long")
+    description = {name: described[name] for name in about}
+    write_json(folder / DESCRIPTION, description)
+    scored = score_pairs(load_reward_model(str(folder)), held_out)
+    write_text(rows, "".join(json.dumps(as_row(p)) + "\n" for p in scored))
+    measured = quality(scored)
+    write_json(folder / DESCRIPTION, {**description, **measured})
+    return measured
+
+
+def _tracked(result: dict[str, Any]) -> dict[str, Any]:
+    """What W&B's table of runs shows of a reward model."""
+    found = {"reward/expected_calibration_error": result["calibration"]["expected_calibration_error"]}
+    parts = {"accuracy": result["accuracy"]["all"]}
+    parts |= {f"accuracy_{name}": part for name, part in result["accuracy"]["by_subset"].items()}
+    parts |= {f"accuracy_{name}": result["length_bias"][name] for name in ("longer_is_worse", "longer_is_better")}
+    for name, part in parts.items():
+        found |= {f"reward/{name}{end}": part[key] for end, key in (("", "value"), ("_low", "low"), ("_high", "high"))}
+    return found
+
+
+def _sha256(pairs: list[Pair]) -> str:
+    """Checksum of pairs, by which two reward models are known to be measured on the same ones."""
+    return hashlib.sha256(json.dumps([p.row() for p in pairs]).encode()).hexdigest()
 
 
 def main() -> None:
@@ -169,11 +266,10 @@ def main() -> None:
 
     arguments, config, model_args = parse([RewardArguments, RewardConfig, ModelConfig], sys.argv[1:], "reward.train")
     result = train(arguments, config, model_args)
-    print(
-        f"held-out pairwise accuracy {result['accuracy']:.3f} "
-        f"[{result['accuracy_low']:.3f}, {result['accuracy_high']:.3f}] on {result['scored_pairs']} pairs\n"
-        f"reward model: {Path(config.output_dir) / 'model'}"
-    )
+    for name, part in {**result["accuracy"]["by_subset"], "all": result["accuracy"]["all"]}.items():
+        interval = f"{part['value']:.3f} [{part['low']:.3f}, {part['high']:.3f}]"
+        print(f"held-out pairwise accuracy, {name}: {interval} on {part['n_pairs']} pairs")
+    print(f"reward model: {Path(config.output_dir) / 'model'}")
 
 
 if __name__ == "__main__":
