@@ -95,8 +95,8 @@ def train(arguments: RewardArguments, config: Any, model_args: Any) -> dict[str,
         tokenizer = load_tokenizer(model, model_args.model_revision)
         check_chat_template(tokenizer, model)
         read = read_preferences(arguments.preferences, arguments.data_dir, arguments.label)
-        fitted = fit_pairs(read.pairs, tokenizer, config.max_length, arguments.over_long)
-        training, held_out = split_by_prompt(fitted.pairs, arguments.held_out, config.seed, arguments.max_pairs)
+        pairs, left_out = fit_pairs(read.pairs, tokenizer, config.max_length, arguments.over_long)
+        training, held_out = split_by_prompt(pairs, arguments.held_out, config.seed, arguments.max_pairs)
     weights = weights_id(model, model_args.model_revision)
     identity = {"base_weights": weights, "preferences": read.identity}
     stage = Stage(output, "reward.json", settings_of(config, model_args, arguments, **identity))
@@ -111,8 +111,8 @@ def train(arguments: RewardArguments, config: Any, model_args: Any) -> dict[str,
         "held_out_pairs": len(held_out),
         "held_out_sha256": _sha256(held_out),
         "unreadable_pairs": read.unreadable,
-        "left_out": fitted.left_out,
-        "cut_pairs": fitted.cut,
+        "left_out": left_out,
+        "cut_pairs": sum(p.was_cut for p in pairs),
         "pairs_by_subset": dict(Counter(p.subset for p in training)),
         "max_length": config.max_length,
         "over_long": arguments.over_long,
