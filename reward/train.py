@@ -41,20 +41,19 @@ def train(arguments: RewardArguments, config: Any, model_args: Any) -> dict[str,
     """Trains, measures, merges and saves; returns the content of reward.json."""
     from eval.checkpoints import base_parameters, weights_id, weights_mib
     from eval.provenance import git_commit
-    from eval.sources import data_folder, data_name, sha256
+    from eval.sources import data_folder, data_name
     from reward.model import check_model_arguments, lora_config
-    from reward.preferences import preference_files, read_pairs, split_by_prompt
+    from reward.preferences import read_preferences, split_by_prompt
 
     output = Path(config.output_dir)
     model = check_model_arguments(model_args)
     prepare_output(output, needed_mib=round(64 + 2 * weights_mib(model)))
-    files = preference_files(arguments.data_dir)
-    pairs, unreadable = read_pairs(files)
-    training, held_out = split_by_prompt(pairs[: arguments.max_pairs], arguments.held_out, config.seed)
+    preferences = read_preferences(None, arguments.data_dir)
+    training, held_out = split_by_prompt(preferences.pairs[: arguments.max_pairs], arguments.held_out, config.seed)
     weights = weights_id(model, model_args.model_revision)
     stage = Stage(
         output, "reward.json",
-        settings_of(config, model_args, arguments, base_weights=weights, data_sha256=sha256(files)),
+        settings_of(config, model_args, arguments, base_weights=weights, preference_data=preferences.identity),
     )  # fmt: skip
     if result := stage.begin():
         log.info("reward model finished already: %s", output / "model")
@@ -66,7 +65,7 @@ def train(arguments: RewardArguments, config: Any, model_args: Any) -> dict[str,
         "data": data_name(data_folder(arguments.data_dir)),
         "pairs": len(training),
         "held_out_pairs": len(held_out),
-        "unreadable_pairs": unreadable,
+        "unreadable_pairs": preferences.unreadable,
         "seed": config.seed,
         "git_commit": git_commit(),
     }
@@ -115,8 +114,8 @@ def _trainer(model: str, config: Any, model_args: Any, training: list, held_out:
     trainer: Any = RewardTrainer(
         model=model,
         args=config,
-        train_dataset=Dataset.from_list(training),
-        eval_dataset=Dataset.from_list(held_out),
+        train_dataset=Dataset.from_list([p.row() for p in training]),
+        eval_dataset=Dataset.from_list([p.row() for p in held_out]),
         processing_class=tokenizer,
         peft_config=peft_config,
     )
