@@ -19,24 +19,27 @@ from huggingface_hub.errors import (
 from eval.config import InputError
 
 
-def commit_of(repo: str, revision: str | None = None) -> str:
+def commit_of(repo: str, revision: str | None = None, repo_type: str | None = None) -> str:
     """The commit that a branch, tag or commit of a hub repository stands for (None: its default branch).
 
-    Without network, or with HF_HUB_OFFLINE=1, as the cache has it. InputError where it cannot be known.
+    repo_type: None for a model, "dataset" for a dataset. Without network, or with HF_HUB_OFFLINE=1, as the cache has
+    it. InputError where it cannot be known.
     """
     try:
-        return resolve_revision(repo, revision=revision, local_files_only=is_offline_mode()).resolved
+        found = resolve_revision(repo, repo_type=repo_type, revision=revision, local_files_only=is_offline_mode())
+        return found.resolved
     except (HTTPError, OSError, ValueError, RevisionResolutionError) as error:
-        raise InputError(explained(error, repo, revision)) from error
+        raise InputError(explained(error, repo, revision, repo_type)) from error
 
 
-def explained(error: BaseException, repo: str, revision: str | None = None) -> str:
+def explained(error: BaseException, repo: str, revision: str | None = None, repo_type: str | None = None) -> str:
     """One line for what huggingface_hub, or transformers on top of it, raised about a repository."""
     at = f" at revision '{revision}'" if revision else ""
+    page = f"https://huggingface.co/{'datasets/' if repo_type == 'dataset' else ''}{repo}"
     for cause in _causes(error):
         if isinstance(cause, GatedRepoError):
             return (
-                f"{repo} is gated: ask for access on https://huggingface.co/{repo}, then log in with `hf auth login` "
+                f"{repo} is gated: ask for access on {page}, then log in with `hf auth login` "
                 "(or set HF_TOKEN) and run the command again"
             )
         if isinstance(cause, RepositoryNotFoundError):
@@ -45,12 +48,14 @@ def explained(error: BaseException, repo: str, revision: str | None = None) -> s
                 "`hf auth login`"
             )
         if isinstance(cause, RevisionNotFoundError):
-            return f"{repo} has no revision '{revision}': https://huggingface.co/{repo}/tree/main lists its branches"
+            return f"{repo} has no revision '{revision}': {page}/tree/main lists its branches"
         if isinstance(cause, LocalEntryNotFoundError | OfflineModeIsEnabled | RevisionResolutionError):
-            fetch = f"hf download {repo}" + (f" --revision {revision}" if revision else "")
+            fetch = f"hf download {repo}" + (f" --repo-type {repo_type}" if repo_type else "")
+            fetch += f" --revision {revision}" if revision else ""
             return (
-                f"{repo}{at} is neither a model folder nor a hub id that can be reached: there is no network (or "
-                f"HF_HUB_OFFLINE is set) and the cache does not have it; run `{fetch}` where there is network"
+                f"{repo}{at} is neither a {repo_type or 'model'} folder nor a hub id that can be reached: there is no "
+                f"network (or HF_HUB_OFFLINE is set) and the cache does not have it; run `{fetch}` where there is "
+                "network"
             )
         if isinstance(cause, HFValidationError):
             return f"{repo} is neither a local file or folder that is there nor the form of a hub id (owner/name)"

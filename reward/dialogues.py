@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ class Pair:
     """A human's preference between two answers to the same prompt, in TRL's conversational form.
 
     subset: what accuracy is reported by ("harmless-base"); where: the file and line, or the dataset and row.
+    prompt_ids: beginnings() of the prompt as it was before it was cut; empty where it was not cut.
     """
 
     prompt: list[Message]
@@ -22,10 +24,30 @@ class Pair:
     rejected: list[Message]
     subset: str
     where: str
+    prompt_ids: tuple[str, ...] = ()
+
+    @property
+    def was_cut(self) -> bool:
+        """Whether oldest turns of the prompt were left out."""
+        return bool(self.prompt_ids)
 
     def row(self) -> dict[str, list[Message]]:
         """The columns that TRL's RewardTrainer reads."""
         return {"prompt": self.prompt, "chosen": self.chosen, "rejected": self.rejected}
+
+
+def beginnings(prompt: Sequence[Message]) -> tuple[str, ...]:
+    """An id for each beginning of the prompt that ends with a human message, the prompt itself last.
+
+    Prompts that differ only in case or white space have the same ids.
+    """
+    digest, found = hashlib.sha256(), []
+    for message in prompt:
+        text = " ".join(message["content"].split()).casefold()
+        digest.update(f"{message['role']}\0{text}\0".encode(errors="surrogatepass"))
+        if message["role"] == "user":
+            found.append(digest.hexdigest()[:24])
+    return tuple(found)
 
 
 def token_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:

@@ -58,7 +58,7 @@ def load_base(model_args: Any, config: Any, tokenizer: Any) -> Any:
     options = {
         "dtype": model_args.dtype or "float32",
         "revision": model_args.model_revision,
-        "trust_remote_code": model_args.trust_remote_code,
+        "trust_remote_code": config.trust_remote_code,
         **(config.model_init_kwargs or {}),
     }
     config.model_init_kwargs = None  # used here, and TRL warns of them beside a loaded model

@@ -1,101 +1,207 @@
-"""Preference pairs from data_dir/preferences/*.jsonl[.gz] -> TRL's conversational form.
+"""Preference pairs: read from all sources, made to fit the model's length, and split by prompt.
 
-Each line has 'chosen' and 'rejected', a whole dialogue each in the text form of Anthropic's HH-RLHF ("\\n\\nHuman: ...
-\\n\\nAssistant: ...") that differ in the last assistant turn. Lines that are not pairs are counted by reason and
-reported, never dropped in silence.
+Rows that are no pairs are counted by reason and reported, never dropped in silence (reward.formats says which forms are
+known, reward.sources from where they are read).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import random
-import re
-from collections import Counter
-from pathlib import Path
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from tqdm import tqdm
+
 from eval.config import InputError
-from eval.sources import data_folder, fetch_command, read_jsonl
+from reward.dialogues import Message, Pair, beginnings, cut_by_turns
+from reward.formats import KNOWN_FORMS, LABELS, NoPair, has_known_form, pair_of
+from reward.sources import HubData, LocalFile, preference_files, sources_of
+
+__all__ = ["Preferences", "fit_pairs", "preference_files", "read_preferences", "split_by_prompt"]
 
 log = logging.getLogger(__name__)
+OVER_LONG = ("cut", "refuse")
+AT_ONCE = 1024
+"""Dialogues tokenised together."""
 
-TURN = re.compile(r"\n\n(Human|Assistant):")
-ROLES = {"Human": "user", "Assistant": "assistant"}
-Pair = dict[str, list[dict[str, str]]]
+
+@dataclass
+class Preferences:
+    """What was read. unreadable: rows that are no pairs, by reason; identity: of each source, for the record:
+    "FILE sha256:..." or "OWNER/NAME@COMMIT:SUBSET:SPLIT", and the label that decides where rows have two.
+    """
+
+    pairs: list[Pair]
+    unreadable: dict[str, int]
+    identity: list[str]
+    by_subset: dict[str, int] = field(default_factory=dict)
 
 
-def preference_files(data_dir: str | None) -> list[Path]:
-    """The files in data_dir/preferences. InputError where there is none."""
-    folder = data_folder(data_dir) / "preferences"
-    found = sorted(p for p in folder.glob("*") if p.name.endswith((".jsonl", ".jsonl.gz")))
-    if not found:
-        command = fetch_command(folder.parent)
+def read_preferences(preferences: list[str] | None, data_dir: str | None, label: str = "better") -> Preferences:
+    """All pairs of the sources that --preferences names (None: data_dir/preferences), in their order.
+
+    label: "better" (more helpful) or "safer" (more harmless): which label of PKU-SafeRLHF decides. Raises InputError
+    for a source that is not there, is empty, cannot be read or has columns of no known form, and where no pair is left.
+    """
+    if label not in LABELS:
+        raise InputError(f"the label of preference data must be {' or '.join(LABELS)}, not '{label}'")
+    sources = sources_of(preferences, data_dir)
+    pairs: list[Pair] = []
+    reasons: Counter[str] = Counter()
+    identity = []
+    for source in sources:
+        found, unreadable = _read(source, label)
+        pairs += found
+        reasons += unreadable
+        identity.append(source.identity())
+    for reason, n in reasons.most_common():
+        log.warning("%d rows of preference data left out: %s", n, reason)
+    if not pairs:
+        names = ", ".join(source.name for source in sources)
+        raise InputError(f"no usable preference pair in {names}: {_counted(reasons)}")
+    by_subset = Counter(p.subset for p in pairs)
+    return Preferences(pairs, dict(reasons), [*identity, f"label {label}"], dict(by_subset))
+
+
+def _read(source: LocalFile | HubData, label: str) -> tuple[list[Pair], Counter[str]]:
+    pairs: list[Pair] = []
+    reasons: Counter[str] = Counter()
+    columns: dict[str, None] = {}
+    known = False
+    for where, row in tqdm(source.rows(), desc=f"reading {source.subset}", unit="row", disable=None, leave=False):
+        if not known:
+            known = has_known_form(row)
+            columns |= dict.fromkeys(map(str, row)) if isinstance(row, dict) else {}
+        try:
+            pairs.append(pair_of(row, source.subset, where, label))
+        except NoPair as reason:
+            reasons[str(reason)] += 1
+    if not pairs and not reasons:
+        raise InputError(f"preference data {source.name} is empty; it needs {KNOWN_FORMS}")
+    if not known:
         raise InputError(
-            f"{folder} has no *.jsonl or *.jsonl.gz with preference pairs; get some by {command} --only preferences"
+            f"preference data {source.name} has the columns {', '.join(columns) or '(none)'}; it needs {KNOWN_FORMS}"
         )
+    return pairs, reasons
+
+
+def _counted(reasons: Counter[str]) -> str:
+    return ", ".join(f"{n} x {reason}" for reason, n in reasons.most_common())
+
+
+def fit_pairs(
+    pairs: Sequence[Pair], tokenizer: Any, max_length: int | None, over_long: str = "cut"
+) -> tuple[list[Pair], dict[str, int]]:
+    """(pairs whose two dialogues have at most max_length tokens each, those left out by reason).
+
+    over_long: "cut" leaves out a prompt's oldest turns, as few as needed and the same for both answers (Pair.was_cut);
+    "refuse" leaves out the pair. None of max_length: all fit. Raises InputError where no pair is left.
+    """
+    if over_long not in OVER_LONG:
+        raise InputError(f"over_long must be {' or '.join(OVER_LONG)}, not '{over_long}'")
+    if max_length is None:
+        return list(pairs), {}
+    kept: list[Pair] = []
+    left_out: Counter[str] = Counter()
+    lengths = _lengths(pairs, tokenizer)
+    for pair, (chosen, rejected) in zip(pairs, lengths, strict=True):
+        if max(chosen, rejected) <= max_length:
+            kept.append(pair)
+        elif over_long == "refuse":
+            left_out[f"longer than {max_length} tokens"] += 1
+        elif (prompt := _cut_prompt(pair, tokenizer, max_length, chosen >= rejected)) is not None:
+            ids = pair.prompt_ids or beginnings(pair.prompt)
+            kept.append(dataclasses.replace(pair, prompt=prompt, prompt_ids=ids))
+        else:
+            left_out[f"longer than {max_length} tokens in the last turn and answer alone"] += 1
+    for reason, n in left_out.items():
+        log.warning("%d of %d pairs left out: %s", n, len(pairs), reason)
+    if cut := sum(p.was_cut for p in kept):
+        log.info("%d of %d pairs cut from the left to %d tokens", cut, len(pairs), max_length)
+    if not kept:
+        raise InputError(f"no pair has at most {max_length} tokens; raise max_length ({_counted(left_out)})")
+    return kept, dict(left_out)
+
+
+def _cut_prompt(pair: Pair, tokenizer: Any, max_length: int, chosen_is_longer: bool) -> list[Message] | None:
+    """The prompt cut so that both dialogues fit: by the longer one; None where its last turn alone does not fit."""
+    longer, other = (pair.chosen, pair.rejected) if chosen_is_longer else (pair.rejected, pair.chosen)
+    cut = cut_by_turns(pair.prompt + longer, tokenizer, max_length)
+    if cut is not None:  # the other may be longer by a token where the two are cut at another place
+        cut = cut_by_turns(cut[:-1] + other, tokenizer, max_length)
+    return cut[:-1] if cut is not None else None
+
+
+def _lengths(pairs: Sequence[Pair], tokenizer: Any) -> list[tuple[int, int]]:
+    """(tokens with chosen, tokens with rejected) of each pair."""
+    found: list[tuple[int, int]] = []
+    with tqdm(total=len(pairs), desc="measuring lengths", unit="pair", disable=None, leave=False) as bar:
+        for start in range(0, len(pairs), AT_ONCE // 2):
+            part = pairs[start : start + AT_ONCE // 2]
+            dialogues = [p.prompt + answer for p in part for answer in (p.chosen, p.rejected)]
+            ids = tokenizer.apply_chat_template(dialogues, tokenize=True, return_dict=True)["input_ids"]
+            found += [(len(ids[i]), len(ids[i + 1])) for i in range(0, len(ids), 2)]
+            bar.update(len(part))
     return found
 
 
-def read_pairs(files: list[Path]) -> tuple[list[Pair], dict[str, int]]:
-    """(pairs, unreadable lines by reason); a pair is {"prompt": messages, "chosen": [message], "rejected": [message]}.
+def split_by_prompt(
+    pairs: Sequence[Pair], held_out: float, seed: int, max_pairs: int | None = None
+) -> tuple[list[Pair], list[Pair]]:
+    """(training pairs in random order, held-out pairs in their order): a `held_out` share of each subset's pairs.
 
-    Raises InputError for a line that is not JSON or lacks a key, and where no usable pair is left.
+    No prompt stands on both sides, whole or cut, up to case and white space; nor do a prompt and one that goes on from
+    it: all these are held out together or not at all. max_pairs: only so many training pairs. The held-out pairs are
+    the same for every max_pairs, and the training pairs of a smaller one are the first of a larger one's.
+    Raises InputError where a side would be empty.
     """
-    pairs: list[Pair] = []
-    reasons: Counter[str] = Counter()
-    for path in files:
-        before = len(pairs) + reasons.total()
-        for _, row in read_jsonl(path, ("chosen", "rejected")):
-            pair = _pair(row)
-            if isinstance(pair, str):
-                reasons[pair] += 1
-            else:
-                pairs.append(pair)
-        if len(pairs) + reasons.total() == before:
-            raise InputError(f"preference file {path} is empty; it needs lines with 'chosen' and 'rejected'")
-    for reason, n in reasons.items():
-        log.warning("%d preference pairs left out: %s", n, reason)
-    if not pairs:
-        raise InputError(f"no usable preference pair in {', '.join(map(str, files))}: {dict(reasons)}")
-    return pairs, dict(reasons)
-
-
-def _pair(row: dict[str, Any]) -> Pair | str:
-    """A pair, or the reason why the line is none."""
-    chosen, rejected = _messages(row["chosen"]), _messages(row["rejected"])
-    if not chosen or not rejected:
-        return "a dialogue that does not alternate from Human to Assistant"
-    if chosen[:-1] != rejected[:-1]:
-        return "chosen and rejected differ before the last answer"
-    if chosen[-1] == rejected[-1]:
-        return "chosen equals rejected"
-    if not chosen[-1]["content"] or not rejected[-1]["content"]:
-        return "an empty answer"
-    return {"prompt": chosen[:-1], "chosen": chosen[-1:], "rejected": rejected[-1:]}
-
-
-def _messages(text: object) -> list[dict[str, str]] | None:
-    """HH text as messages that alternate user, assistant, ... and end with the assistant; None otherwise."""
-    parts = TURN.split(text) if isinstance(text, str) else []
-    if len(parts) < 5 or parts[0].strip():
-        return None
-    turns = [(ROLES[parts[i]], parts[i + 1].strip()) for i in range(1, len(parts), 2)]
-    roles = [role for role, _ in turns]
-    if roles != ["user", "assistant"] * (len(turns) // 2):
-        return None
-    return [{"role": role, "content": content} for role, content in turns]
-
-
-def split_by_prompt(pairs: list[Pair], held_out: float, seed: int) -> tuple[list[Pair], list[Pair]]:
-    """(training pairs, held-out pairs): a `held_out` share of the distinct prompts, so none stands on both sides."""
-    prompts = sorted({repr(p["prompt"]) for p in pairs})
-    n = round(held_out * len(prompts))
-    if not 1 <= n < len(prompts):
+    if not 0 < held_out < 1:
+        raise InputError(f"held_out must be between 0 and 1, not {held_out}")
+    rng = random.Random(seed)
+    by_subset: dict[str, list[list[int]]] = defaultdict(list)
+    for group in _connected(pairs):
+        by_subset[pairs[group[0]].subset].append(group)
+    chosen: set[int] = set()
+    for subset in sorted(by_subset):
+        groups = by_subset[subset]
+        wanted = round(held_out * sum(map(len, groups)))
+        rng.shuffle(groups)
+        for group in groups:
+            if len(group) <= wanted:
+                chosen.update(group)
+                wanted -= len(group)
+    training = [i for i in range(len(pairs)) if i not in chosen]
+    if not chosen or not training:
         raise InputError(
-            f"held_out {held_out} leaves {n} of {len(prompts)} prompts held out; both sides need at least one"
+            f"held_out {held_out} leaves {len(chosen)} of {len(pairs)} pairs held out; both sides need at least one"
         )
-    chosen = set(random.Random(seed).sample(prompts, n))
-    return (
-        [p for p in pairs if repr(p["prompt"]) not in chosen],
-        [p for p in pairs if repr(p["prompt"]) in chosen],
-    )
+    rng.shuffle(training)
+    return [pairs[i] for i in training[:max_pairs]], [pairs[i] for i in sorted(chosen)]
+
+
+def _connected(pairs: Sequence[Pair]) -> list[list[int]]:
+    """The pairs' indices in groups that share a prompt, whole or cut, or of which one goes on from the other."""
+    parent = list(range(len(pairs)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    ids = [(p.prompt_ids or beginnings(p.prompt), beginnings(p.prompt)) for p in pairs]
+    first: dict[str, int] = {}
+    for i, (whole, cut) in enumerate(ids):
+        for key in {whole[-1], cut[-1]}:
+            parent[root(i)] = root(first.setdefault(key, i))
+    for i, (whole, cut) in enumerate(ids):
+        for key in {*whole, *cut} & first.keys():
+            parent[root(i)] = root(first[key])
+    groups: dict[int, list[int]] = defaultdict(list)
+    for i in range(len(pairs)):
+        groups[root(i)].append(i)
+    return list(groups.values())

@@ -23,7 +23,7 @@ from eval.config import InputError
 from eval.hub import commit_of, explained
 from eval.results import read_json
 from eval.suitability import check_all_loaded, check_vocabulary
-from reward.dialogues import Message, Pair, cut_by_turns, token_ids
+from reward.dialogues import Message, Pair, beginnings, cut_by_turns, token_ids
 from reward.quality import ScoredPair
 
 log = logging.getLogger(__name__)
@@ -131,7 +131,8 @@ def score_pairs(reward_model: RewardModel, pairs: Sequence[Pair]) -> list[Scored
     found = []
     for i, p in zip(range(0, len(answers), 2), pairs, strict=True):
         chosen, rejected = map(float, scores[i : i + 2])
-        found.append(ScoredPair(p.where, p.subset, p.prompt_id, chosen, rejected, lengths[i], lengths[i + 1]))
+        prompt_id = (p.prompt_ids or beginnings(p.prompt))[-1]
+        found.append(ScoredPair(p.where, p.subset, prompt_id, chosen, rejected, lengths[i], lengths[i + 1]))
     return found
 
 

@@ -30,7 +30,6 @@ from reward.dialogues import Pair
 from reward.stage import Stage, last_checkpoint, settings_of
 
 log = logging.getLogger(__name__)
-OVER_LONG = ("cut", "refuse")
 HEADS = ("fitted", "random")
 
 
@@ -42,11 +41,15 @@ class RewardArguments:
         default=None,
         metadata={"help": "files, folders or hub ids (Anthropic/hh-rlhf:harmless-base); default: data_dir/preferences"},
     )
-    label: str = field(default="better", metadata={"help": "PKU-SafeRLHF's preference that counts: better or safer"})
+    preference_label: str = field(
+        default="better", metadata={"help": "which of PKU-SafeRLHF's two labels decides: better or safer"}
+    )
     data_dir: str | None = field(
         default=None, metadata={"help": "folder with preferences/; default $SELFCORRECT_DATA or the small set"}
     )
-    held_out: float = field(default=0.2, metadata={"help": "share of the prompts held out to measure accuracy"})
+    held_out: float = field(
+        default=0.2, metadata={"help": "share of each subset held out, by prompt, to measure accuracy"}
+    )
     max_pairs: int | None = field(
         default=None, metadata={"help": "train on N pairs only; the held-out pairs stay the same"}
     )
@@ -61,9 +64,8 @@ class RewardArguments:
             raise InputError(f"held_out must be between 0 and 1, not {self.held_out}")
         if self.max_pairs is not None and self.max_pairs < 2:
             raise InputError(f"max_pairs must be at least 2, not {self.max_pairs}")
-        for name, value, known in (("over_long", self.over_long, OVER_LONG), ("head", self.head, HEADS)):
-            if value not in known:
-                raise InputError(f"{name} must be {' or '.join(known)}, not {value}")
+        if self.head not in HEADS:
+            raise InputError(f"head must be {' or '.join(HEADS)}, not {self.head}")
 
 
 @dataclass
@@ -94,7 +96,7 @@ def train(arguments: RewardArguments, config: Any, model_args: Any) -> dict[str,
     with clock.stage("reading"):
         tokenizer = load_tokenizer(model, model_args.model_revision)
         check_chat_template(tokenizer, model)
-        read = read_preferences(arguments.preferences, arguments.data_dir, arguments.label)
+        read = read_preferences(arguments.preferences, arguments.data_dir, arguments.preference_label)
         pairs, left_out = fit_pairs(read.pairs, tokenizer, config.max_length, arguments.over_long)
         training, held_out = split_by_prompt(pairs, arguments.held_out, config.seed, arguments.max_pairs)
     weights = weights_id(model, model_args.model_revision)
@@ -247,7 +249,7 @@ def _tracked(result: dict[str, Any]) -> dict[str, Any]:
     """What W&B's table of runs shows of a reward model."""
     found = {"reward/expected_calibration_error": result["calibration"]["expected_calibration_error"]}
     parts = {"accuracy": result["accuracy"]["all"]}
-    parts |= {f"accuracy_{name}": part for name, part in result["accuracy"]["by_subset"].items()}
+    parts |= {f"accuracy/{name}": part for name, part in result["accuracy"]["by_subset"].items()}
     parts |= {f"accuracy_{name}": result["length_bias"][name] for name in ("longer_is_worse", "longer_is_better")}
     for name, part in parts.items():
         found |= {f"reward/{name}{end}": part[key] for end, key in (("", "value"), ("_low", "low"), ("_high", "high"))}

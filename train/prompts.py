@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from eval.config import InputError
-from reward.preferences import Pair
+from reward.dialogues import Pair
 
 log = logging.getLogger(__name__)
 
@@ -16,7 +16,7 @@ def rl_prompts(pairs: list[Pair], tokenizer: Any, max_tokens: int) -> list[dict[
 
     Raises InputError where none is left. TRL has no length limit for prompts, so it is applied here and counted.
     """
-    distinct = {repr(p["prompt"]): p["prompt"] for p in pairs}
+    distinct = {repr(p.prompt): p.prompt for p in pairs}
     kept = []
     for prompt in distinct.values():
         text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)

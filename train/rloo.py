@@ -28,10 +28,10 @@ ALGORITHM = "rloo"
 def train(arguments: PolicyArguments, config: Any, model_args: Any) -> dict[str, Any]:
     """Checks everything, trains, and returns the content of OUTPUT/rloo.json."""
     from eval.checkpoints import base_parameters, load_tokenizer, weights_id, weights_mib
-    from eval.sources import data_folder, data_name, sha256
+    from eval.sources import data_folder, data_name
     from eval.tracking import policy_name
     from reward.model import check_chat_template, check_model_arguments, lora_config
-    from reward.preferences import preference_files, read_pairs
+    from reward.preferences import read_preferences
     from reward.scoring import check_reward_model
     from train.prompts import rl_prompts
     from train.schedule import check_schedule
@@ -44,16 +44,15 @@ def train(arguments: PolicyArguments, config: Any, model_args: Any) -> dict[str,
     prepare_output(output, needed_mib=round(len(steps) * per_checkpoint))
     evaluation = _evaluation_config(arguments)
     planned = plan(evaluation) if evaluation else None
-    files = preference_files(arguments.data_dir)
-    pairs, _ = read_pairs(files)
+    preferences = read_preferences(None, arguments.data_dir)
     tokenizer = load_tokenizer(model, model_args.model_revision)
     check_chat_template(tokenizer, model)
-    prompts = rl_prompts(pairs, tokenizer, arguments.max_prompt_tokens)
+    prompts = rl_prompts(preferences.pairs, tokenizer, arguments.max_prompt_tokens)
     peft_config = lora_config(model_args, model, arguments.lora_top_layers)
     hashes = {
         "base_weights": weights_id(model, model_args.model_revision),
         "reward_weights": weights_id(arguments.reward_model),
-        "data_sha256": sha256(files),
+        "preference_data": preferences.identity,
     }
     stage = Stage(output, "rloo.json", settings_of(config, model_args, arguments, **hashes))
     if result := stage.begin():
