@@ -56,7 +56,7 @@ def measure(
     high (reward units), spread_sd, preference, wins, wordings_won, p_value, p_holm, kinds_p_value, kinds_p_holm,
     finding. None stands for what is undefined.
     """
-    bootstrap, sd = Bootstrap(seed, resamples), float(np.std(scores))
+    bootstrap, sd = Bootstrap(seed, resamples), deviation(scores)
     found, start = [], 0
     for _, asked in groupby(versions, key=lambda v: v.dimension):
         mine = list(asked)
@@ -69,6 +69,11 @@ def measure(
     for entry in found:
         entry["finding"] = finding(entry)
     return found
+
+
+def deviation(scores: np.ndarray) -> float:
+    """The standard deviation of scores (N,); of equal ones exactly 0."""
+    return float(np.std(scores - scores[0]))
 
 
 def _dimension(

@@ -30,7 +30,7 @@ from eval.results import write_json, write_text
 from eval.sources import sha256
 from eval.statistics import LEVEL, N_RESAMPLES
 from eval.tables import columns
-from reward.gaps import N_PERMUTATIONS, measure
+from reward.gaps import N_PERMUTATIONS, deviation, measure
 from reward.scoring import RewardModel, load_reward_model
 from reward.templates import BUILT_IN, KINDS, Version, read_templates, versions
 
@@ -110,7 +110,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         "seed": config.seed,
         "n_dialogues": len(asked),
         "score_mean": float(np.mean(scores)),
-        "score_sd": float(np.std(scores)),
+        "score_sd": deviation(scores),
         "dimensions": dimensions,
         "every_wording": config.every_wording,
         "level": LEVEL,
