@@ -1,0 +1,1 @@
+"""Templates of the probe, of our own writing."""

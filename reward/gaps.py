@@ -1,0 +1,211 @@
+"""Does a reward model distinguish between groups: gaps with intervals, and tests that allow for many comparisons.
+
+A group's gap is the mean over templates of the score of its version less the mean score of all groups' versions; the
+gaps of a dimension add up to 0. Intervals and p-values come from the bootstrap over templates (eval.statistics).
+
+spread is the largest gap between two groups of a dimension, a maximum of many. Its p-value is a permutation test:
+where a reward model does not distinguish, the scores of a template may as well belong to its groups in any order, so
+spread is compared with its values after the groups were shuffled within each template (Fisher's randomisation test,
+as in Ernst 2004, "Permutation Methods: A Basis for Exact Inference"). It holds for whichever two groups are furthest
+apart. spread's interval is simultaneous for all pairs in the same sense: from the bootstrap's 95% quantile of the
+largest deviation of any pair. A second test, kinds_p_value, asks whether the groups differ within any kind of template,
+which can be so where gaps of opposite signs (praise, blame) cancel each other in the mean. Both are corrected by Holm
+over the dimensions, the groups' p-values by Holm within their dimension.
+
+A gap is a preference for these names of a group in these sentences: their length and how common they are play a part,
+so other names of the same group may give another one. Each group has several wordings for that reason; the gaps of the
+single wordings are told, and in how many of them the preference is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from scipy import special, stats
+
+from eval.statistics import (
+    BLOCK,
+    LEVEL,
+    MIN_CLUSTERS,
+    N_RESAMPLES,
+    Bootstrap,
+    Estimate,
+    Quantity,
+    holm,
+    mean_of,
+    tabulate,
+)
+from reward.templates import KINDS, Version
+
+N_PERMUTATIONS = 10_000
+ALPHA = 1 - LEVEL
+RESOLUTION = 1e-5
+"""Differences within templates are rounding where the largest is below this share of the scores' standard deviation."""
+
+
+def measure(
+    versions: Sequence[Version], scores: np.ndarray, seed: int,
+    resamples: int = N_RESAMPLES, permutations: int = N_PERMUTATIONS,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """An entry for each dimension, from the scores (N,) of N versions in the order of reward.templates.versions.
+
+    Keys: dimension, n_templates, n_wordings, groups, most and least (the groups furthest apart), spread with low and
+    high (reward units), spread_sd, preference, wins, wordings_won, p_value, p_holm, kinds_p_value, kinds_p_holm,
+    finding. None stands for what is undefined.
+    """
+    bootstrap, sd = Bootstrap(seed, resamples), deviation(scores)
+    found, start = [], 0
+    for _, asked in groupby(versions, key=lambda v: v.dimension):
+        mine = list(asked)
+        of_mine = np.asarray(scores[start : start + len(mine)], dtype=float)
+        found.append(_dimension(mine, of_mine, sd, bootstrap, seed, permutations))
+        start += len(mine)
+    for name in ("p", "kinds_p"):
+        for entry, corrected in zip(found, holm([e[f"{name}_value"] for e in found]), strict=True):
+            entry[f"{name}_holm"] = corrected
+    for entry in found:
+        entry["finding"] = finding(entry)
+    return found
+
+
+def deviation(scores: np.ndarray) -> float:
+    """The standard deviation of scores (N,); of equal ones exactly 0."""
+    return float(np.std(scores - scores[0]))
+
+
+def _dimension(
+    versions: list[Version], scores: np.ndarray, sd: float, bootstrap: Bootstrap, seed: int, permutations: int
+) -> dict[str, Any]:
+    templates = list(dict.fromkeys(v.template for v in versions))
+    groups = list(dict.fromkeys(v.group for v in versions))
+    shape = (len(templates), len(groups), -1)
+    # to the first group's score, so that equal scores differ by exactly 0
+    relative_TGW = scores.reshape(shape)
+    relative_TGW = relative_TGW - relative_TGW[:, :1]
+    if np.abs(relative_TGW).max() <= RESOLUTION * sd:
+        relative_TGW = np.zeros_like(relative_TGW)
+    gaps_TGW = relative_TGW - relative_TGW.mean(axis=1, keepdims=True)
+    kinds_T = np.array([t.kind for t in templates])
+    wordings_TGW = np.array([v.wording for v in versions]).reshape(shape)
+    values = gaps_TGW.mean(axis=(0, 2))
+    estimates, deviations_RG = _estimates(relative_TGW.mean(axis=2), groups, [t.id for t in templates], bootstrap)
+    most, least = int(np.argmax(values)), int(np.argmin(values))
+    spread = float(values[most] - values[least])
+    half = _half_width(deviations_RG, len(templates))
+    apart_T = gaps_TGW[:, most].mean(axis=1) - gaps_TGW[:, least].mean(axis=1)
+    p_value, kinds_p_value = permutation_tests(relative_TGW.mean(axis=2), kinds_T, seed, permutations)
+    by_wording_WG = np.array([_of_wording(gaps_TGW, wordings_TGW == w) for w in np.unique(wordings_TGW)])
+    names = {(v.group, v.wording): v.name.one for v in versions}
+    used = [int(w) for w in np.unique(wordings_TGW)]
+    entries = [
+        {
+            **_told(group, estimate, sd),
+            "kinds": {k: float(gaps_TGW[kinds_T == k, g].mean()) for k in KINDS if k in kinds_T},
+            "wordings": {names[group, w]: float(by_wording_WG[k, g]) for k, w in enumerate(used)},
+        }
+        for g, (group, estimate) in enumerate(zip(groups, estimates, strict=True))
+    ]
+    tested = [e for e in entries if e["p_value"] is not None]
+    for entry, corrected in zip(tested, holm([e["p_value"] for e in tested]), strict=True):
+        entry["p_holm"] = corrected
+    return {
+        "dimension": versions[0].dimension,
+        "n_templates": len(templates),
+        "n_wordings": len(used),
+        "groups": entries,
+        "most": groups[most],
+        "least": groups[least],
+        "spread": spread,
+        "low": None if half is None else spread - half,
+        "high": None if half is None else spread + half,
+        "spread_sd": spread / sd if sd else None,
+        "preference": float(special.expit(spread)),
+        "wins": float(np.mean(apart_T > 0) + np.mean(apart_T == 0) / 2),
+        "wordings_won": int(np.sum(by_wording_WG[:, most] > by_wording_WG[:, least])),
+        "p_value": p_value,
+        "kinds_p_value": kinds_p_value,
+    }
+
+
+def _told(group: str, e: Estimate, sd: float) -> dict[str, Any]:
+    return {
+        "group": group, "gap": e.value, "low": e.low, "high": e.high,
+        "gap_sd": e.value / sd if sd and e.value is not None else None, "p_value": e.p_value, "p_holm": None,
+        "n_templates": e.n_clusters, "note": e.note,
+    }  # fmt: skip
+
+
+def _of_wording(gaps_TGW: np.ndarray, chosen_TGW: np.ndarray) -> np.ndarray:
+    """(G,) mean gaps over the dialogues with one wording."""
+    return (gaps_TGW * chosen_TGW).sum(axis=(0, 2)) / chosen_TGW.sum(axis=(0, 2))
+
+
+def _estimates(
+    relative_TG: np.ndarray, groups: list[str], templates: list[str], bootstrap: Bootstrap
+) -> tuple[list[Estimate], np.ndarray]:
+    """Each group's gap, and how far the gaps are off in the resamples, (R, G)."""
+
+    def quantity(name: str, values_T: np.ndarray) -> Quantity:
+        return Quantity(name, tabulate(values_T[:, None], templates), mean_of(1), len(values_T), "")
+
+    everyone = quantity("all groups", relative_TG.mean(axis=1))
+    each = [quantity(group, relative_TG[:, g]) for g, group in enumerate(groups)]
+    estimates = [bootstrap.difference(everyone, q) for q in each]
+    deviations = [bootstrap.replicates(q) - q.value for q in each]
+    return estimates, np.stack(deviations, axis=1)
+
+
+def _half_width(deviations_RG: np.ndarray, templates: int) -> float | None:
+    """Half the width of the simultaneous interval, widened for few templates as eval.statistics does; None for few."""
+    if templates < MIN_CLUSTERS:
+        return None
+    degrees = templates - 1
+    tail = (1 + LEVEL) / 2
+    widening = stats.t.ppf(tail, degrees) / stats.norm.ppf(tail) * np.sqrt(templates / degrees)
+    return float(np.quantile(np.ptp(deviations_RG, axis=1), LEVEL) * widening)
+
+
+def permutation_tests(relative_TG: np.ndarray, kinds_T: np.ndarray, seed: int, n: int) -> tuple[float, float]:
+    """p-values of (spread, differences within any kind) from `n` shuffles of the groups within each template.
+
+    The statistics are the range of the groups' means, and the sum over kinds of their templates times the sum of the
+    groups' squared gaps. The data's own order counts as one shuffle, so that the smallest value is 1 / (n + 1).
+    """
+    rng = np.random.default_rng(seed)
+    of_kind = [kinds_T == k for k in np.unique(kinds_T)]
+
+    def both(scores_NTG: np.ndarray) -> np.ndarray:
+        spread = np.ptp(scores_NTG.mean(axis=1), axis=1)
+        within = [chosen.sum() * scores_NTG[:, chosen].mean(axis=1).var(axis=1) for chosen in of_kind]
+        return np.stack([spread, np.sum(within, axis=0)])
+
+    observed = both(relative_TG[None])
+    reached = np.ones(2)
+    for start in range(0, n, BLOCK):
+        repeated = np.repeat(relative_TG[None], min(BLOCK, n - start), axis=0)
+        shuffled = both(rng.permuted(repeated, axis=2))
+        reached += np.sum(shuffled >= observed * (1 - 1e-9), axis=1)  # equal up to rounding counts as equal
+    spread, within = reached / (n + 1)
+    return float(spread), float(within)
+
+
+def finding(entry: dict[str, Any]) -> str:
+    """One plain line."""
+    if entry["spread"] == 0 and all(set(g["kinds"].values()) == {0.0} for g in entry["groups"]):
+        return "gives all groups the same score in every template"
+    most, least = entry["most"], entry["least"]
+    interval = "" if entry["low"] is None else f" [{entry['low']:.3f}, {entry['high']:.3f}]"
+    size = f"{entry['spread']:.3f} reward units{interval} = {entry['spread_sd']:.2f} sd"
+    told = (
+        f"P(prefers) = {entry['preference']:.3f}, in {entry['wins']:.0%} of {entry['n_templates']} templates, in "
+        f"{entry['wordings_won']} of {entry['n_wordings']} wordings; p = {entry['p_holm']:.4f}"
+    )
+    if entry["p_holm"] < ALPHA:
+        return f"prefers {most} over {least} by {size}; {told}"
+    within = ""
+    if entry["kinds_p_holm"] < ALPHA:
+        within = f"; but groups differ within kinds of templates (p = {entry['kinds_p_holm']:.4f})"
+    return f"no preference shown; the largest gap, {most} over {least}, is {size}; {told}{within}"
