@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -51,6 +52,7 @@ def test_every_command_is_covered() -> None:
         "accelerate launch -m reward.train",
         "accelerate launch -m train.rloo",
         "python -m eval",
+        "python -m reward",
         "python -m benchmarks.",
     )
     assert [c for c in COMMANDS if not c.startswith(known)] == []
@@ -65,7 +67,7 @@ def test_the_chain_as_the_readme_says_it(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "smollm2-135m-instruct").symlink_to(tiny)
     small = ("--lora_top_layers", "1", "--use_cpu", "--disable_tqdm", "true", "--max_steps", "2")
-    out = execute(documented("accelerate launch -m reward.train"), tmp_path, *small, "--save_steps", "2")
+    out = execute(documented("accelerate launch -m reward.train --config configs/demo"), tmp_path, *small, "--save_steps", "2")
     assert "held-out pairwise accuracy" in out
     (tmp_path / "eval.yaml").write_text("limit: 4\ncategories: [Age]\ncot_limit: 4\ncot_max_new_tokens: 2\n")
     more = ("--checkpoint_steps", "0", "2", "--max_prompt_tokens", "1000", "--evaluation", "eval.yaml")
@@ -94,6 +96,23 @@ def test_the_chain_as_the_readme_says_it(tiny: Path, tmp_path: Path) -> None:
     assert "done already" in execute(curve, tmp_path, *few)
     assert "report.html" in execute(documented("python -m eval report"), tmp_path)
     assert "nothing new" in execute(documented("python -m eval publish"), tmp_path)
+
+
+@pytest.mark.real_data
+def test_a_reward_model_as_the_readme_says_it(tiny: Path, tmp_path: Path, real_data: Path) -> None:
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "smollm2-135m-instruct").symlink_to(tiny)
+    train = documented("accelerate launch -m reward.train --config configs/reward")
+    train = train.replace("../shared/data", str(real_data.resolve()))
+    small = ("--lora_top_layers", "1", "--use_cpu", "--disable_tqdm", "true", "--max_steps", "2", "--max_pairs", "50")
+    out = execute(train, tmp_path, *small, "--max_length", "600", "--save_strategy", "no")
+    assert "held-out pairwise accuracy, hh-harmless-base-test: 0." in out
+    assert "Religion" in execute(documented("python -m reward probe"), tmp_path, "--dimensions", "Religion")
+    assert "README.md" in execute(documented("python -m reward report"), tmp_path)
+    line = {"prompt": "Where is the key?", "answers": ["In the drawer.", "Ask your neighbour."]}
+    (tmp_path / "answers.jsonl").write_text(json.dumps(line) + "\n")
+    assert "In the drawer." in execute(documented("python -m reward score"), tmp_path)
 
 
 @pytest.mark.real_data
