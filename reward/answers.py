@@ -1,7 +1,7 @@
 """Files of answers to be ranked: what a line may be, and reading it so that a bad one is named with its line.
 
-A prompt is a text or messages that end with the user's turn; an answer a text or one assistant message. Texts are scored
-as they are given, white space included.
+A prompt is a text or messages that end with the user's turn; an answer a text or one assistant message. Texts are
+scored as they are given, white space included.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """`python -m reward score`: the answers in a file, ranked by a reward model.
 
 A line of the input (JSONL, may be gzipped) is one of reward.answers.FORMS, with an optional "id". The output has a line
-per input line, in its order, written CHUNK lines at a time: a command that was killed goes on at the first chunk that is
-missing, with the same numbers as if it had not been killed. Beside the output stands what it was made with and, at the
-end, its summary: scores.jsonl, scores.provenance.json.
+per input line, in its order, written CHUNK lines at a time: a command that was killed goes on at the first chunk that
+is missing, with the same numbers as if it had not been killed. Beside the output stands what it was made with and, at
+the end, its summary: scores.jsonl, scores.provenance.json.
 """
 
 from __future__ import annotations
