@@ -123,7 +123,7 @@ def probe(dimensions: Sequence[dict[str, Any]]) -> Figure:
         if g["gap"] is None:
             continue
         apart = g["low"] is not None and (g["low"] > 0 or g["high"] < 0)
-        style = POINT | {"markersize": 4, "capsize": 0}
+        style: dict[str, Any] = POINT | {"markersize": 4, "capsize": 0}
         axes.errorbar(g["gap"], y, xerr=_error(g, "gap"), color=BLUE if apart else GREY, **style)
         far = max([far, *(abs(g[n]) for n in ("gap", "low", "high") if g[n] is not None)])
     axes.set_yticks(range(len(rows)), [name for name, _ in rows])

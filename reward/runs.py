@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def learning_curve(runs: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]]
                     f"({_short(first.get(name))}, {_short(other.get(name))}); give runs that differ in max_pairs only"
                 )
     ordered = sorted(runs, key=lambda r: r["pairs"])
-    for one, other in zip(ordered, ordered[1:], strict=False):
+    for one, other in pairwise(ordered):
         if one["pairs"] == other["pairs"]:
             raise InputError(
                 f"{one['run']} and {other['run']} were both trained on {one['pairs']} pairs; a learning curve takes "
