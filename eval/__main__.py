@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import sys
 from collections.abc import Callable
-from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eval.config import InputError, RunConfig, nearest, parse, run_main
+from eval.commands import JSON_HELP, Told, dispatch
+from eval.config import InputError, RunConfig, run_main
 
 USAGE = """usage: python -m eval COMMAND [options] [--json]
 
@@ -33,7 +30,7 @@ class FolderConfig:
     """`eval publish`."""
 
     run_folder: str = field(default="", metadata={"help": "folder of a training run or of `eval run`"})
-    json: bool = field(default=False, metadata={"help": "one JSON object on stdout, everything else on stderr"})
+    json: bool = field(default=False, metadata={"help": JSON_HELP})
 
     def __post_init__(self) -> None:
         if not self.run_folder:
@@ -52,12 +49,7 @@ class ListConfig:
     """`eval list`."""
 
     run_folder: str = field(default="runs", metadata={"help": "folder that is searched for results folders"})
-    json: bool = field(default=False, metadata={"help": "one JSON object on stdout, everything else on stderr"})
-
-
-Told = tuple[str, dict[str, Any]]
-"""What a command prints: a text for the terminal, and the object for --json; with a text at "error" in the object, the
-command has done what could be done and ends with that line and status 2."""
+    json: bool = field(default=False, metadata={"help": JSON_HELP})
 
 
 def run(config: RunConfig) -> Told:
@@ -181,34 +173,8 @@ POSITIONAL = {
 }  # fmt: skip
 
 
-def _named(argv: list[str], names: tuple[str, ...]) -> list[str]:
-    """Folders may stand without their option (--run_folder; --a, --b), before or after the options."""
-    named, left = [], list(names)
-    for i, word in enumerate(argv):
-        takes_value = i > 0 and argv[i - 1].startswith("--") and "=" not in argv[i - 1] and argv[i - 1] != "--json"
-        if left and not word.startswith("-") and not takes_value:
-            named.append(f"--{left.pop(0)}")
-        named.append(word)
-    return named
-
-
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help") or sys.argv[1:] in (["data", "-h"], ["data", "--help"]):
-        print(USAGE)
-        return
-    words = 2 if sys.argv[1] == "data" else 1
-    command, argv = " ".join(sys.argv[1 : 1 + words]), sys.argv[1 + words :]
-    if command not in COMMANDS:
-        raise InputError(f"eval: unknown command '{command}'{nearest(command, list(COMMANDS))}")
-    argv = _named(argv, POSITIONAL.get(command, ()))
-    (config,) = parse([config_type(command)], argv, f"eval {command}")
-    with redirect_stdout(sys.stderr) if config.json else redirect_stdout(sys.stdout):
-        text, told = COMMANDS[command](config)
-    print(json.dumps(told, allow_nan=False) if config.json else text, flush=True)
-    if told.get("error"):
-        raise InputError(told["error"])
+    dispatch("eval", USAGE, COMMANDS, config_type, POSITIONAL)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,70 @@
+"""python -m reward COMMAND: rank answers by a reward model, and tell how far it can be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from eval.commands import Told, dispatch
+from eval.config import run_main
+
+USAGE = """usage: python -m reward COMMAND [options] [--json]
+
+commands
+  score    --model FOLDER|HUB_ID --answers FILE [--output FILE]: rank the answers in a file
+  report   RUN [RUN ...] [--output DIR]: the model card of the first, with figures; several make a learning curve
+  probe    --model FOLDER|HUB_ID: does it prefer one group of people to another, all else being equal?
+
+A reward model is trained by `accelerate launch -m reward.train`.
+--json: one JSON object on stdout, everything else on stderr"""
+
+
+def score(config: Any) -> Told:
+    """The ranks of a file's answers."""
+    from reward import rank
+
+    result = rank.score(config)
+    return rank.table(result), result
+
+
+def report(config: Any) -> Told:
+    """The model card of a reward model."""
+    from reward import card
+
+    result = card.report(config)
+    return card.table(result), result
+
+
+def probe(config: Any) -> Told:
+    """The reward model's own bias."""
+    from reward import probe as probing
+
+    result = probing.probe(config)
+    return probing.table(result), result
+
+
+def config_type(command: str) -> type:
+    """The options of a command; imported only when it is called, so that each starts quickly."""
+    if command == "score":
+        from reward.rank import ScoreConfig
+
+        return ScoreConfig
+    if command == "report":
+        from reward.card import ReportConfig
+
+        return ReportConfig
+    from reward.probe import ProbeConfig
+
+    return ProbeConfig
+
+
+COMMANDS: dict[str, Callable[[Any], Told]] = {"score": score, "report": report, "probe": probe}
+POSITIONAL = {"report": ("runs*",)}
+
+
+def main() -> None:
+    dispatch("reward", USAGE, COMMANDS, config_type, POSITIONAL)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,110 @@
+"""Files of answers to be ranked: what a line may be, and reading it so that a bad one is named with its line.
+
+A prompt is a text or messages that end with the user's turn; an answer a text or one assistant message. Texts are
+scored as they are given, white space included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval.config import InputError
+from eval.sources import read_jsonl
+from reward.dialogues import Message
+
+FORMS = (
+    '{"prompt", "answers": [...]}, {"prompt", "answer"}, {"prompt", "chosen", "rejected"}, or {"messages"}, a whole '
+    "dialogue"
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """An input line: the prompt that its answers share, and the answers' texts; labels: "chosen" and "rejected"."""
+
+    where: str
+    id: Any
+    prompt: list[Message]
+    answers: list[str]
+    labels: tuple[str, ...] = ()
+
+    def dialogues(self) -> list[list[Message]]:
+        """A whole dialogue for each answer."""
+        return [[*self.prompt, {"role": "assistant", "content": a}] for a in self.answers]
+
+
+def read_lines(path: Path) -> Iterator[Line]:
+    """The lines of an answers file. InputError, with file and line, for one that is none of FORMS."""
+    for where, row in read_jsonl(path, ()):
+        if not isinstance(row, dict):
+            raise InputError(f"{where} is no object; it must be {FORMS}")
+        yield _line(row, where)
+
+
+def _line(row: dict[str, Any], where: str) -> Line:
+    kinds = [k for k in ("answers", "answer", "chosen", "messages") if k in row]
+    if len(kinds) != 1:
+        found = " and ".join(kinds) or "neither answers, answer, chosen nor messages"
+        raise InputError(f"{where} has {found}; it must be one of {FORMS}")
+    (kind,) = kinds
+    if kind == "messages":
+        whole = _messages(row["messages"], where, "messages")
+        if whole[-1]["role"] != "assistant":
+            raise InputError(f"{where}: messages end with the {whole[-1]['role']}'s turn; the last must be an answer")
+        prompt, answers = whole[:-1], [whole[-1]["content"]]
+    else:
+        names = ("prompt", "chosen", "rejected") if kind == "chosen" else ("prompt", kind)
+        missing = [n for n in names if n not in row]
+        if missing:
+            raise InputError(f"{where} has no '{missing[0]}'; it must be one of {FORMS}")
+        prompt = _messages(row["prompt"], where, "prompt")
+        if kind == "answers" and (not isinstance(row["answers"], list) or not row["answers"]):
+            raise InputError(f"{where} has no answers; 'answers' must be a list with at least one text")
+        given = row["answers"] if kind == "answers" else [row[n] for n in names[1:]]
+        answers = [_answer(a, where, k) for k, a in enumerate(given, 1)]
+    if not prompt or prompt[-1]["role"] != "user":
+        ends = f"ends with the {prompt[-1]['role']}'s turn" if prompt else "is empty"
+        raise InputError(f"{where}: the prompt {ends}; it must end with the user's turn, which the answers answer")
+    return Line(where, row.get("id"), prompt, answers, ("chosen", "rejected") if kind == "chosen" else ())
+
+
+def _messages(value: object, where: str, name: str) -> list[Message]:
+    """A text as a user's message, or messages as they are; InputError unless user and assistant alternate."""
+    if isinstance(value, str):
+        if "\n\nHuman:" in value or "\n\nAssistant:" in value:
+            raise InputError(f"{where}: {name} is a dialogue in the text form of HH-RLHF; write it as messages")
+        value = [{"role": "user", "content": value}]
+    if not isinstance(value, list) or not value:
+        raise InputError(f"{where}: {name} must be a text or a list of messages, not {type(value).__name__}")
+    for m in value:
+        content = m.get("content") if isinstance(m, dict) else None
+        if not isinstance(content, str) or m.get("role") not in ("system", "user", "assistant"):
+            raise InputError(
+                f"{where}: {name} has a message that is not {{role: system, user or assistant, content: text}}"
+            )
+        if not content.strip():
+            said = "answer" if m is value[-1] and m["role"] == "assistant" else f"{m['role']} message"
+            raise InputError(f"{where}: an empty {said}; write or remove it")
+    turns = [m["role"] for m in value if m is not value[0] or m["role"] != "system"]
+    if turns != [("user", "assistant")[k % 2] for k in range(len(turns))]:
+        raise InputError(f"{where}: {name} must alternate user, assistant, ..., after at most one system message")
+    return [{"role": m["role"], "content": m["content"]} for m in value]
+
+
+def _answer(value: object, where: str, number: int) -> str:
+    """An answer's text, given as such or as [one assistant message]."""
+    if (
+        isinstance(value, list)
+        and len(value) == 1
+        and isinstance(value[0], dict)
+        and value[0].get("role") == "assistant"
+    ):
+        value = value[0].get("content")
+    if not isinstance(value, str):
+        raise InputError(f"{where}: answer {number} must be a text or one assistant message")
+    if not value.strip():
+        raise InputError(f"{where}: answer {number} is empty; write or remove it")
+    return value

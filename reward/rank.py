@@ -1,0 +1,289 @@
+"""`python -m reward score`: the answers in a file, ranked by a reward model.
+
+A line of the input (JSONL, may be gzipped) is one of reward.answers.FORMS, with an optional "id". The output has a line
+per input line, in its order, written CHUNK lines at a time: a command that was killed goes on at the first chunk that
+is missing, with the same numbers as if it had not been killed. Beside the output stands what it was made with and, at
+the end, its summary: scores.jsonl, scores.provenance.json.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from scipy.stats import rankdata
+from tqdm import tqdm
+
+from eval.commands import JSON_HELP
+from eval.config import InputError, prepare_output
+from eval.provenance import command, git_commit, machine, now, tokenizer_sha256, versions
+from eval.results import read_json, write_json
+from eval.sources import read_jsonl, sha256
+from eval.tables import columns
+from reward.answers import FORMS, Line, read_lines
+from reward.dialogues import Message, token_ids
+from reward.scoring import RewardModel, load_reward_model
+
+CHUNK = 32  # lines that are scored and written together
+SHOWN = 20  # answers up to which the terminal shows each
+IDENTITY = ("answers_sha256", "weights", "tokenizer_sha256", "dtype", "max_length")
+"""What every reward in the output depends on: an output of something else is refused, never mixed."""
+REMEDY = "choose another --output or remove it"
+
+
+@dataclass
+class ScoreConfig:
+    """`python -m reward score`."""
+
+    model: str = field(default="", metadata={"help": "folder or hub id of a reward model"})
+    answers: str = field(default="", metadata={"help": f"JSONL file, a line being {FORMS}"})
+    output: str = field(default="", metadata={"help": "JSONL file of the ranks; default runs/score/<answers>.jsonl"})
+    revision: str | None = field(default=None, metadata={"help": "revision of a model from the hub"})
+    dtype: str = field(default="auto", metadata={"help": "auto (as stored), float32, bfloat16 or float16"})
+    device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, cuda:0 ..."})
+    batch_tokens: int = field(default=8192, metadata={"help": "most tokens in a forward pass, padding included"})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "execute code that the model's repository brings along; read it first"}
+    )
+    json: bool = field(default=False, metadata={"help": JSON_HELP})
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise InputError("reward score: --model is missing; give the folder or the hub id of a reward model")
+        if not self.answers:
+            raise InputError("reward score: --answers is missing; give a JSONL file of prompts with answers")
+        if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
+            raise InputError(f"dtype must be auto, float32, bfloat16 or float16, not '{self.dtype}'")
+        if self.batch_tokens < 1:
+            raise InputError(f"batch_tokens must be at least 1, not {self.batch_tokens}")
+        name = Path(self.answers).name.removesuffix(".gz").removesuffix(".jsonl")
+        self.output = self.output or str(Path("runs") / "score" / f"{name}.jsonl")
+        if Path(self.output).resolve() == Path(self.answers).resolve():
+            raise InputError(f"--output {self.output} is the file of answers; choose another --output")
+
+
+def score(config: ScoreConfig) -> dict[str, Any]:
+    """Ranks the answers into config.output; returns its provenance with "output" and "summary" (see `summarise`).
+
+    Every line is read and its length in tokens checked before the first is scored. Raises InputError for a line that
+    cannot be scored, named by file and line, and for an output of another model or other answers.
+    """
+    path, output = Path(config.answers), Path(config.output)
+    n_lines = sum(1 for _ in read_lines(path))
+    if not n_lines:
+        raise InputError(f"{path} has no line; each must be {FORMS}")
+    prepare_output(output.parent)
+    with _locked(output):
+        model = load_reward_model(
+            config.model, config.revision, config.dtype, config.device, config.trust_remote_code
+        )  # fmt: skip
+        model.batch_tokens = config.batch_tokens
+        provenance = {
+            "answers": str(path), "answers_sha256": sha256([path]), "lines": n_lines, **model.provenance,
+            "tokenizer_sha256": tokenizer_sha256(model.tokenizer), "max_length": model.max_length,
+            "git_commit": git_commit(), "command": command(), "versions": versions(), "machine": machine(),
+            "started": now(),
+        }  # fmt: skip
+        done = _resume(output, provenance)
+        _check_lengths(path, model, done, n_lines)
+        with tqdm(total=n_lines, initial=done, desc="scoring", unit="line") as bar:
+            lines = islice(read_lines(path), done, None)
+            while chunk := list(islice(lines, CHUNK)):
+                _append(output, rank_lines(chunk, model))
+                bar.update(len(chunk))
+        result = {**(read_json(_sidecar(output)) or provenance), "ended": now(), "summary": summarise(output)}
+        write_json(_sidecar(output), result)
+    return {"output": str(output), **result}
+
+
+def _check_lengths(path: Path, model: RewardModel, done: int, n_lines: int) -> None:
+    """InputError, with file and line, for the first dialogue that the model cannot read whole."""
+    lines = islice(read_lines(path), done, None)
+    for line in tqdm(lines, total=n_lines, initial=done, desc="checking lengths", unit="line"):
+        for dialogue in line.dialogues():
+            _ids(model, dialogue, line.where)
+
+
+def _ids(model: RewardModel, dialogue: list[Message], where: str) -> list[int]:
+    from jinja2 import TemplateError
+
+    try:
+        return model.ids(dialogue)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    except TemplateError as error:
+        raise InputError(f"{where}: the reward model's chat template refuses the dialogue: {error}") from error
+
+
+def rank_lines(lines: Sequence[Line], model: RewardModel) -> list[dict[str, Any]]:
+    """A record per line: {"line", "id" where given, "answers": best first, each {"rank", "reward", "index", "tokens",
+    "cut", "text" and, of pairs, "label"}}.
+
+    index: the answer's place in the input, from 0. Ties share the better rank (1, 1, 3) and keep their order; answers
+    of the same text are scored once, so that they tie exactly. tokens: what the model reads; cut: whether older turns
+    were left out for its max_length.
+    """
+    texts = [list(dict.fromkeys(line.answers)) for line in lines]
+    dialogues = [
+        [*line.prompt, {"role": "assistant", "content": t}] for line, own in zip(lines, texts, strict=True) for t in own
+    ]
+    try:
+        scores = iter(model.scores(dialogues).tolist())
+    except InputError:
+        for line in lines:  # which line is it?
+            try:
+                model.scores(line.dialogues())
+            except InputError as error:
+                raise InputError(f"{line.where}: {error}") from error
+        raise
+    return [
+        _record(line, {text: next(scores) for text in own}, model) for line, own in zip(lines, texts, strict=True)
+    ]  # fmt: skip
+
+
+def _record(line: Line, rewards: dict[str, float], model: RewardModel) -> dict[str, Any]:
+    values = np.array([rewards[a] for a in line.answers])
+    ranks = rankdata(-values, method="min")
+    answers = []
+    for k in np.argsort(-values, kind="stable").tolist():
+        dialogue = line.dialogues()[k]
+        read = len(_ids(model, dialogue, line.where))
+        cut = len(token_ids(model.tokenizer, dialogue)) > read
+        told = {
+            "rank": int(ranks[k]), "reward": float(values[k]), "index": k, "tokens": read, "cut": cut,
+            "text": line.answers[k],
+        }  # fmt: skip
+        answers.append(told | ({"label": line.labels[k]} if line.labels else {}))
+    number = int(line.where.rpartition(":")[2])
+    return {"line": number, **({} if line.id is None else {"id": line.id}), "answers": answers}
+
+
+def summarise(output: Path) -> dict[str, Any]:
+    """{"lines", "answers", "mean", "std", "low", "high": of all rewards, "best_of_n": {"lines", "gap", "n"}, "ties",
+    "pairs", "cut"}.
+
+    best_of_n: over lines with several answers, the mean of the best reward less the mean of the line's; n: the least
+    and the most answers. ties: such lines whose best reward several answers share. pairs: of lines with chosen and
+    rejected, how often which got more. In the reward model's units; they describe this file: no intervals.
+    """
+    rewards: list[float] = []
+    gaps: list[float] = []
+    counts: list[int] = []
+    lines, ties, cut, pairs = 0, 0, 0, {"n": 0, "chosen_more": 0, "rejected_more": 0, "equal": 0}
+    for _, record in read_jsonl(output, ("line", "answers")):
+        found = [a["reward"] for a in record["answers"]]
+        lines, cut = lines + 1, cut + sum(a["cut"] for a in record["answers"])
+        rewards += found
+        if len(found) > 1:
+            gaps.append(found[0] - float(np.mean(found)))
+            counts.append(len(found))
+            ties += found[0] == found[1]
+        if "label" in record["answers"][0]:
+            first = record["answers"][0]["label"]
+            pairs["n"] += 1
+            pairs["equal" if found[0] == found[1] else f"{first}_more"] += 1
+    spread = float(np.std(rewards, ddof=1)) if len(rewards) > 1 else None
+    return {
+        "lines": lines, "answers": len(rewards), "mean": float(np.mean(rewards)), "std": spread,
+        "low": min(rewards), "high": max(rewards),
+        "best_of_n": {"lines": len(gaps), "gap": float(np.mean(gaps)), "n": [min(counts), max(counts)]}
+        if gaps else None,
+        "ties": ties, "pairs": pairs if pairs["n"] else None, "cut": cut,
+    }  # fmt: skip
+
+
+def table(result: dict[str, Any]) -> str:
+    """The ranks where they are few, and the summary, as text."""
+    s, output, parts = result["summary"], Path(result["output"]), []
+    if s["answers"] <= SHOWN:
+        rows = [("line", "rank", "reward", "tokens", "answer")]
+        for _, record in read_jsonl(output, ("line", "answers")):
+            for a in record["answers"]:
+                text = " ".join(a["text"].split())
+                text = text if len(text) <= 60 else text[:57] + "..."
+                rows.append((str(record["line"]), str(a["rank"]), f"{a['reward']:.4f}", str(a["tokens"]), text))
+        parts.append(columns(rows) + "\n")
+    spread = "" if s["std"] is None else f", standard deviation {s['std']:.4f}"
+    parts.append(
+        f"{s['answers']} answers on {s['lines']} lines: mean reward {s['mean']:.4f}{spread}, {s['low']:.4f} to "
+        f"{s['high']:.4f}"
+    )
+    if s["best_of_n"]:
+        least, most = s["best_of_n"]["n"]
+        n = str(least) if least == most else f"{least} to {most}"
+        parts.append(
+            f"best of {n} over the mean of its line: +{s['best_of_n']['gap']:.4f} on average, {s['ties']} of "
+            f"{s['best_of_n']['lines']} lines with a tie for the best"
+        )
+    if s["pairs"]:
+        p = s["pairs"]
+        parts.append(
+            f"{p['n']} pairs: chosen gets more in {p['chosen_more']}, rejected in {p['rejected_more']}, equal in "
+            f"{p['equal']}"
+        )
+    if s["cut"]:
+        parts.append(f"{s['cut']} dialogues are longer than {result['max_length']} tokens: oldest turns left out")
+    return "\n".join([*parts, str(output)])
+
+
+def _sidecar(output: Path) -> Path:
+    return output.with_name(output.name.removesuffix(".jsonl") + ".provenance.json")
+
+
+@contextlib.contextmanager
+def _locked(output: Path) -> Iterator[None]:
+    lock = FileLock(output.with_name(f".{output.name}.lock"))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise InputError(f"{output} is being written by another process; wait for its end or {REMEDY}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _resume(output: Path, provenance: dict[str, Any]) -> int:
+    """How many lines are done: whole chunks; the rest of a torn one is cut off. InputError for another's output."""
+    found = read_json(_sidecar(output))
+    if found is None:
+        if output.exists():
+            raise InputError(f"{output} is there, and not written by reward score; {REMEDY}")
+        write_json(_sidecar(output), provenance)
+        return 0
+    for name in IDENTITY:
+        if found.get(name) != provenance[name]:
+            raise InputError(
+                f"{output} was made with another {name} ({found.get(name)} there, {provenance[name]} now); {REMEDY}"
+            )
+    if not output.exists():
+        return 0
+    with output.open("rb+") as handle:
+        ends = [0]
+        for line in handle:
+            ends += [ends[-1] + len(line)] if line.endswith(b"\n") else []
+        done = len(ends) - 1
+        done = done if done == provenance["lines"] else done // CHUNK * CHUNK
+        handle.truncate(ends[done])
+    return done
+
+
+def _append(output: Path, records: list[dict[str, Any]]) -> None:
+    lines = "".join(json.dumps(r, allow_nan=False, ensure_ascii=False) + "\n" for r in records)
+    try:
+        with output.open("ab") as handle:
+            handle.write(lines.encode())
+            handle.flush()
+            os.fsync(handle.fileno())
+    except OSError as error:
+        raise InputError(
+            f"{output} cannot be written ({error.strerror}); make room and run the same command again: it goes on"
+        ) from error
