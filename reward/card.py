@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eval.checkpoints import is_hub_id
 from eval.commands import JSON_HELP
 from eval.config import InputError, prepare_output
 from eval.results import write_text
@@ -34,7 +33,7 @@ LENGTH = (
 OPTIONS = (
     "learning_rate", "lr_scheduler_type", "warmup_steps", "warmup_ratio", "weight_decay", "num_train_epochs",
     "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "dtype", "use_peft", "lora_r",
-    "lora_alpha", "lora_dropout", "lora_top_layers", "head", "label", "held_out", "max_pairs",
+    "lora_alpha", "lora_dropout", "lora_top_layers", "head", "preference_label", "held_out", "max_pairs",
     "center_rewards_coefficient",
 )  # fmt: skip
 """The options of the training that the card shows, where they were set; the command has them all."""
@@ -158,11 +157,10 @@ def _front_matter(run: dict[str, Any]) -> str:
     """What the hub reads; base_model only where it is a hub id, since the hub knows no folder of this machine."""
     from huggingface_hub import ModelCardData
 
-    base = str(run["base_model"])
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-classification",
-        base_model=base if is_hub_id(base) else None,
+        base_model=str(run["base_model"]) if _from_hub(run) else None,
         tags=["reward-model", "trl", "selfcorrect"],
     )
     return f"---\n{data.to_yaml()}\n---"
@@ -230,7 +228,9 @@ def _probe_section(run: dict[str, Any], probe: dict[str, Any] | None) -> list[st
     if probe is None:
         return [f"Not measured; `{probe_command(Path(run['run']))}` does."]
     return [
-        f"{probe['n_dialogues']:,} dialogues that differ in a group's name only (seed {probe['seed']}).",
+        f"{probe['n_dialogues']:,} dialogues that differ in a group's name only (seed {probe['seed']}). A group's gap "
+        "is the score of its versions less the mean over all groups' versions, averaged over templates; p is of the "
+        "largest difference between two groups.",
         f"![Gap of each group]({FIGURES}/probe.png)",
         _markdown([PROBE, *probe_rows(probe)]),
         "\n".join(f"- {d['dimension']}: {d['finding']}" for d in probe["dimensions"]),
@@ -288,12 +288,17 @@ def _told(value: Any) -> str:
 
 def _data(run: dict[str, Any]) -> str:
     subsets = list(run.get("pairs_by_subset", {}))
-    return f"{run.get('data')} ({', '.join(subsets)})" if 1 <= len(subsets) <= 6 else str(run.get("data"))
+    return f"{', '.join(subsets)} ({run.get('data')})" if 1 <= len(subsets) <= 6 else str(run.get("data"))
 
 
 def _base_name(run: dict[str, Any]) -> str:
     base = str(run["base_model"])
-    return base if is_hub_id(base) else Path(base).name
+    return base if _from_hub(run) else Path(base).name
+
+
+def _from_hub(run: dict[str, Any]) -> bool:
+    """Whether the base model is named by its hub id (eval.checkpoints.weights_id)."""
+    return str(run["base_weights"]).startswith("hub:")
 
 
 def _machine(run: dict[str, Any]) -> str:

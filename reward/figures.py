@@ -136,7 +136,7 @@ def probe(dimensions: Sequence[dict[str, Any]]) -> Figure:
     axes.tick_params(axis="y", labelsize=7.5, length=0)
     axes.spines["left"].set_visible(False)
     axes.set_title(
-        "right of 0: the group is preferred; 95% intervals, not corrected for many\ncomparisons; "
+        "right of 0: versions with this group score higher; 95% intervals, not\ncorrected for many comparisons; "
         "blue: 0 lies outside",
         fontsize=8, color="0.3",
     )  # fmt: skip

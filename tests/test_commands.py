@@ -67,7 +67,9 @@ def test_the_chain_as_the_readme_says_it(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "smollm2-135m-instruct").symlink_to(tiny)
     small = ("--lora_top_layers", "1", "--use_cpu", "--disable_tqdm", "true", "--max_steps", "2")
-    out = execute(documented("accelerate launch -m reward.train --config configs/demo"), tmp_path, *small, "--save_steps", "2")
+    out = execute(
+        documented("accelerate launch -m reward.train --config configs/demo"), tmp_path, *small, "--save_steps", "2"
+    )
     assert "held-out pairwise accuracy" in out
     (tmp_path / "eval.yaml").write_text("limit: 4\ncategories: [Age]\ncot_limit: 4\ncot_max_new_tokens: 2\n")
     more = ("--checkpoint_steps", "0", "2", "--max_prompt_tokens", "1000", "--evaluation", "eval.yaml")

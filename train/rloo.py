@@ -1,9 +1,10 @@
 """RLHF by RLOO: accelerate launch -m train.rloo --config configs/demo/rloo.yaml
 
-TRL's RLOOTrainer (REINFORCE leave-one-out, Ahmadian et al. 2024) with LoRA or in full; the reward is a learned reward
-model's, with a KL penalty to the starting policy (beta). The paper used PPO on the same KL-penalised reward. A
-checkpoint is kept at every step of checkpoint_steps (0 = before RLHF) and evaluated when saved; the results lie in
-OUTPUT/eval/step-N. The same command goes on after a kill and does nothing where all is done.
+TRL's RLOOTrainer (REINFORCE leave-one-out, Ahmadian et al. 2024) with LoRA or in full; the reward is that of one or
+several learned reward models and of penalties (reward.functions), with a KL penalty to the starting policy (beta). The
+paper used PPO on the same KL-penalised reward. A checkpoint is kept at every step of checkpoint_steps (0 = before RLHF)
+and evaluated when saved; the results lie in OUTPUT/eval/step-N. The same command goes on after a kill and does nothing
+where all is done.
 """
 
 from __future__ import annotations
@@ -30,35 +31,37 @@ def train(arguments: PolicyArguments, config: Any, model_args: Any) -> dict[str,
     from eval.checkpoints import base_parameters, load_tokenizer, weights_id, weights_mib
     from eval.sources import data_folder, data_name
     from eval.tracking import policy_name
+    from reward.functions import build_rewards, check_rewards, end_token_ids
     from reward.model import check_chat_template, check_model_arguments, lora_config
     from reward.preferences import read_preferences
-    from reward.scoring import check_reward_model
     from train.prompts import rl_prompts
     from train.schedule import check_schedule
 
     output = Path(config.output_dir)
     model = check_model_arguments(model_args)
-    check_reward_model(arguments.reward_model)
+    rewards = check_rewards(arguments, config)
     steps = check_schedule(arguments.checkpoint_steps, config)
     per_checkpoint = 32 + (0.1 if model_args.use_peft else 3) * weights_mib(model)
     prepare_output(output, needed_mib=round(len(steps) * per_checkpoint))
     evaluation = _evaluation_config(arguments)
     planned = plan(evaluation) if evaluation else None
-    preferences = read_preferences(None, arguments.data_dir)
+    preferences = read_preferences(arguments.preferences, arguments.data_dir)
     tokenizer = load_tokenizer(model, model_args.model_revision)
     check_chat_template(tokenizer, model)
     prompts = rl_prompts(preferences.pairs, tokenizer, arguments.max_prompt_tokens)
     peft_config = lora_config(model_args, model, arguments.lora_top_layers)
     hashes = {
         "base_weights": weights_id(model, model_args.model_revision),
-        "reward_weights": weights_id(arguments.reward_model),
         "preference_data": preferences.identity,
+        "rewards": rewards,
     }
     stage = Stage(output, "rloo.json", settings_of(config, model_args, arguments, **hashes))
     if result := stage.begin():
         log.info("RLHF finished already: %s", output)
         return result
-    trainer = _trainer(model, arguments.reward_model, config, model_args, tokenizer, prompts, peft_config)
+    end_ids = end_token_ids(model, model_args.model_revision, tokenizer)
+    built = build_rewards(rewards, str(config.device), end_ids, arguments.reward_dtype)
+    trainer = _trainer(model, built, config, model_args, tokenizer, prompts, peft_config)
     policy = {
         "policy": config.run_name or policy_name(output, stage.settings),
         "algorithm": ALGORITHM,
@@ -84,24 +87,20 @@ def _evaluation_config(arguments: PolicyArguments) -> EvaluationConfig | None:
 
 
 def _trainer(
-    model: str, reward_model: str, config: Any, model_args: Any, tokenizer: Any, prompts: list, peft_config: Any
+    model: str, rewards: Any, config: Any, model_args: Any, tokenizer: Any, prompts: list, peft_config: Any
 ) -> Any:
     from datasets import Dataset
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
     from trl import RLOOTrainer
 
-    dtype = model_args.dtype or "float32"
+    config.reward_weights = rewards.weights
     config.model_init_kwargs = {
-        "dtype": dtype,
+        "dtype": model_args.dtype or "float32",
         "revision": model_args.model_revision,
         **(config.model_init_kwargs or {}),
     }
-    # loaded here, since TRL would load it with the policy's model_init_kwargs, revision included
-    judge = AutoModelForSequenceClassification.from_pretrained(reward_model, num_labels=1, dtype=dtype)
     return RLOOTrainer(
         model=model,
-        reward_funcs=judge,
-        reward_processing_classes=AutoTokenizer.from_pretrained(reward_model),
+        reward_funcs=rewards.functions,
         args=config,
         train_dataset=Dataset.from_list(prompts),
         processing_class=tokenizer,
@@ -147,13 +146,25 @@ def main() -> None:
 
     arguments, config, model_args = parse([PolicyArguments, RLOOConfig, ModelConfig], sys.argv[1:], "train.rloo")
     result = train(arguments, config, model_args)
-    n = min(5, len(result["log"]))
-    first, last = ([entry["reward"] for entry in part] for part in (result["log"][:n], result["log"][-n:]))
-    print(
-        f"{result['steps']} RLHF steps: learned reward {sum(first) / n:.3f} (first {n} steps) -> {sum(last) / n:.3f} "
-        f"(last {n}), KL to the starting policy {result['log'][-1]['kl']:.3f} per token\n"
-        f"checkpoints and evaluations: {config.output_dir}"
-    )
+    print(summary(result))
+    print(f"checkpoints and evaluations: {config.output_dir}")
+
+
+def summary(result: dict[str, Any]) -> str:
+    """The reward at the beginning and at the end, of several parts each by itself, and the KL divergence at the end."""
+    log, parts = result["log"], result["rewards"]
+    n = min(5, len(log))
+
+    def rise(key: str) -> str:
+        first, last = (sum(entry[key] for entry in part) / n for part in (log[:n], log[-n:]))
+        return f"{first:.3f} (first {n} steps) -> {last:.3f} (last {n})"
+
+    kl = log[-1].get("kl")  # TRL has none for beta 0
+    total = f"{result['steps']} RLHF steps: {'learned' if len(parts) == 1 else 'whole'} reward {rise('reward')}"
+    told = [total + ("" if kl is None else f", KL to the starting policy {kl:.3f} per token")]
+    if len(parts) > 1:
+        told += [f"  {p['name']}, weight {p['weight']:g}: {rise('rewards/' + p['name'] + '/mean')}" for p in parts]
+    return "\n".join(told)
 
 
 if __name__ == "__main__":
