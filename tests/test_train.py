@@ -17,12 +17,7 @@ from eval.results import Store
 EVALUATION = "limit: 4\ncategories: [Age]\ncot_limit: 4\ncot_max_new_tokens: 3\n"
 
 
-def rloo(tiny: Path, reward: Path, output: Path, *more: object) -> dict[str, Any]:
-    from trl import ModelConfig, RLOOConfig
-
-    from train.arguments import PolicyArguments
-    from train.rloo import train
-
+def rloo_arguments(tiny: Path, reward: Path, output: Path, *more: object) -> list[str]:
     arguments = {
         "model_name_or_path": tiny, "reward_model": reward, "output_dir": output, "checkpoint_steps": "0 2 4",
         "max_steps": 4, "save_strategy": "no", "use_peft": "true", "lora_r": 4, "lora_target_modules": "q_proj v_proj",
@@ -30,7 +25,16 @@ def rloo(tiny: Path, reward: Path, output: Path, *more: object) -> dict[str, Any
         "gradient_checkpointing": "false", "bf16": "false", "use_cpu": "true", "logging_steps": 1, "report_to": "none",
         "disable_tqdm": "true", "seed": 3, "max_prompt_tokens": 1000,
     }  # fmt: skip
-    argv = [part for k, v in arguments.items() for part in (f"--{k}", *str(v).split())] + [str(m) for m in more]
+    return [part for k, v in arguments.items() for part in (f"--{k}", *str(v).split())] + [str(m) for m in more]
+
+
+def rloo(tiny: Path, reward: Path, output: Path, *more: object) -> dict[str, Any]:
+    from trl import ModelConfig, RLOOConfig
+
+    from train.arguments import PolicyArguments
+    from train.rloo import train
+
+    argv = rloo_arguments(tiny, reward, output, *more)
     return train(*parse([PolicyArguments, RLOOConfig, ModelConfig], argv, "train.rloo"))
 
 
