@@ -75,7 +75,7 @@ class RewardModel:
         if len(bad):
             raise InputError(
                 f"the reward model {self.name} gives {found[bad[0]]} to {len(bad)} of {len(found)} dialogues, first "
-                f"to number {bad[0] + 1}; its weights are broken or overflow: use --dtype float32, or train it again"
+                f"to number {bad[0] + 1}; its weights are broken or overflow: load it in float32, or train it again"
             )
         return found
 
