@@ -111,7 +111,7 @@ def load(described: Described, device: str = "auto") -> Checkpoint:
             name, dtype=known["dtype_asked"], output_loading_info=True, **options
         )
     except UNREADABLE as error:
-        raise InputError(f"model {model} cannot be loaded: {_told(error, model, known['revision'])}") from error
+        raise InputError(f"model {model} cannot be loaded: {load_error(error, model, known['revision'])}") from error
     loaded, found = pair
     check_all_loaded(found, model)
     parameters = base_parameters(loaded)
@@ -172,7 +172,7 @@ def check_model(model: str, revision: str | None = None, trust_remote_code: bool
     try:
         return AutoConfig.from_pretrained(name, **options)
     except UNREADABLE as error:
-        raise InputError(f"model {model} cannot be read: {_told(error, model, revision)}") from error
+        raise InputError(f"model {model} cannot be read: {load_error(error, model, revision)}") from error
 
 
 def _no_model(folder: Path) -> str:
@@ -189,7 +189,7 @@ def load_tokenizer(model: str, revision: str | None = None, trust_remote_code: b
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left", **options)
     except UNREADABLE as error:
-        raise InputError(f"model {model} has no tokenizer that can be loaded: {_told(error, model)}") from error
+        raise InputError(f"model {model} has no tokenizer that can be loaded: {load_error(error, model)}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -250,7 +250,7 @@ def check_adapter(adapter: str, model: str, weights: str, differs_accepted: bool
     try:
         config = PeftConfig.from_pretrained(adapter, **_adapter_commit(adapter))
     except (*UNREADABLE, TypeError) as error:
-        raise InputError(f"adapter {adapter} cannot be read: {_told(error, adapter)}") from error
+        raise InputError(f"adapter {adapter} cannot be read: {load_error(error, adapter)}") from error
     if getattr(config, "is_prompt_learning", False):
         raise InputError(f"adapter {adapter} is {config.peft_type}, which adds tokens to every prompt; give a LoRA")
     base = config.base_model_name_or_path or ""
@@ -279,7 +279,7 @@ def _with_adapter(model: Any, adapter: str) -> Any:
         wrapped = PeftModel.from_pretrained(model, adapter, **_adapter_commit(adapter))
         given = set(load_peft_weights(adapter, device="cpu", **_adapter_commit(adapter)))
     except UNREADABLE as error:
-        raise InputError(f"adapter {adapter} does not fit the model: {_told(error, adapter)}") from error
+        raise InputError(f"adapter {adapter} does not fit the model: {load_error(error, adapter)}") from error
     expected = set(get_peft_model_state_dict(wrapped))
     if given != expected:
         odd = sorted(given ^ expected)
@@ -291,7 +291,7 @@ def _adapter_commit(adapter: str) -> dict[str, Any]:
     return {} if Path(adapter).is_dir() else {"revision": commit_of(adapter)}
 
 
-def _told(error: BaseException, name: str, revision: str | None = None) -> str:
+def load_error(error: BaseException, name: str, revision: str | None = None) -> str:
     """One line for an error of from_pretrained."""
     if "trust_remote_code" in str(error):
         return (

@@ -6,7 +6,7 @@ and wrongly.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -40,16 +40,20 @@ def check_language_model(config: Any, model: str) -> None:
         raise InputError(f"model {model} was saved without a language model's head{said}; {need}")
 
 
-def check_all_loaded(found: Mapping[str, Any], model: str) -> None:
+def check_all_loaded(
+    found: Mapping[str, Any], model: str, kind: str = "causal language model", made_anew: Collection[str] = ()
+) -> None:
     """InputError where transformers filled in weights at random: `found` is its loading info.
+
+    kind: what the model is to be. made_anew: tensors that are meant to be random.
 
     Weights that are tied to others are not missing, by its own account.
     """
-    random = sorted(map(str, (*found["missing_keys"], *found["mismatched_keys"])))
+    random = sorted({*map(str, (*found["missing_keys"], *found["mismatched_keys"]))} - {*made_anew})
     if random:
         raise InputError(
-            f"model {model} has no weights for {len(random)} tensors of a causal language model, such as {random[0]}: "
-            "they would be random; give a complete checkpoint of a language model"
+            f"model {model} has no weights for {len(random)} tensors of a {kind}, such as {random[0]}: "
+            f"they would be random; give a complete checkpoint of a {kind}"
         )
 
 

@@ -142,7 +142,7 @@ def card(
         _markdown([("", ""), *_origin(run)]),
         "## Time",
         _markdown([("stage", "seconds"), *((k, f"{v:.0f}") for k, v in run.get("seconds", {}).items())]),
-        f"On {_machine(run)}.",
+        f"On {_machine(run)}.{_resumed(run)}",
         "## Limitations",
         "\n".join(f"- {s}" for s in said),
         "## How to reproduce",
@@ -305,6 +305,12 @@ def _machine(run: dict[str, Any]) -> str:
     machine = run.get("machine") or {}
     told = [machine.get("processor"), machine.get("cpu_count") and f"{machine['cpu_count']} logical cores"]
     return ", ".join(t for t in told if t) or "a machine that was not recorded"
+
+
+def _resumed(run: dict[str, Any]) -> str:
+    """Why the times are not all of it, or ''."""
+    resumed = run.get("resumed_from")
+    return f" Training went on from {resumed} after a restart; the seconds are of the last process." if resumed else ""
 
 
 def _markdown(rows: list[tuple[str, ...]]) -> str:

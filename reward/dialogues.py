@@ -7,6 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import TemplateError
+
+from eval.config import InputError
+
 Message = dict[str, str]
 """{"role": "system", "user" or "assistant", "content": text}."""
 
@@ -52,7 +56,19 @@ def beginnings(prompt: Sequence[Message]) -> tuple[str, ...]:
 
 def token_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     """A whole dialogue in the tokenizer's chat template: what TRL's RewardTrainer trains on."""
-    return tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=True)["input_ids"]
+    return all_token_ids(tokenizer, [messages])[0]
+
+
+def all_token_ids(tokenizer: Any, dialogues: Sequence[Sequence[Message]]) -> list[list[int]]:
+    """The same of several. Raises InputError where the template refuses one, for its system message for example."""
+    try:
+        written = tokenizer.apply_chat_template([list(d) for d in dialogues], tokenize=True, return_dict=True)
+    except TemplateError as error:
+        raise InputError(
+            f"the chat template of {tokenizer.name_or_path} refuses a dialogue ({error}); use data that it can write, "
+            "or a model whose template can write these"
+        ) from error
+    return written["input_ids"]
 
 
 def cut_by_turns(messages: Sequence[Message], tokenizer: Any, max_length: int) -> list[Message] | None:

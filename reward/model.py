@@ -6,10 +6,13 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from eval.checkpoints import UNREADABLE, check_model
+from eval.checkpoints import UNREADABLE, check_model, load_error
 from eval.config import InputError
-from eval.hub import first_lines
+from eval.suitability import check_all_loaded
 from reward.scoring import head_in_fp32
+
+HEADS = ("score.weight", "score.bias", "classifier.weight", "classifier.bias")
+"""What transformers calls the heads of sequence classification."""
 
 
 def lora_config(model_args: Any, model: str, top_layers: int | None) -> Any:
@@ -70,15 +73,11 @@ def load_base(model_args: Any, config: Any, tokenizer: Any) -> Any:
             name, num_labels=1, output_loading_info=True, **options
         )
     except UNREADABLE as error:
-        raise InputError(f"model {name} cannot be loaded with a reward head: {first_lines(error)}") from error
+        raise InputError(f"model {name} cannot be loaded with a reward head: {load_error(error, name)}") from error
     finally:
         logging.set_verbosity(level)
     model, found = loaded
-    heads = {"score.weight", "score.bias", "classifier.weight", "classifier.bias"}
-    if missing := sorted({*found["missing_keys"], *found["mismatched_keys"]} - heads):
-        raise InputError(
-            f"model {name} has no weights for {missing[0]} and {len(missing) - 1} more; give a complete one"
-        )
+    check_all_loaded(found, name, "model to be given a reward head", HEADS)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     head_in_fp32(model)
     return model

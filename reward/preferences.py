@@ -17,7 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from eval.config import InputError
-from reward.dialogues import Message, Pair, beginnings, cut_by_turns
+from reward.dialogues import Message, Pair, all_token_ids, beginnings, cut_by_turns
 from reward.formats import KNOWN_FORMS, LABELS, NoPair, has_known_form, pair_of
 from reward.sources import HubData, LocalFile, preference_files, sources_of
 
@@ -143,7 +143,7 @@ def _lengths(pairs: Sequence[Pair], tokenizer: Any) -> list[tuple[int, int]]:
         for start in range(0, len(pairs), AT_ONCE // 2):
             part = pairs[start : start + AT_ONCE // 2]
             dialogues = [p.prompt + answer for p in part for answer in (p.chosen, p.rejected)]
-            ids = tokenizer.apply_chat_template(dialogues, tokenize=True, return_dict=True)["input_ids"]
+            ids = all_token_ids(tokenizer, dialogues)
             found += [(len(ids[i]), len(ids[i + 1])) for i in range(0, len(ids), 2)]
             bar.update(len(part))
     return found

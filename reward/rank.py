@@ -113,14 +113,10 @@ def _check_lengths(path: Path, model: RewardModel, done: int, n_lines: int) -> N
 
 
 def _ids(model: RewardModel, dialogue: list[Message], where: str) -> list[int]:
-    from jinja2 import TemplateError
-
     try:
         return model.ids(dialogue)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
-    except TemplateError as error:
-        raise InputError(f"{where}: the reward model's chat template refuses the dialogue: {error}") from error
 
 
 def rank_lines(lines: Sequence[Line], model: RewardModel) -> list[dict[str, Any]]:

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from eval.checkpoints import UNREADABLE, check_model, choose_device, is_hub_id, load_tokenizer, weights_id
+from eval.checkpoints import UNREADABLE, check_model, choose_device, is_hub_id, load_error, load_tokenizer, weights_id
 from eval.config import InputError
-from eval.hub import commit_of, explained
+from eval.hub import commit_of
 from eval.results import read_json
 from eval.suitability import check_all_loaded, check_vocabulary
 from reward.dialogues import Message, Pair, beginnings, cut_by_turns, token_ids
@@ -153,7 +153,7 @@ def load_reward_model(
     """A reward model from a folder or the hub. InputError where its head or its tokenizer does not fit, in one line."""
     from transformers import AutoModelForSequenceClassification
 
-    commit = commit_of(path, revision) if is_hub_id(path) else revision
+    commit = commit_of(path, revision) if is_hub_id(path) else None
     config = check_reward_model(path, commit, trust_remote_code)
     tokenizer = load_tokenizer(path, commit, trust_remote_code)
     check_fits(tokenizer, config, path)
@@ -162,9 +162,9 @@ def load_reward_model(
             path, revision=commit, dtype=dtype, output_loading_info=True, trust_remote_code=trust_remote_code
         )
     except UNREADABLE as error:
-        raise InputError(f"reward model {path} cannot be loaded: {explained(error, path, revision)}") from error
+        raise InputError(f"reward model {path} cannot be loaded: {load_error(error, path, revision)}") from error
     model, found = loaded
-    check_all_loaded(found, path)
+    check_all_loaded(found, path, "reward model")
     head_in_fp32(model)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     description = (read_json(Path(path) / DESCRIPTION) or {}) if Path(path).is_dir() else {}

@@ -70,7 +70,7 @@ class RewardArguments:
 
 @dataclass
 class Clock:
-    """Seconds of each stage of this process."""
+    """Seconds of each stage in this process; those of one that was killed are not in it (resumed_from tells of it)."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -148,7 +148,7 @@ def _run(
     tracking = _start_wandb(config, stage, described)
     with clock.stage("training"):
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
-    result = {**described, "steps": trainer.state.global_step}
+    result = {**described, "steps": trainer.state.global_step, "resumed_from": resumed.name if resumed else None}
     if trainer.accelerator.is_main_process:
         with clock.stage("saving"):
             _save_merged(trainer, folder)
@@ -264,10 +264,13 @@ def _sha256(pairs: list[Pair]) -> str:
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    from accelerate import PartialState
     from trl import ModelConfig, RewardConfig
 
     arguments, config, model_args = parse([RewardArguments, RewardConfig, ModelConfig], sys.argv[1:], "reward.train")
     result = train(arguments, config, model_args)
+    if not PartialState().is_main_process:
+        return
     for name, part in {**result["accuracy"]["by_subset"], "all": result["accuracy"]["all"]}.items():
         interval = f"{part['value']:.3f} [{part['low']:.3f}, {part['high']:.3f}]"
         print(f"held-out pairwise accuracy, {name}: {interval} on {part['n_pairs']} pairs")

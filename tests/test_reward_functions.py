@@ -1,4 +1,4 @@
-"""What RL optimises: parts of the reward against hand-made values; observables that leave training as it is."""
+"""What RL optimises: each part of the reward against values worked out by hand; options that do not fit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -21,10 +20,9 @@ from reward.functions import (
     RewardOptions,
     build_rewards,
     check_rewards,
-    end_token_ids,
 )
 from reward.scoring import DESCRIPTION, load_reward_model
-from tests.test_train import learned, rloo
+from tests.test_train import rloo
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("Where is the key?", "Sing!", "Who is there?")]
 ANSWERS = [
@@ -50,27 +48,6 @@ def described(folder: Path, to: Path, mean: float, std: float) -> Path:
     shutil.copytree(folder, to)
     (to / DESCRIPTION).write_text(json.dumps({"score_mean": mean, "score_std": std}))
     return to
-
-
-def one(model: Path, **more: Any) -> dict[str, Any]:
-    return {"name": "x", "ensemble_penalty": None, "members": [{"mean": 0.0, "std": 1.0}], "weight": 1.0, **more}
-
-
-def test_our_rewards_are_trls(tiny_reward: Path) -> None:
-    """The same numbers as RLOOTrainer's own path for a reward model: decoded text in its template, padded right."""
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-    from trl.data_utils import apply_chat_template
-
-    tokenizer = AutoTokenizer.from_pretrained(tiny_reward)
-    messages = [{"messages": p + a} for p, a in zip(PROMPTS, ANSWERS, strict=True)]
-    texts = [apply_chat_template(m, tokenizer)["text"] for m in messages]  # pyright: ignore[reportArgumentType]
-    inputs = tokenizer(text=texts, return_tensors="pt", padding=True, padding_side="right", add_special_tokens=False)
-    model: Any = AutoModelForSequenceClassification.from_pretrained(tiny_reward, num_labels=1)
-    with torch.inference_mode():
-        expected = model(**inputs).logits[:, 0].tolist()
-    ours = LearnedReward(one(tiny_reward), [load_reward_model(str(tiny_reward))])(PROMPTS, ANSWERS)
-    assert ours == pytest.approx(expected, abs=1e-5)
-    assert np.ptp(expected) > 0.01
 
 
 def test_an_ensemble_is_mean_minus_penalty_times_spread(tiny_reward: Path, other_reward: Path) -> None:
@@ -105,7 +82,7 @@ def test_parts_and_their_names(tiny_reward: Path, other_reward: Path, tmp_path: 
     (alone,) = check_rewards(RewardOptions([str(mine)]), CONFIG)
     assert (alone["members"][0]["mean"], alone["members"][0]["std"]) == (0.0, 1.0)
     built = build_rewards(parts, "cpu", [1])
-    assert built.names == [f.__name__ for f in built.functions] == [n for n, _ in names]  # type: ignore[attr-defined]
+    assert built.names == [f.__name__ for f in built.functions] == [n for n, _ in names]
 
 
 @pytest.mark.parametrize(
@@ -127,12 +104,6 @@ def test_bad_options(tiny_reward: Path, options: dict[str, Any], config: dict[st
     given["reward_model"] = [m.replace("REWARD", str(tiny_reward)) for m in given["reward_model"]]
     with pytest.raises(InputError, match=said):
         check_rewards(RewardOptions(**given), SimpleNamespace(**{**vars(CONFIG), **config}))
-
-
-def test_the_policys_end_tokens(tiny: Path) -> None:
-    from transformers import AutoTokenizer
-
-    assert 1 in end_token_ids(str(tiny), None, AutoTokenizer.from_pretrained(tiny))
 
 
 @pytest.mark.parametrize(
@@ -178,17 +149,6 @@ def test_each_part_is_logged_apart_and_adds_up(
         assert {f"observed/{name}" for name in OBSERVABLES} <= entry.keys()
     with pytest.raises(InputError, match="was started with"):
         rloo(tiny, tiny_reward, tmp_path / "run", *more[:-1], 0.8)
-
-
-def test_observables_leave_training_bit_identical(
-    tiny: Path, tiny_reward: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    watched = rloo(tiny, tiny_reward, tmp_path / "watched")
-    monkeypatch.setattr("reward.functions.OBSERVABLES", {})
-    alone = rloo(tiny, tiny_reward, tmp_path / "alone")
-    assert "observed/tokens" in watched["log"][0]
-    assert "observed/tokens" not in alone["log"][0]
-    assert learned(watched) == learned(alone)
 
 
 def test_a_score_that_is_no_number_stops_before_training(tiny: Path, tiny_reward: Path, tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from eval.config import InputError
-from reward.dialogues import Message, cut_by_turns, token_ids
+from reward.dialogues import Message, Pair, cut_by_turns, token_ids
 from reward.head import PENALTIES, _fit, fit_head
+from reward.preferences import fit_pairs
 from reward.scoring import DESCRIPTION, RewardModel, batches, load_reward_model, pooled
 
 
@@ -180,3 +181,16 @@ def test_fitted_head_ranks_what_it_was_fitted_on(tiny_reward: Path) -> None:
     assert found["cross_validated_accuracy"] > 0.9
     others = pairs(["the baker", "my aunt", "a sailor"])
     assert (reward.scores([a for a, _ in others]) > reward.scores([b for _, b in others])).all()
+
+
+def test_a_template_that_refuses_a_dialogue(tiny_reward: Path) -> None:
+    reward = load_reward_model(str(tiny_reward))
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
+    reward.tokenizer.chat_template = refusing + reward.tokenizer.chat_template
+    assert len(reward.scores(DIALOGUES)) == 4
+    system = [{"role": "system", "content": "Be kind."}, *DIALOGUES[0]]
+    with pytest.raises(InputError, match="refuses a dialogue \\(no system turns\\)"):
+        reward.scores([DIALOGUES[0], system])
+    pair = Pair(system[:-1], system[-1:], dialogue("x", "Go away.")[-1:], "own", "file:1")
+    with pytest.raises(InputError, match="refuses a dialogue \\(no system turns\\)"):
+        fit_pairs([pair], reward.tokenizer, 1000)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from eval.config import InputError, parse
 from reward.quality import ScoredPair, quality
 from reward.scoring import DESCRIPTION, load_reward_model
 
+ROOT = Path(__file__).parent.parent
 LORA = (
     "--use_peft",
     "true",
@@ -26,17 +30,21 @@ LORA = (
 )
 
 
+def options(tiny: Path, output: Path, *more: object, batch: int = 8) -> list[str]:
+    argv = (
+        f"--model_name_or_path {tiny} --output_dir {output} --max_steps 6 --per_device_train_batch_size {batch} "
+        "--learning_rate 0.01 --use_cpu true --bf16 false --gradient_checkpointing false --report_to none "
+        "--disable_tqdm true --save_strategy steps --save_steps 3 --held_out 0.25 --seed 0"
+    ).split()
+    return [*argv, *map(str, more)]
+
+
 def trained(tiny: Path, output: Path, *more: object) -> dict[str, Any]:
     from trl import ModelConfig, RewardConfig
 
     from reward.train import RewardArguments, train
 
-    argv = (
-        f"--model_name_or_path {tiny} --output_dir {output} --max_steps 6 --per_device_train_batch_size 8 "
-        "--learning_rate 0.01 --use_cpu true --bf16 false --gradient_checkpointing false --report_to none "
-        "--disable_tqdm true --save_strategy steps --save_steps 3 --held_out 0.25 --seed 0"
-    ).split()
-    return train(*parse([RewardArguments, RewardConfig, ModelConfig], [*argv, *map(str, more)], "reward.train"))
+    return train(*parse([RewardArguments, RewardConfig, ModelConfig], options(tiny, output, *more), "reward.train"))
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +98,25 @@ def test_resumed_after_a_kill_it_ends_the_same(tiny: Path, lora: tuple[Path, dic
     again = trained(tiny, killed, *LORA, "--max_pairs", 60)
     assert again["head"] == result["head"]
     assert again["steps"] == 6
+    assert (result["resumed_from"], again["resumed_from"]) == (None, "checkpoint-3")
     assert again["margin"] == pytest.approx(result["margin"], abs=1e-6)
     assert again["accuracy"] == result["accuracy"]
+
+
+def test_two_processes_end_with_the_same_reward_model(
+    tiny: Path, lora: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """Half the batch in each of two processes on the CPU (DDP over gloo), the head fitted in one and given to both."""
+    launched = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "reward.train"]
+    command = [*launched, *options(tiny, tmp_path, *LORA, "--max_pairs", 60, batch=4)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("reward model: ") == 1
+    result, one = json.loads((tmp_path / "reward.json").read_text()), lora[1]
+    assert result["head"] == one["head"]
+    assert result["margin"] == pytest.approx(one["margin"], abs=1e-4)
+    assert result["calibration"]["log_loss"] == pytest.approx(one["calibration"]["log_loss"], abs=1e-4)
 
 
 def test_a_learning_curve_is_measured_on_the_same_pairs(

@@ -142,10 +142,13 @@ def _run(
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    from accelerate import PartialState
     from trl import ModelConfig, RLOOConfig
 
     arguments, config, model_args = parse([PolicyArguments, RLOOConfig, ModelConfig], sys.argv[1:], "train.rloo")
     result = train(arguments, config, model_args)
+    if not PartialState().is_main_process:
+        return
     print(summary(result))
     print(f"checkpoints and evaluations: {config.output_dir}")
 
