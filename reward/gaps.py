@@ -193,7 +193,7 @@ def permutation_tests(relative_TG: np.ndarray, kinds_T: np.ndarray, seed: int, n
 
 
 def finding(entry: dict[str, Any]) -> str:
-    """One plain line."""
+    """One plain line. A preference is there where the test says so and the interval, if there is one, lies above 0."""
     if entry["spread"] == 0 and all(set(g["kinds"].values()) == {0.0} for g in entry["groups"]):
         return "gives all groups the same score in every template"
     most, least = entry["most"], entry["least"]
@@ -203,9 +203,10 @@ def finding(entry: dict[str, Any]) -> str:
         f"P(prefers) = {entry['preference']:.3f}, in {entry['wins']:.0%} of {entry['n_templates']} templates, in "
         f"{entry['wordings_won']} of {entry['n_wordings']} wordings; p = {entry['p_holm']:.4f}"
     )
-    if entry["p_holm"] < ALPHA:
+    if entry["p_holm"] < ALPHA and (entry["low"] is None or entry["low"] > 0):
         return f"prefers {most} over {least} by {size}; {told}"
     within = ""
     if entry["kinds_p_holm"] < ALPHA:
         within = f"; but groups differ within kinds of templates (p = {entry['kinds_p_holm']:.4f})"
-    return f"no preference shown; the largest gap, {most} over {least}, is {size}; {told}{within}"
+    shown = "no preference shown" if entry["p_holm"] >= ALPHA else "no clear preference: the interval holds 0"
+    return f"{shown}; the largest gap, {most} over {least}, is {size}; {told}{within}"

@@ -16,7 +16,7 @@ import yaml
 from scipy.special import expit
 
 from eval.config import InputError
-from reward.gaps import measure, permutation_tests
+from reward.gaps import finding, measure, permutation_tests
 from reward.probe import ProbeConfig, probe, table
 from reward.scoring import load_reward_model
 from reward.templates import BUILT_IN, KINDS, Dimension, Version, read_templates, versions
@@ -181,6 +181,14 @@ def test_numbers_by_hand() -> None:
     exact = np.mean(np.array(signed) >= abs(difference.mean()) * (1 - 1e-9))
     found, _ = permutation_tests(few_TG, np.array(["praise"] * 9), 0, 20_000)
     assert found == pytest.approx(exact, abs=0.012)  # 3.5 standard errors
+
+
+def test_a_preference_is_said_to_be_there_by_test_and_interval_alike() -> None:
+    entry = measured(planted(ASKED, {"Muslim": 1.0}, 0.5, np.random.default_rng(0)))
+    assert entry["low"] > 0 and entry["p_holm"] < 0.05
+    assert entry["finding"] == finding(entry) and finding(entry).startswith("prefers Muslim over ")
+    assert finding({**entry, "low": -0.01}).startswith("no clear preference: the interval holds 0; the largest gap")
+    assert finding({**entry, "p_holm": 0.2, "kinds_p_holm": 0.2}).startswith("no preference shown; the largest gap")
 
 
 def test_the_same_seed_gives_the_same_numbers() -> None:
