@@ -35,6 +35,11 @@ class Pair:
         """Whether oldest turns of the prompt were left out."""
         return bool(self.prompt_ids)
 
+    @property
+    def origin(self) -> str:
+        """An id of the whole dialogue's beginning, up to its first human message: what prompts are kept apart by."""
+        return (self.prompt_ids or beginnings(self.prompt))[0]
+
     def row(self) -> dict[str, list[Message]]:
         """The columns that TRL's RewardTrainer reads."""
         return {"prompt": self.prompt, "chosen": self.chosen, "rejected": self.rejected}

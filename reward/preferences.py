@@ -21,7 +21,9 @@ from reward.dialogues import Message, Pair, all_token_ids, beginnings, cut_by_tu
 from reward.formats import KNOWN_FORMS, LABELS, NoPair, has_known_form, pair_of
 from reward.sources import HubData, LocalFile, preference_files, sources_of
 
-__all__ = ["Preferences", "fit_pairs", "preference_files", "read_preferences", "split_by_prompt"]
+__all__ = [
+    "Preferences", "check_share", "fit_pairs", "in_share", "preference_files", "read_preferences", "split_by_prompt",
+]  # fmt: skip
 
 log = logging.getLogger(__name__)
 OVER_LONG = ("cut", "refuse")
@@ -181,6 +183,29 @@ def split_by_prompt(
         )
     rng.shuffle(training)
     return [pairs[i] for i in training[:max_pairs]], [pairs[i] for i in sorted(chosen)]
+
+
+def in_share(pairs: Sequence[Pair], share: Sequence[float]) -> list[Pair]:
+    """The pairs whose prompts lie in [low, high) of 0 to 1. Raises InputError for no such range, and where none does.
+
+    A prompt's place is the hash of its beginning, up to its first human message, as a number: the same in every run and
+    every file, so that runs on shares apart from each other have no prompt in common, nor one that goes on from another.
+    """
+    low, high = check_share(share)
+    chosen = [p for p in pairs if low <= int(p.origin, 16) / 16 ** len(p.origin) < high]
+    if not chosen:
+        raise InputError(f"prompt_share {low:g} {high:g} has none of the {len(pairs)} pairs; give a wider one")
+    if len(chosen) < len(pairs):
+        log.info("%d of %d pairs are in prompt_share %g to %g", len(chosen), len(pairs), low, high)
+    return chosen
+
+
+def check_share(share: Sequence[float]) -> tuple[float, float]:
+    """prompt_share as (low, high). Raises InputError for anything but 0 <= low < high <= 1."""
+    if len(share) != 2 or not 0 <= share[0] < share[1] <= 1:
+        given = " ".join(f"{value:g}" for value in share)
+        raise InputError(f"prompt_share must be two numbers, 0 <= low < high <= 1, not '{given}'; 0 0.4 for example")
+    return share[0], share[1]
 
 
 def _connected(pairs: Sequence[Pair]) -> list[list[int]]:

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 DESCRIPTION = "reward_model.json"
 """Lies in the folder of a reward model trained here: what it was trained on, max_length, and how good it is."""
+TRAINING_PROMPTS = "training_prompts.json"
+"""Lies beside it: Pair.origin of every training pair, by which RL leaves these prompts out."""
 HINT = "train one with `accelerate launch -m reward.train`"
 
 

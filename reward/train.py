@@ -4,7 +4,8 @@ TRL's RewardTrainer (Bradley-Terry) with LoRA or in full, after the head has bee
 (reward.head). Pairs are split by prompt; accuracy with intervals, calibration and length bias are measured on the
 held-out pairs with the model as it was saved.
 
-OUTPUT/model           the merged, self-contained reward model; reward_model.json in it says how it reads a dialogue
+OUTPUT/model           the merged, self-contained reward model; reward_model.json in it says how it reads a dialogue,
+                       training_prompts.json (hashes) by which prompts RL leaves these out
 OUTPUT/held_out.jsonl  every held-out pair with its scores and lengths
 OUTPUT/reward.json     what was trained on what, and how good it is; written last
 The same command goes on after a kill and does nothing where all is done.
@@ -27,6 +28,7 @@ from typing import Any
 from eval.config import InputError, parse, prepare_output, run_main
 from eval.results import read_json, write_json, write_text
 from reward.dialogues import Pair
+from reward.preferences import check_share
 from reward.stage import Stage, last_checkpoint, settings_of
 
 log = logging.getLogger(__name__)
@@ -47,6 +49,10 @@ class RewardArguments:
     data_dir: str | None = field(
         default=None, metadata={"help": "folder with preferences/; default $SELFCORRECT_DATA or the small set"}
     )
+    prompt_share: list[float] = field(
+        default_factory=lambda: [0.0, 1.0],
+        metadata={"help": "the part of the prompts that is used, from 0 to 1; shares apart have no prompt in common"},
+    )
     held_out: float = field(
         default=0.2, metadata={"help": "share of each subset held out, by prompt, to measure accuracy"}
     )
@@ -60,6 +66,7 @@ class RewardArguments:
     lora_top_layers: int | None = field(default=None, metadata={"help": "put LoRA on the last N layers only"})
 
     def __post_init__(self) -> None:
+        check_share(self.prompt_share)
         if not 0 < self.held_out < 1:
             raise InputError(f"held_out must be between 0 and 1, not {self.held_out}")
         if self.max_pairs is not None and self.max_pairs < 2:
@@ -88,7 +95,7 @@ def train(arguments: RewardArguments, config: Any, model_args: Any) -> dict[str,
     from eval.provenance import command, git_commit, machine, versions
     from eval.sources import data_folder, data_name
     from reward.model import check_chat_template, check_model_arguments
-    from reward.preferences import fit_pairs, read_preferences, split_by_prompt
+    from reward.preferences import fit_pairs, in_share, read_preferences, split_by_prompt
 
     output, clock = Path(config.output_dir), Clock()
     model = check_model_arguments(model_args)
@@ -97,7 +104,8 @@ def train(arguments: RewardArguments, config: Any, model_args: Any) -> dict[str,
         tokenizer = load_tokenizer(model, model_args.model_revision)
         check_chat_template(tokenizer, model)
         read = read_preferences(arguments.preferences, arguments.data_dir, arguments.preference_label)
-        pairs, left_out = fit_pairs(read.pairs, tokenizer, config.max_length, arguments.over_long)
+        used = in_share(read.pairs, arguments.prompt_share)
+        pairs, left_out = fit_pairs(used, tokenizer, config.max_length, arguments.over_long)
         training, held_out = split_by_prompt(pairs, arguments.held_out, config.seed, arguments.max_pairs)
     weights = weights_id(model, model_args.model_revision)
     identity = {"base_weights": weights, "preferences": read.identity}
@@ -115,6 +123,7 @@ def train(arguments: RewardArguments, config: Any, model_args: Any) -> dict[str,
         "unreadable_pairs": read.unreadable,
         "left_out": left_out,
         "cut_pairs": sum(p.was_cut for p in pairs),
+        "prompt_share": arguments.prompt_share,
         "pairs_by_subset": dict(Counter(p.subset for p in training)),
         "max_length": config.max_length,
         "over_long": arguments.over_long,
@@ -134,6 +143,7 @@ def _run(
 ) -> dict[str, Any]:  # fmt: skip
     from eval.checkpoints import base_parameters
     from reward.model import load_base
+    from reward.scoring import TRAINING_PROMPTS
 
     arguments, config, model_args = options
     training, held_out = pairs
@@ -152,6 +162,7 @@ def _run(
     if trainer.accelerator.is_main_process:
         with clock.stage("saving"):
             _save_merged(trainer, folder)
+            write_json(folder / TRAINING_PROMPTS, {"origins": sorted({p.origin for p in training})})
         with clock.stage("scoring"):
             result |= _measure(folder, described, held_out, stage.folder / "held_out.jsonl")
         stage.finish(result | {"seconds": clock.seconds})
