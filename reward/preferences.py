@@ -189,7 +189,7 @@ def in_share(pairs: Sequence[Pair], share: Sequence[float]) -> list[Pair]:
     """The pairs whose prompts lie in [low, high) of 0 to 1. Raises InputError for no such range, and where none does.
 
     A prompt's place is the hash of its beginning, up to its first human message, as a number: the same in every run and
-    every file, so that runs on shares apart from each other have no prompt in common, nor one that goes on from another.
+    every file. Runs on shares apart have no prompt in common, nor one that goes on from another.
     """
     low, high = check_share(share)
     chosen = [p for p in pairs if low <= int(p.origin, 16) / 16 ** len(p.origin) < high]
