@@ -84,6 +84,13 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
+def append_json(path: Path, value: Any) -> None:
+    """Adds a line of JSON to a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as out:
+        out.write(json.dumps(value, allow_nan=False) + "\n")
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """The object in a file, None where there is no file. Raises InputError where it is damaged."""
     if not path.is_file():

@@ -66,6 +66,17 @@ def start_training_run(folder: Path, policy: str, run_id: str, config: dict[str,
     )
 
 
+def log_samples(run: Any, rows: list[dict[str, Any]], step: int) -> None:
+    """A table of a checkpoint's sampled answers in the training's own run, at its step on that run's axis."""
+    scored = [f"{kind}/{name}" for kind in ("rewards", "judges") for name in rows[0][kind]]
+    table = wandb.Table(columns=["rlhf_step", "prompt", "answer", "tokens", "kl", "entropy", *scored])
+    for row in rows:
+        scores = [row[kind][name] for kind in ("rewards", "judges") for name in row[kind]]
+        prompt = "\n\n".join(f"{m['role']}: {m['content']}" for m in row["prompt"])
+        table.add_data(step, prompt, row["answer"], row["tokens"], row["kl"], row["entropy"], *scores)
+    run.log({f"samples/step-{step:06d}": table, "train/global_step": step})
+
+
 def publish(run_folder: Path) -> list[str]:
     """Sends the finished evaluations in `run_folder` that were not sent yet; returns the ids of the runs written.
 

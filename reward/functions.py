@@ -217,14 +217,19 @@ class LengthPenalty:
 
 
 class Observed:
-    """A reward function that also logs reward.detectors' OBSERVABLES of the answers; its rewards are not changed."""
+    """A reward function that also logs reward.detectors' OBSERVABLES of the answers; its rewards are not changed.
+
+    latest: (prompts, answers) that it was last called with, for those who want to see them.
+    """
 
     def __init__(self, function: RewardFunction, end_ids: Sequence[int]) -> None:
         self.__name__ = function.__name__
         self.function = function
         self.end_ids = frozenset(end_ids)
+        self.latest: tuple[list[list[Message]], list[list[Message]]] = ([], [])
 
     def __call__(self, completions: list[list[Message]], completion_ids: list[list[int]], **more: Any) -> list[float]:
+        self.latest = more["prompts"], completions
         answers = [
             Answer(messages[-1]["content"], ids, is_finished(ids, self.end_ids))
             for messages, ids in zip(completions, completion_ids, strict=True)

@@ -130,10 +130,10 @@ def test_resumed_after_a_kill_it_ends_the_same(
 def test_finished_is_not_done_again(
     evaluated: Any, tiny: Path, tiny_reward: Path, evaluation: Path, monkeypatch
 ) -> None:
-    import train.rloo
+    import train.online
 
     output, result = evaluated
-    monkeypatch.setattr(train.rloo, "_trainer", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(train.online, "_trainer", lambda *_: pytest.fail("trained again"))
     assert rloo(tiny, tiny_reward, output, "--evaluation", evaluation) == json.loads(json.dumps(result))
     with pytest.raises(InputError, match=r"was started with learning_rate = 0\.01, now it is 0\.02"):
         rloo(tiny, tiny_reward, output, "--evaluation", evaluation, "--learning_rate", 0.02)

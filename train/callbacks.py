@@ -1,13 +1,16 @@
 """Checkpoints exactly at the scheduled steps, each evaluated when it is saved, training being left as it is.
 
-A checkpoint folder is complete when it has policy.json, which is written last.
+A checkpoint folder is complete when it has policy.json, which is written last, atomically, when every process has
+written its part. What it holds: adapter or weights, optimizer, scheduler and random states, tokenizer with its chat
+template, and in policy.json the resolved settings, commit, versions and checksums of everything it was made of.
 """
 
 from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,10 +28,15 @@ from eval.scorers.transformers import TransformersScorer
 
 log = logging.getLogger(__name__)
 
+OPTIMIZER_STATES = ("optimizer.pt", "optimizer.bin", "optimizer_0", "scheduler.pt", "scaler.pt", "rng_state*.pth")
+"""What going on from a checkpoint needs beside the weights; DeepSpeed's states lie in global_step*."""
+WhenSaved = Callable[[Any, Any, Path, int], None]
+"""Called with model (in evaluation mode), tokenizer, the checkpoint's folder and its step."""
+
 
 @contextmanager
 def undisturbed(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation inside leaves training bit-identical: random states and train/eval modes are put back."""
+    """What is done inside leaves training bit-identical: random states and train/eval modes are put back."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     modes = [(module, module.training) for module in model.modules()]
@@ -46,12 +54,19 @@ def undisturbed(model: torch.nn.Module) -> Iterator[None]:
 
 
 class ScheduledCheckpoints(TrainerCallback):
-    """Saves at the scheduled steps; step 0 is the policy before RLHF. Each is evaluated where an evaluator is given."""
+    """Saves at the scheduled steps; step 0 is the policy before training.
 
-    def __init__(self, steps: list[int], policy: dict[str, Any], evaluator: CheckpointEvaluator | None) -> None:
+    when_saved: what is done with each, once, in this order. keep: of which checkpoints the optimizer's state stays:
+    "last" or "all".
+    """
+
+    def __init__(
+        self, steps: Sequence[int], policy: dict[str, Any], when_saved: Sequence[WhenSaved] = (), keep: str = "last"
+    ) -> None:
         self.steps = set(steps)
         self.policy = policy
-        self.evaluator = evaluator
+        self.when_saved = list(when_saved)
+        self.keep = keep
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Saves and evaluates step 0; after a resume evaluates what a kill left unevaluated."""
@@ -74,12 +89,27 @@ class ScheduledCheckpoints(TrainerCallback):
     def _complete(self, folder: Path, state: Any, kwargs: dict[str, Any]) -> None:
         from accelerate import PartialState
 
+        PartialState().wait_for_everyone()  # until every process has written its random state
         if state.is_world_process_zero:
             with undisturbed(kwargs["model"]):
                 write_json(folder / POLICY_FILE, {**self.policy, "rlhf_step": state.global_step})
-                if self.evaluator is not None:
-                    self.evaluator(kwargs["model"], kwargs["processing_class"], folder, state.global_step)
+                if self.keep == "last":
+                    drop_optimizer_states(folder)
+                for do in self.when_saved:
+                    do(kwargs["model"], kwargs["processing_class"], folder, state.global_step)
         PartialState().wait_for_everyone()
+
+
+def drop_optimizer_states(newest: Path) -> None:
+    """Removes the optimizer's states of the checkpoints before `newest`, which is complete and is what one goes on
+    from.
+    """
+    last = int(newest.name.rpartition("-")[2])
+    for folder in newest.parent.glob("checkpoint-*"):
+        if int(folder.name.rpartition("-")[2]) < last:
+            for pattern in (*OPTIMIZER_STATES, "global_step*"):
+                for path in folder.glob(pattern):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 class CheckpointEvaluator:

@@ -1,34 +1,82 @@
-"""The RL prompts: the human sides of the preference pairs, each once."""
+"""The RL prompts: the human sides of the preference pairs, each once, without those a reward model has learned from."""
 
 from __future__ import annotations
 
 import logging
-from typing import Any
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from eval.config import InputError
-from reward.dialogues import Pair
+from eval.results import read_json
+from reward.dialogues import Message, Pair
+from reward.scoring import TRAINING_PROMPTS
 
 log = logging.getLogger(__name__)
 
 
-def rl_prompts(pairs: list[Pair], tokenizer: Any, max_tokens: int) -> list[dict[str, Any]]:
-    """Distinct prompts of at most max_tokens tokens in the chat template, in file order.
-
-    Raises InputError where none is left. TRL has no length limit for prompts, so it is applied here and counted.
+class Prompts(NamedTuple):
+    """training: what RL samples answers to; samples: kept out of training, answered at each checkpoint; left_out:
+    number of distinct prompts left out, by reason.
     """
-    distinct = {repr(p.prompt): p.prompt for p in pairs}
-    kept = []
-    for prompt in distinct.values():
-        text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-        if len(tokenizer(text, add_special_tokens=False).input_ids) <= max_tokens:
-            kept.append({"prompt": prompt})
-    if len(kept) < len(distinct):
-        log.warning(
-            "%d of %d RL prompts are longer than %d tokens and left out",
-            len(distinct) - len(kept),
-            len(distinct),
-            max_tokens,
+
+    training: list[list[Message]]
+    samples: list[list[Message]]
+    left_out: dict[str, int]
+
+
+def rl_prompts(
+    pairs: Sequence[Pair], tokenizer: Any, max_tokens: int, seen: set[str], n_samples: int = 0, seed: int = 0
+) -> Prompts:
+    """Distinct prompts of at most max_tokens tokens in the chat template; those for training in file order.
+
+    seen: Pair.origin of prompts that are left out. TRL has no length limit for prompts, so it is applied here.
+    n_samples of those that are left, drawn with `seed` and no more than half, are kept out of training: with each also
+    all that begin like it. Raises InputError where none is left to train on.
+    """
+    distinct = {repr(p.prompt): p for p in pairs}
+    new = [p for p in distinct.values() if p.origin not in seen]
+    texts = [tokenizer.apply_chat_template(p.prompt, add_generation_prompt=True, tokenize=False) for p in new]
+    fit = [
+        p for p, text in zip(new, texts, strict=True)
+        if len(tokenizer(text, add_special_tokens=False).input_ids) <= max_tokens
+    ]  # fmt: skip
+    left_out = {
+        "a reward model was trained on them": len(distinct) - len(new),
+        f"longer than {max_tokens} tokens": len(new) - len(fit),
+    }
+    for reason, n in left_out.items():
+        if n:
+            log.warning("%d of %d RL prompts left out: %s", n, len(distinct), reason)
+    if not new:
+        raise InputError(
+            f"a reward model was trained on all {len(distinct)} RL prompts; give other --preferences, train the reward "
+            "model on a part of them (--prompt_share 0 0.8 there and 0.8 1 here), or add --seen_prompts keep"
         )
-    if not kept:
+    if not fit:
         raise InputError(f"no RL prompt has at most {max_tokens} tokens; raise max_prompt_tokens")
-    return kept
+    origins = list(dict.fromkeys(p.origin for p in fit))
+    kept_out = set(random.Random(seed).sample(origins, min(n_samples, len(origins) // 2)))
+    samples = list({p.origin: p.prompt for p in reversed(fit) if p.origin in kept_out}.values())
+    if len(samples) < n_samples:
+        log.warning("%d prompts are answered at each checkpoint, not %d: there are few", len(samples), n_samples)
+    return Prompts([p.prompt for p in fit if p.origin not in kept_out], samples, left_out)
+
+
+def seen_prompts(rewards: Sequence[dict[str, Any]]) -> set[str]:
+    """Pair.origin of all prompts that the reward models in reward.functions' parts were trained on, as far as they say.
+
+    One trained elsewhere does not say: a warning tells so.
+    """
+    seen: set[str] = set()
+    for model in dict.fromkeys(m["reward_model"] for part in rewards for m in part.get("members", [])):
+        recorded = read_json(Path(model) / TRAINING_PROMPTS) if Path(model).is_dir() else None
+        if recorded is None:
+            log.warning(
+                "reward model %s does not say which prompts it was trained on (no %s): RL's may be among them",
+                model, TRAINING_PROMPTS,
+            )  # fmt: skip
+        else:
+            seen.update(recorded["origins"])
+    return seen

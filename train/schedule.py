@@ -1,30 +1,36 @@
-"""Which RLHF steps are checkpoints. One RLHF step is one optimizer update (the Trainer's global_step)."""
+"""Which steps are checkpoints. One RLHF step is one optimizer update (the Trainer's global_step)."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from eval.config import InputError
 
 log = logging.getLogger(__name__)
 
+PAPER = (0, 50, *range(100, 1001, 100))
+"""Ganguli et al. 2023, section 3.1: 50 and 100, 200 ... 1000 RLHF steps. Step 0, the policy before, is added."""
 
-def check_schedule(steps: list[int], config: Any) -> list[int]:
-    """The steps in order. Raises InputError, before training, for a step that cannot be a checkpoint of this run.
+
+def check_schedule(given: Sequence[str | int], config: Any) -> list[int]:
+    """The steps in order: `given`, or for "paper" those of PAPER up to max_steps. Raises InputError, before training,
+    for a step that cannot be a checkpoint of this run.
 
     A checkpoint inside a generation buffer (completions that serve several updates) could not be resumed exactly:
     step * gradient_accumulation_steps must be a multiple of steps_per_generation * num_iterations.
     """
-    if not steps:
-        raise InputError("checkpoint_steps is empty; list at least one step, such as 0")
+    if not given:
+        raise InputError("checkpoint_steps is empty; list at least one step, such as 0, or say paper")
     if config.max_steps < 1:
-        raise InputError(f"max_steps must be set to the last RLHF step, it is {config.max_steps}")
+        raise InputError(f"max_steps must be set to the last step, it is {config.max_steps}")
     if getattr(config.save_strategy, "value", config.save_strategy) != "no":
         raise InputError(
             f"save_strategy must be 'no', not '{config.save_strategy}': checkpoint_steps says when to save"
         )
-    buffer = config.steps_per_generation * config.num_iterations
+    steps = _numbers(given, config.max_steps)
+    buffer = getattr(config, "steps_per_generation", 1) * getattr(config, "num_iterations", 1)
     for step in steps:
         if step < 0:
             raise InputError(f"checkpoint step {step} is negative; steps count from 0")
@@ -42,4 +48,24 @@ def check_schedule(steps: list[int], config: Any) -> list[int]:
         log.warning(
             "the last step, %d, is not in checkpoint_steps: the policy at the end is not kept", config.max_steps
         )
-    return sorted(set(steps))
+    return steps
+
+
+def _numbers(given: Sequence[str | int], last: int) -> list[int]:
+    if list(given) == ["paper"]:
+        return [step for step in PAPER if step <= last]
+    try:
+        return sorted({int(step) for step in given})
+    except ValueError as error:
+        raise InputError(
+            f"checkpoint_steps must be numbers, or the one word paper, not '{' '.join(map(str, given))}'"
+        ) from error
+
+
+def per_step(config: Any, processes: int) -> dict[str, int]:
+    """How much one optimizer update is: {"samples_per_step": answers, "prompts_per_step": prompts}."""
+    rows = config.per_device_train_batch_size * processes * config.gradient_accumulation_steps
+    if not hasattr(config, "num_generations"):  # online DPO's rows are prompts, with two answers each
+        return {"samples_per_step": 2 * rows, "prompts_per_step": rows}
+    rows //= config.num_iterations
+    return {"samples_per_step": rows, "prompts_per_step": rows // config.num_generations}

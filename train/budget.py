@@ -1,0 +1,139 @@
+"""The KL budget: an adaptive coefficient, and the bands that a healthy run stays in.
+
+A policy that moves too far from its start exploits its reward model: the learned reward rises while the answers
+collapse into one (Gao et al. 2023, "Scaling Laws for Reward Model Overoptimization").
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from eval.results import append_json
+from train.arguments import PolicyArguments
+
+log = logging.getLogger(__name__)
+
+FASTEST = 1.5
+"""beta changes by at most this factor in a step."""
+MOST = 1000.0
+"""beta rises to at most this many times --beta."""
+FIRST = 5
+"""Steps whose mean is what later ones are compared with; as many are averaged at any time, since one step is noise."""
+SHOWN = 3
+"""Answers shown with an alert."""
+
+
+class AdaptiveKL(TrainerCallback):
+    """Multiplies the trainer's beta after each step by KL / target, by no more than FASTEST either way, and keeps it
+    between --beta and MOST x --beta: below the budget the penalty is what it was set to, above it rises.
+
+    The proportional controller of Ziegler et al. 2019 ("Fine-Tuning Language Models from Human Preferences", section
+    2.2), which changes beta by 2% a step at most and needs thousands of steps; the faster one here is in the spirit of
+    PPO's (Schulman et al. 2017, section 4: twice or half). Its state is the last logged beta and KL, which a checkpoint
+    has, so that a resumed run goes on as it would have.
+    """
+
+    def __init__(self, trainer: Any, target: float) -> None:
+        self.trainer = trainer
+        self.target = target
+        self.least = trainer.beta
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        for entry in reversed(state.log_history):
+            if "beta" in entry:
+                self._follow(entry)
+                break
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if logs and "beta" in logs:
+            self._follow(logs)
+
+    def _follow(self, entry: dict[str, Any]) -> None:
+        if entry.get("kl") is not None:
+            factor = min(max(entry["kl"] / self.target, 1 / FASTEST), FASTEST)
+            self.trainer.beta = min(max(entry["beta"] * factor, self.least), MOST * self.least)
+
+
+def departures(entries: Sequence[dict[str, Any]], options: PolicyArguments) -> dict[str, str]:
+    """What of the last steps is out of its band: {"kl": "KL per token 0.41 is above 0.3", ...}.
+
+    entries: one log entry a step, from the first on. The mean of the last FIRST steps is compared; bands but KL's are
+    relative to the first FIRST steps.
+    """
+    found: dict[str, str] = {}
+    if len(entries) < FIRST:
+        return found
+
+    def mean(key: str, part: Sequence[dict[str, Any]]) -> float | None:
+        values = [entry[key] for entry in part if entry.get(key) is not None]
+        return sum(values) / len(values) if values else None
+
+    first, last = entries[:FIRST], entries[-FIRST:]
+    kl = mean("kl", last)
+    if options.kl_alert and kl is not None and kl > options.kl_alert:
+        found["kl"] = f"KL to the starting policy is {kl:.2f} per token, above kl_alert {options.kl_alert:g}"
+    before, now = mean("entropy", first), mean("entropy", last)
+    if options.entropy_alert and before and now is not None and now < options.entropy_alert * before:
+        found["entropy"] = (
+            f"entropy is {now:.2f}, below {options.entropy_alert:g} (entropy_alert) of the first steps' {before:.2f}"
+        )
+    before, now = mean("observed/repetition", first), mean("observed/repetition", last)
+    if options.repetition_alert and before is not None and now is not None and now > before + options.repetition_alert:
+        found["repetition"] = (
+            f"{now:.0%} of the answers' trigrams are repeated, in the first steps {before:.0%} (repetition_alert "
+            f"{options.repetition_alert:g})"
+        )
+    before, now = mean("observed/tokens", first), mean("observed/tokens", last)
+    if options.length_alert and before and now and max(now / before, before / now) > options.length_alert:
+        found["length"] = (
+            f"answers have {now:.1f} tokens, in the first steps {before:.1f} (length_alert {options.length_alert:g})"
+        )
+    return found
+
+
+class Alerts(TrainerCallback):
+    """Tells, with answers, when a run leaves a band; once for each time that it does. OUTPUT/alerts.jsonl has them all.
+
+    latest: gives (prompts, answers) of the last step as texts; tell: told of each alert (title, text) besides.
+    """
+
+    def __init__(
+        self,
+        options: PolicyArguments,
+        path: Path,
+        latest: Callable[[], tuple[list[str], list[str]]],
+        tell: Callable[[str, str], None] | None = None,
+    ) -> None:
+        self.options = options
+        self.path = path
+        self.latest = latest
+        self.tell = tell
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        entries = [entry for entry in state.log_history if "samples" in entry]
+        if not logs or "samples" not in logs:
+            return
+        new = departures(entries, self.options)
+        for name in departures(entries[:-1], self.options):
+            new.pop(name, None)
+        for name, text in new.items():
+            if state.is_world_process_zero:
+                self._tell(name, text, state.global_step)
+        if new and self.options.stop_on_alert:
+            control.should_training_stop = True
+            control.should_save = state.global_step > 0
+
+    def _tell(self, name: str, text: str, step: int) -> None:
+        prompts, answers = self.latest()
+        samples = [{"prompt": p, "answer": a} for p, a in zip(prompts, answers, strict=True)][:SHOWN]
+        append_json(self.path, {"step": step, "alert": name, "text": text, "samples": samples})
+        log.warning("alert at step %d: %s", step, text)
+        for sample in samples:
+            log.warning("  %r -> %r", sample["prompt"][-80:], sample["answer"][:160])
+        if self.tell is not None:
+            self.tell(f"{name} out of its band at step {step}", text)

@@ -1,0 +1,41 @@
+"""RLHF by GRPO: accelerate launch -m train.grpo --config configs/demo/rloo.yaml --output_dir runs/demo/grpo
+
+TRL's GRPOTrainer (Shao et al. 2024, "DeepSeekMath"): advantages are the rewards of a prompt's answers relative to each
+other, and the KL penalty stands in the loss, token by token, instead of in the reward. TRL's default has no KL penalty
+(beta 0), which is not RLHF as the paper ran it: here it is on, with the beta of that paper. Everything else is as in
+train.rloo.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl import GRPOConfig, GRPOTrainer
+
+from eval.config import run_main
+from train import online
+from train.arguments import PolicyArguments
+
+
+@dataclass
+class KLGRPOConfig(GRPOConfig):
+    """TRL's, with the KL penalty on."""
+
+    beta: float = field(default=0.04, metadata={"help": "coefficient of the KL penalty (Shao et al. 2024: 0.04)"})
+
+
+ALGORITHM = online.Algorithm("grpo", online.logged(GRPOTrainer), KLGRPOConfig)
+
+
+def train(arguments: PolicyArguments, config: Any, model_args: Any) -> dict[str, Any]:
+    """Checks everything, trains, and returns the content of OUTPUT/grpo.json."""
+    return online.train(ALGORITHM, arguments, config, model_args)
+
+
+def main() -> None:
+    online.main(ALGORITHM, "train.grpo")
+
+
+if __name__ == "__main__":
+    run_main(main)

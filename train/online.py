@@ -1,0 +1,199 @@
+"""The chain that all RL trainers share: check everything, train with TRL, keep and evaluate checkpoints.
+
+rloo.py, grpo.py and online_dpo.py say which of TRL's trainers and configurations; everything else is here, so that
+their checkpoints, logs and results mean the same.
+
+OUTPUT/settings.json, run.json, evaluation.json   what it was started with
+OUTPUT/checkpoint-N                               train.callbacks
+OUTPUT/eval/step-N, OUTPUT/samples                each checkpoint's evaluation, and its answers to prompts kept out
+OUTPUT/alerts.jsonl                               when the run left a band (train.budget)
+OUTPUT/ALGORITHM.json, training.png               the log of every step and what it came to; written last
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from eval.config import EvaluationConfig, InputError, parse, prepare_output
+from eval.plan import plan
+from eval.provenance import command, git_commit, versions
+from reward.functions import RewardOptions, Rewards, build_rewards, check_rewards, end_token_ids
+from reward.stage import Stage, settings_of
+from train.arguments import PolicyArguments
+from train.prompts import Prompts, rl_prompts, seen_prompts
+from train.run import Run
+
+log = logging.getLogger(__name__)
+
+
+class Algorithm(NamedTuple):
+    """name: of the result file and on the dashboards; trainer: a class made by `logged`; config: TRL's, or a subclass.
+
+    adaptive: whether beta is the coefficient of a KL penalty, so that the KL budget can act on it.
+    """
+
+    name: str
+    trainer: Callable[..., Any]
+    config: type
+    adaptive: bool = True
+
+
+def logged(base: type) -> type:
+    """TRL's trainer with samples, prompts and beta beside everything else in its log of each step."""
+
+    class Logged(base):
+        amounts: dict[str, int]
+
+        def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
+            if "loss" in logs:
+                step = self.state.global_step
+                logs |= {name.removesuffix("_per_step"): step * n for name, n in self.amounts.items()}
+                logs["beta"] = self.beta
+            super().log(logs, start_time)
+
+    Logged.__name__ = Logged.__qualname__ = base.__name__
+    return Logged
+
+
+def train(algorithm: Algorithm, arguments: PolicyArguments, config: Any, model_args: Any) -> dict[str, Any]:
+    """Checks everything, trains, and returns the content of OUTPUT/ALGORITHM.json."""
+    from eval.checkpoints import base_parameters, load_tokenizer, weights_id, weights_mib
+    from eval.sources import data_folder, data_name
+    from eval.tracking import policy_name
+    from reward.model import check_chat_template, lora_config
+    from reward.preferences import in_share, read_preferences
+    from train.policy import starting_model
+    from train.schedule import check_schedule, per_step
+
+    output = Path(config.output_dir)
+    config.logging_steps = 1  # the KL budget and the alerts see every step
+    _check_budget(algorithm, arguments, config)
+    steps = check_schedule(arguments.checkpoint_steps, config)
+    rewards = check_rewards(arguments, config)
+    judges = _check_judges(arguments, rewards)
+    evaluation = evaluation_config(arguments)
+    planned = plan(evaluation) if evaluation else None
+    prepare_output(output)
+    model, merged = starting_model(model_args, output)
+    per_checkpoint = 32 + (0.1 if model_args.use_peft else 1) * weights_mib(model)
+    states = 0.2 if model_args.use_peft else 2
+    kept = len(steps) if arguments.keep_optimizer_states == "all" else 1
+    needed = round(len(steps) * per_checkpoint + kept * states * weights_mib(model))
+    prepare_output(output, needed_mib=needed)
+    log.info("%d checkpoints need about %d MiB: %s", len(steps), needed, output)
+    preferences = read_preferences(arguments.preferences, arguments.data_dir)
+    tokenizer = load_tokenizer(model, model_args.model_revision)
+    check_chat_template(tokenizer, model)
+    seen = seen_prompts([*rewards, *judges]) if arguments.seen_prompts == "leave_out" else set()
+    used = in_share(preferences.pairs, arguments.prompt_share)
+    prompts = rl_prompts(used, tokenizer, arguments.max_prompt_tokens, seen, arguments.sample_prompts, config.seed)
+    peft_config = lora_config(model_args, model, arguments.lora_top_layers)
+    hashes = {
+        "base_weights": weights_id(model, model_args.model_revision),
+        "preference_data": preferences.identity,
+        "rewards": rewards,
+    }
+    stage = Stage(output, f"{algorithm.name}.json", settings_of(config, model_args, arguments, **hashes))
+    if result := stage.begin():
+        log.info("RLHF finished already: %s", output)
+        return result
+    end_ids = end_token_ids(model, model_args.model_revision, tokenizer)
+    built = build_rewards(rewards, str(config.device), end_ids, arguments.reward_dtype)
+    trainer = _trainer(algorithm, model, built, config, model_args, tokenizer, prompts, peft_config)
+    trainer.amounts = per_step(config, trainer.accelerator.num_processes)
+    policy = {
+        "policy": config.run_name or policy_name(output, stage.settings),
+        "algorithm": algorithm.name,
+        "model": model,
+        "revision": model_args.model_revision,
+        "merged_from": merged,
+        "model_params": base_parameters(trainer.accelerator.unwrap_model(trainer.model)),
+        "dtype": model_args.dtype or "float32",
+        "data": data_name(data_folder(arguments.data_dir)),
+        "seed": config.seed,
+        "git_commit": git_commit(),
+        "command": command(),
+        "versions": versions(),
+        "checkpoint_steps": steps,
+        **trainer.amounts,
+        "prompts": {"training": len(prompts.training), "samples": len(prompts.samples), "left_out": prompts.left_out},
+        "judges": judges,
+        **hashes,
+        "settings": stage.settings,
+        "result": stage.result_path.name,
+    }
+    run = Run(trainer, stage, policy, arguments, end_ids, built, judges, prompts)
+    return run.run(evaluation, planned if arguments.evaluate == "in_process" else None, algorithm.adaptive)
+
+
+def _check_budget(algorithm: Algorithm, arguments: PolicyArguments, config: Any) -> None:
+    if algorithm.adaptive and arguments.kl_target and not config.beta:
+        raise InputError(
+            f"beta is 0, so that there is no KL to keep near kl_target {arguments.kl_target:g}; give a beta above 0, "
+            "or --kl_target 0 for a run without a KL penalty"
+        )
+
+
+def _check_judges(arguments: PolicyArguments, rewards: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The judges as they are recorded. Raises InputError for one that is optimised too."""
+    if not arguments.judges:
+        return []
+    free = SimpleNamespace(reward_weights=None, max_completion_length=None, mask_truncated_completions=False)
+    judges = check_rewards(RewardOptions(list(arguments.judges), reward_dtype=arguments.reward_dtype), free)
+    optimised = {m["weights"]: m["reward_model"] for part in rewards for m in part.get("members", [])}
+    for member in (m for part in judges for m in part["members"]):
+        if same := optimised.get(member["weights"]):
+            raise InputError(
+                f"judge {member['reward_model']} has the weights of {same}, which is optimised; a judge must be "
+                "another reward model, best trained on other pairs"
+            )
+    return judges
+
+
+def evaluation_config(arguments: Any) -> EvaluationConfig | None:
+    """The evaluation's YAML, on this run's data folder unless the YAML names one."""
+    if arguments.evaluation is None:
+        return None
+    (evaluation,) = parse([EvaluationConfig], ["--config", arguments.evaluation], "evaluation")
+    evaluation.data_dir = evaluation.data_dir or arguments.data_dir
+    return evaluation
+
+
+def _trainer(
+    algorithm: Algorithm, model: str, rewards: Rewards, config: Any, model_args: Any, tokenizer: Any, prompts: Prompts,
+    peft_config: Any,
+) -> Any:  # fmt: skip
+    from datasets import Dataset
+
+    from train.policy import init_kwargs
+
+    config.reward_weights = rewards.weights
+    config.model_init_kwargs = init_kwargs(model_args, config.model_init_kwargs)
+    return algorithm.trainer(
+        model=model,
+        reward_funcs=rewards.functions,
+        args=config,
+        train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in prompts.training]),
+        processing_class=tokenizer,
+        peft_config=peft_config,
+    )
+
+
+def main(algorithm: Algorithm, prog: str) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    from accelerate import PartialState
+    from trl import ModelConfig
+
+    arguments, config, model_args = parse([PolicyArguments, algorithm.config, ModelConfig], sys.argv[1:], prog)
+    result = train(algorithm, arguments, config, model_args)
+    if PartialState().is_main_process:
+        from train.summary import summary
+
+        print(summary(result))
+        print(f"checkpoints and evaluations: {config.output_dir}")

@@ -1,0 +1,74 @@
+"""Online DPO, experimental: accelerate launch -m train.online_dpo --config FILE
+
+TRL's experimental OnlineDPOTrainer (Guo et al. 2024, "Direct Language Model Alignment from Online AI Feedback"): two
+answers to each prompt, the one with the higher reward is preferred, and DPO's loss is taken on the pair. Experimental,
+in TRL and here: beta is DPO's temperature and no KL coefficient, so the KL budget does not act; TRL's objective/kl is a
+sum over answers that counts their padding too, so no alert watches it (the KL of the answers to sample_prompts is
+exact); and several reward models are summed by TRL before anything is logged of each. The rest is as in train.rloo.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
+
+from eval.config import run_main
+from train import online
+from train.arguments import PolicyArguments
+
+
+@dataclass
+class PairedConfig(OnlineDPOConfig):
+    """TRL's, with the names by which the other trainers know the same things."""
+
+    @property
+    def max_completion_length(self) -> int:
+        return self.max_new_tokens
+
+    @property
+    def mask_truncated_completions(self) -> bool:
+        return False
+
+
+class PairedTrainer(online.logged(OnlineDPOTrainer)):
+    """TRL's, with what the reward functions observe and each step's mean reward in the log."""
+
+    def __init__(self, *args: Any, reward_funcs: list[Any], **kwargs: Any) -> None:
+        self.observed: dict[str, list[float]] = defaultdict(list)
+        super().__init__(*args, reward_funcs=reward_funcs, **kwargs)
+
+    def _calculate_rewards_from_functions(self, *args: Any, **kwargs: Any) -> Any:
+        def log_metric(name: str, value: float) -> None:
+            self.observed[name].append(value)
+
+        rewards = super()._calculate_rewards_from_functions(*args, log_metric=log_metric, **kwargs)
+        log_metric("reward", float(rewards.mean()))
+        return rewards
+
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
+        from accelerate.utils import gather_object
+
+        if "loss" in logs:
+            means = gather_object([{name: sum(v) / len(v) for name, v in self.observed.items()}])
+            logs |= {name: sum(m[name] for m in means) / len(means) for name in means[0]}
+            self.observed.clear()
+        super().log(logs, start_time)
+
+
+ALGORITHM = online.Algorithm("online_dpo", PairedTrainer, PairedConfig, adaptive=False)
+
+
+def train(arguments: PolicyArguments, config: Any, model_args: Any) -> dict[str, Any]:
+    """Checks everything, trains, and returns the content of OUTPUT/online_dpo.json."""
+    return online.train(ALGORITHM, arguments, config, model_args)
+
+
+def main() -> None:
+    online.main(ALGORITHM, "train.online_dpo")
+
+
+if __name__ == "__main__":
+    run_main(main)

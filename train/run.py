@@ -1,0 +1,156 @@
+"""One RL run: what happens around TRL's training loop, and what is written at its end."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from eval.checkpoints import POLICY_FILE
+from eval.config import EvaluationConfig, InputError
+from eval.plan import Plan
+from eval.results import write_json
+from reward.functions import Rewards, build_rewards
+from reward.stage import Stage, last_checkpoint
+from train.arguments import PolicyArguments
+from train.prompts import Prompts
+
+
+class Run:
+    """A run whose parts are all there."""
+
+    def __init__(
+        self, trainer: Any, stage: Stage, policy: dict[str, Any], arguments: PolicyArguments, end_ids: list[int],
+        rewards: Rewards, judges: list[dict[str, Any]], prompts: Prompts,
+    ) -> None:  # fmt: skip
+        self.trainer = trainer
+        self.stage = stage
+        self.policy = policy
+        self.arguments = arguments
+        self.end_ids = end_ids
+        self.rewards = rewards
+        self.judges = judges
+        self.prompts = prompts
+        self.output = stage.folder
+        self.main = trainer.accelerator.is_main_process
+        self.tracked: Any = None
+
+    def run(self, evaluation: EvaluationConfig | None, planned: Plan | None, adaptive: bool) -> dict[str, Any]:
+        """Trains, and returns the result as it was written. planned: given where each checkpoint is evaluated here."""
+        from train.callbacks import ScheduledCheckpoints
+
+        if self.main:
+            write_json(self.output / "run.json", self.policy)
+            if evaluation is not None:
+                write_json(self.output / "evaluation.json", dataclasses.asdict(evaluation))
+        if "wandb" in self.trainer.args.report_to and self.main:
+            from eval import tracking
+
+            name = self.policy["policy"]
+            self.tracked = tracking.start_training_run(self.output, name, f"train-{name}", self.policy)
+        self._watch_budget(adaptive)
+        saved = self._when_saved(evaluation, planned)
+        keep = self.arguments.keep_optimizer_states
+        self.trainer.add_callback(ScheduledCheckpoints(self.policy["checkpoint_steps"], self.policy, saved, keep))
+        resumed = last_checkpoint(self.output, "trainer_state.json", "optimizer.pt", POLICY_FILE)
+        self.trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+        self.trainer.accelerator.wait_for_everyone()
+        result = self._result()
+        if self.main:
+            if evaluation is not None and self.arguments.evaluate == "afterwards":
+                self._evaluate_afterwards(evaluation)
+            self._finish(result)
+        self.trainer.accelerator.wait_for_everyone()
+        return result
+
+    def _watch_budget(self, adaptive: bool) -> None:
+        from train.budget import AdaptiveKL, Alerts
+
+        if self.arguments.kl_target and adaptive:
+            self.trainer.add_callback(AdaptiveKL(self.trainer, self.arguments.kl_target))
+        tell = self.tracked.alert if self.tracked is not None else None
+        self.trainer.add_callback(Alerts(self.arguments, self.output / "alerts.jsonl", self._latest, tell))
+
+    def _latest(self) -> tuple[list[str], list[str]]:
+        """The last step's (prompts' last turns, answers)."""
+        first: Any = self.rewards.functions[0]
+        prompts, answers = first.latest
+        return [p[-1]["content"] for p in prompts], [a[-1]["content"] for a in answers]
+
+    def _when_saved(self, evaluation: EvaluationConfig | None, planned: Plan | None) -> list[Any]:
+        from train.callbacks import CheckpointEvaluator
+
+        sharded = getattr(self.trainer, "is_fsdp_enabled", False) or getattr(
+            self.trainer, "is_deepspeed_enabled", False
+        )
+        asked = [*(["evaluation"] if planned else []), *(["sample_prompts"] if self.prompts.samples else [])]
+        if sharded and asked:
+            raise InputError(
+                f"{' and '.join(asked)} at each checkpoint need the whole model in a process, and FSDP or DeepSpeed "
+                "shard it; add --sample_prompts 0, and --evaluate watch or afterwards"
+            )
+        done: list[Any] = []
+        if self.prompts.samples:
+            done.append(self._sampler())
+        if evaluation is not None and planned is not None:
+            publish = self.tracked is not None
+            done.append(CheckpointEvaluator(evaluation, planned, self.output, self.policy, publish))
+        return done
+
+    def _sampler(self) -> Callable[[Any, Any, Path, int], None]:
+        from train.samples import Samples, Sampling
+
+        config = self.trainer.args
+        judges = Rewards([], [], [])
+        if self.judges:
+            judges = build_rewards(self.judges, str(config.device), self.end_ids, self.arguments.reward_dtype)
+        sampling = Sampling(
+            config.max_completion_length, config.temperature, config.top_p, config.top_k, tuple(self.end_ids),
+            config.seed,
+        )  # fmt: skip
+        samples = Samples(
+            self.output / "samples", self.prompts.samples, self.trainer.processing_class, sampling, self.rewards,
+            judges, self.trainer.ref_model,
+        )  # fmt: skip
+
+        def answer(model: Any, tokenizer: Any, folder: Path, step: int) -> None:
+            rows = samples(model, step)
+            if self.tracked is not None:
+                from eval import tracking
+
+                tracking.log_samples(self.tracked, rows, step)
+
+        return answer
+
+    def _result(self) -> dict[str, Any]:
+        from train.samples import last_summary
+
+        state = self.trainer.state
+        steps = [entry for entry in state.log_history if "samples" in entry]
+        return {
+            **self.policy,
+            "steps": state.global_step,
+            "stopped": "at an alert" if state.global_step < self.trainer.args.max_steps else None,
+            "samples": last_summary(self.output / "samples"),
+            "log": steps,
+        }
+
+    def _evaluate_afterwards(self, evaluation: EvaluationConfig) -> None:
+        from eval.watch import evaluate_output
+
+        from eval import tracking
+
+        self.trainer.model.to("cpu")
+        evaluate_output(self.output, evaluation)
+        if self.tracked is not None:
+            tracking.publish(self.output)
+
+    def _finish(self, result: dict[str, Any]) -> None:
+        from train.figures import training_figure
+
+        if result["log"]:
+            training_figure(result, self.output / "training.png")
+        if self.tracked is not None:
+            self.tracked.finish()
+        self.stage.finish(result)

@@ -1,0 +1,202 @@
+"""Answers to prompts kept out of training, sampled at each checkpoint and scored by models that are not optimised.
+
+OUTPUT/samples/step-000050.jsonl   a line per prompt: the answer, its rewards, KL and entropy
+OUTPUT/samples/summary.json        means per step, and their changes since step 0, paired by prompt, with intervals
+
+The learned reward must rise, since it is optimised. Whether the answers became better is said by a reward model that
+was trained on other pairs, on prompts that neither has seen.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from eval.results import read_json, write_json, write_text
+from reward.detectors import OBSERVABLES, Answer
+from reward.dialogues import Message
+from reward.functions import Rewards, is_finished
+
+AT_ONCE = 16
+"""Prompts answered together."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are drawn: as in training. end_ids: the tokens that end one."""
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    end_ids: tuple[int, ...]
+    seed: int
+
+
+class Samples:
+    """Draws and scores the answers of a policy; `folder` is OUTPUT/samples.
+
+    rewards: what training optimises; judges: what it does not. reference: the starting policy where it is a model of
+    its own; None where it is the policy without its adapter.
+    """
+
+    def __init__(
+        self, folder: Path, prompts: Sequence[list[Message]], tokenizer: Any, sampling: Sampling, rewards: Rewards,
+        judges: Rewards, reference: Any = None,
+    ) -> None:  # fmt: skip
+        self.folder = folder
+        self.prompts = list(prompts)
+        self.tokenizer = tokenizer
+        self.sampling = sampling
+        self.rewards = rewards
+        self.judges = judges
+        self.reference = reference
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"step-{step:06d}.jsonl"
+
+    def __call__(self, model: Any, step: int) -> list[dict[str, Any]]:
+        """The rows of a step, from the file where they were drawn before; model: in evaluation mode.
+
+        The random state of torch is set here: guard it (train.callbacks.undisturbed).
+        """
+        path = self.path(step)
+        if path.is_file():
+            return read_rows(path)
+        rows: list[dict[str, Any]] = []
+        torch.manual_seed(self.sampling.seed)
+        with torch.no_grad():
+            for start in range(0, len(self.prompts), AT_ONCE):
+                rows += self._answer(model, self.prompts[start : start + AT_ONCE])
+        self._score(rows)
+        write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+        write_json(self.folder / "summary.json", summarise(self.folder))
+        return rows
+
+    def _answer(self, model: Any, prompts: list[list[Message]]) -> list[dict[str, Any]]:
+        s = self.sampling
+        encoded = self.tokenizer.apply_chat_template(
+            prompts, add_generation_prompt=True, padding=True, padding_side="left", return_tensors="pt",
+            return_dict=True, tokenize=True,
+        ).to(model.device)  # fmt: skip
+        drawn = model.generate(
+            input_ids=encoded["input_ids"], attention_mask=encoded["attention_mask"], do_sample=True,
+            max_new_tokens=s.max_tokens, temperature=s.temperature, top_p=s.top_p, top_k=s.top_k,
+            eos_token_id=list(s.end_ids), pad_token_id=self.tokenizer.pad_token_id,
+        )  # fmt: skip
+        rows = []
+        for i, prompt in enumerate(prompts):
+            before = encoded["input_ids"][i][encoded["attention_mask"][i].bool()]
+            answer = self._cut(drawn[i, encoded["input_ids"].shape[1] :].tolist())
+            ids = torch.cat([before, torch.tensor(answer, device=before.device)])
+            kl, entropy = self._distances(model, ids, len(answer))
+            text = self.tokenizer.decode(answer, skip_special_tokens=True)
+            rows.append({"prompt": prompt, "answer": text, "answer_ids": answer, "kl": kl, "entropy": entropy})
+        return rows
+
+    def _cut(self, ids: list[int]) -> list[int]:
+        """The answer up to its end token, which stays, without what was padded after it."""
+        for i, token in enumerate(ids):
+            if token in self.sampling.end_ids:
+                return ids[: i + 1]
+        return ids
+
+    def _distances(self, model: Any, ids: torch.Tensor, n: int) -> tuple[float | None, float]:
+        """(sum over the answer's n tokens of log policy - log starting policy; mean entropy in nats)."""
+        logp, entropy = _log_probabilities(model, ids, n, self.sampling.temperature)
+        if self.reference is not None:
+            before, _ = _log_probabilities(self.reference, ids, n, self.sampling.temperature)
+        elif hasattr(model, "disable_adapter"):
+            with model.disable_adapter():
+                before, _ = _log_probabilities(model, ids, n, self.sampling.temperature)
+        else:
+            return None, entropy
+        return float((logp - before).sum()), entropy
+
+    def _score(self, rows: list[dict[str, Any]]) -> None:
+        prompts = [row["prompt"] for row in rows]
+        answers = [[{"role": "assistant", "content": row["answer"]}] for row in rows]
+        ids = [row["answer_ids"] for row in rows]
+        ends = frozenset(self.sampling.end_ids)
+        for kind, scored in (("rewards", self.rewards), ("judges", self.judges)):
+            by_part = {
+                name: function(prompts=prompts, completions=answers, completion_ids=ids, log_metric=_unlogged)
+                for name, function in zip(scored.names, scored.functions, strict=True)
+            }
+            for i, row in enumerate(rows):
+                row[kind] = {name: values[i] for name, values in by_part.items()}
+        for row in rows:
+            answer = Answer(row["answer"], row["answer_ids"], is_finished(row["answer_ids"], ends))
+            row["observed"] = {name: measure(answer) for name, measure in OBSERVABLES.items()}
+            row["tokens"] = len(row.pop("answer_ids"))
+
+
+def _unlogged(name: str, value: float) -> None:
+    """These answers are no part of a training step, whose means TRL logs."""
+
+
+def _log_probabilities(model: Any, ids: torch.Tensor, n: int, temperature: float) -> tuple[torch.Tensor, float]:
+    """(log-probabilities (n,) of the last n tokens, mean entropy there), in fp32, at the temperature of sampling."""
+    logits_NV = model(input_ids=ids[None], logits_to_keep=n + 1).logits[0, :-1].float() / temperature
+    logp_NV = torch.log_softmax(logits_NV, dim=-1)
+    entropy = float(-(logp_NV.exp() * logp_NV).sum(-1).mean())
+    return logp_NV.gather(1, ids[-n:, None])[:, 0], entropy
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a step's file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def measures(row: dict[str, Any]) -> dict[str, float]:
+    """The numbers of an answer by which steps are compared. kl_per_token weighs each answer alike."""
+    found = {f"rewards/{name}": value for name, value in row["rewards"].items()}
+    found |= {f"judges/{name}": value for name, value in row["judges"].items()}
+    found |= {f"observed/{name}": value for name, value in row["observed"].items()}
+    found["entropy"] = row["entropy"]
+    if row["kl"] is not None:
+        found["kl_per_token"] = row["kl"] / row["tokens"]
+    return found
+
+
+def summarise(folder: Path) -> dict[str, Any]:
+    """{"steps": [{"step", "n_prompts", "mean": {measure: value}, "change": {measure: [value, low, high]}}]} of what is
+    in `folder`: the change since step 0, paired by prompt, with Student's 95% interval over prompts.
+    """
+    drawn = {int(path.stem.removeprefix("step-")): read_rows(path) for path in sorted(folder.glob("step-*.jsonl"))}
+    columns = {step: [measures(row) for row in rows] for step, rows in drawn.items()}
+    steps = []
+    for step, rows in columns.items():
+        mean = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+        entry: dict[str, Any] = {"step": step, "n_prompts": len(rows), "mean": mean}
+        if step > 0 and 0 in columns and len(columns[0]) == len(rows):
+            entry["change"] = {
+                name: paired([row[name] for row in columns[0]], [row[name] for row in rows]) for name in mean
+            }
+        steps.append(entry)
+    return {"steps": steps}
+
+
+def paired(before: Sequence[float], after: Sequence[float]) -> list[float | None]:
+    """[mean of after - before, low, high]: Student's 95% interval; no interval for fewer than two pairs."""
+    from scipy.stats import ttest_1samp
+
+    changes = np.asarray(after) - np.asarray(before)
+    value = float(changes.mean())
+    if len(changes) < 2:
+        return [value, None, None]
+    interval = ttest_1samp(changes, 0).confidence_interval(0.95)
+    low, high = float(interval.low), float(interval.high)
+    return [value, low, high] if math.isfinite(low) else [value, value, value]
+
+
+def last_summary(folder: Path) -> list[dict[str, Any]]:
+    """The steps of OUTPUT/samples/summary.json; empty where nothing was sampled."""
+    return (read_json(folder / "summary.json") or {}).get("steps", [])

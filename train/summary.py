@@ -1,0 +1,44 @@
+"""What an RL run came to, in a few lines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+SHOWN = 5
+"""Steps averaged at the beginning and at the end, since one step is noise."""
+
+
+def summary(result: dict[str, Any]) -> str:
+    """The reward at the beginning and at the end, each part by itself, KL, and the answers to prompts kept out."""
+    log, parts = result["log"], result["rewards"]
+    if not log:
+        return f"{result['steps']} RLHF steps"
+    n = min(SHOWN, len(log))
+
+    def rise(key: str) -> str:
+        first, last = (sum(entry[key] for entry in part) / n for part in (log[:n], log[-n:]))
+        return f"{first:.3f} (first {n} steps) -> {last:.3f} (last {n})"
+
+    kl = log[-1].get("kl")  # TRL has none for beta 0
+    total = f"{result['steps']} RLHF steps: {'learned' if len(parts) == 1 else 'whole'} reward {rise('reward')}"
+    told = [total + ("" if kl is None else f", KL to the starting policy {kl:.3f} per token")]
+    if len(parts) > 1 and f"rewards/{parts[0]['name']}/mean" in log[0]:
+        told += [f"  {p['name']}, weight {p['weight']:g}: {rise('rewards/' + p['name'] + '/mean')}" for p in parts]
+    if result["stopped"]:
+        told.append(f"stopped {result['stopped']}: alerts.jsonl")
+    return "\n".join([*told, *sampled(result["samples"])])
+
+
+def sampled(steps: list[dict[str, Any]]) -> list[str]:
+    """A line for each reward of the last checkpoint's answers to prompts kept out of training."""
+    if not steps or "change" not in steps[-1]:
+        return []
+    last = steps[-1]
+    lines = [f"answers to {last['n_prompts']} prompts kept out of training, step {last['step']} minus step 0:"]
+    for name, (value, low, high) in last["change"].items():
+        if name.startswith(("rewards/", "judges/")):
+            kind, part = name.split("/", 1)
+            what = "judge" if kind == "judges" else "optimised"
+            interval = "" if low is None else f" [{low:+.3f}, {high:+.3f}]"
+            lines.append(f"  {part} ({what}): {value:+.3f}{interval}")
+    return lines
