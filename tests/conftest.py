@@ -41,6 +41,18 @@ def tiny_reward(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_judge(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another tiny random reward model."""
+    from transformers import AutoTokenizer, LlamaForSequenceClassification
+
+    folder = tmp_path_factory.mktemp("model") / "judge"
+    torch.manual_seed(2)
+    LlamaForSequenceClassification.from_pretrained(tiny, num_labels=1).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def real_model() -> Path:
     if not (REAL_MODEL / "config.json").is_file():
         pytest.skip("the real model is not built: run `make model`")

@@ -1,0 +1,108 @@
+"""Killed and run again, every trainer ends as if it had not been: weights and every logged number, bit by bit."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import train.callbacks
+from eval.config import parse
+from eval.results import write_json
+from reward.stage import last_checkpoint
+from tests.test_train import rloo_arguments
+
+NOT_LEARNED = {"step_time", "epoch"}
+"""Logged numbers that are no function of what was learned."""
+
+
+def run(algorithm: str, tiny: Path, reward: Path, output: Path, *more: object) -> dict[str, Any]:
+    from trl import ModelConfig
+
+    from train.arguments import PolicyArguments
+
+    module = importlib.import_module(f"train.{algorithm}")
+    argv = rloo_arguments(tiny, reward, output, *more)
+    if algorithm == "online_dpo":
+        argv = without(argv, "--num_generations", "--max_completion_length") + ["--max_new_tokens", "6"]
+    return module.train(*parse([PolicyArguments, module.ALGORITHM.config, ModelConfig], argv, f"train.{algorithm}"))
+
+
+def without(argv: list[str], *names: str) -> list[str]:
+    """argv less options of one value."""
+    return [a for i, a in enumerate(argv) if a not in names and (i == 0 or argv[i - 1] not in names)]
+
+
+def learned(result: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in entry.items() if k not in NOT_LEARNED} for entry in result["log"]]
+
+
+def same_weights(a: Path, b: Path, name: str = "adapter_model.safetensors") -> None:
+    one, other = load_file(a / name), load_file(b / name)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[k], other[k]) for k in one)
+
+
+class Killed(BaseException):
+    """No handler of errors catches it, like a kill."""
+
+
+@pytest.fixture
+def killed_at_4(monkeypatch: pytest.MonkeyPatch):
+    """Ends the process, as it were, in the save of checkpoint 4: everything is there but the marker."""
+
+    def write(path: Path, value: Any) -> None:
+        if path.name == "policy.json" and path.parent.name == "checkpoint-4":
+            raise Killed
+        write_json(path, value)
+
+    monkeypatch.setattr(train.callbacks, "write_json", write)
+    yield
+    monkeypatch.setattr(train.callbacks, "write_json", write_json)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "more"),
+    [
+        ("rloo", ()),
+        ("rloo", ("--gradient_accumulation_steps", 2, "--per_device_train_batch_size", 2)),
+        ("grpo", ()),
+        ("grpo", ("--steps_per_generation", 2)),
+        ("online_dpo", ("--judges", "JUDGE", "--per_device_train_batch_size", 2)),
+    ],
+)
+def test_killed_in_a_save_it_ends_the_same(
+    algorithm: str, more: tuple[object, ...], tiny: Path, tiny_reward: Path, tiny_judge: Path, tmp_path: Path, request
+) -> None:
+    """With the KL budget acting: its beta is one of the numbers."""
+    more = (*(tiny_judge if m == "JUDGE" else m for m in more), "--kl_target", 1e-3, "--lora_dropout", 0.1)
+    more = (*more, "--max_steps", 6, "--checkpoint_steps", 0, 2, 4, 6)
+    whole = run(algorithm, tiny, tiny_reward, tmp_path / "whole", *more)
+    request.getfixturevalue("killed_at_4")
+    folder = tmp_path / "killed"
+    with pytest.raises(Killed):
+        run(algorithm, tiny, tiny_reward, folder, *more)
+    last = last_checkpoint(folder, "trainer_state.json", "optimizer.pt", "policy.json")
+    assert last == folder / "checkpoint-2"
+    train.callbacks.write_json = write_json
+    resumed = run(algorithm, tiny, tiny_reward, folder, *more)
+    assert learned(resumed) == learned(whole)
+    assert resumed["samples"] == whole["samples"]
+    for step in (4, 6):
+        same_weights(folder / f"checkpoint-{step}", tmp_path / "whole" / f"checkpoint-{step}")
+    if algorithm != "online_dpo":
+        assert len({entry["beta"] for entry in learned(whole)}) > 2
+
+
+def test_only_the_last_checkpoint_keeps_its_optimizer(tiny: Path, tiny_reward: Path, tmp_path: Path) -> None:
+    run("rloo", tiny, tiny_reward, tmp_path / "last")
+    run("rloo", tiny, tiny_reward, tmp_path / "all", "--keep_optimizer_states", "all")
+    for name, has in (("last", [4]), ("all", [2, 4])):
+        folder = tmp_path / name
+        assert [s for s in (2, 4) if (folder / f"checkpoint-{s}" / "optimizer.pt").is_file()] == has
+        assert all((folder / f"checkpoint-{s}" / "adapter_model.safetensors").is_file() for s in (0, 2, 4))
+        assert all((folder / f"checkpoint-{s}" / "chat_template.jinja").is_file() for s in (0, 2, 4))
