@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from eval.checkpoints import POLICY_FILE, read_policy
-from eval.conditions import CONDITIONS
+from eval.conditions import CONDITIONS, INVERSE
 from eval.config import EvaluationConfig, InputError
 from eval.curves import step_name
 from eval.experiments.registry import EXPERIMENTS
@@ -168,9 +168,9 @@ def _loading(policy: dict[str, Any], summary: dict[str, Any], adapted: bool) -> 
     dtype = f'dtype="{summary["dtype"]}"'
     if not adapted:
         code = f'model = AutoModelForCausalLM.from_pretrained(".", {dtype})'
-        named, imports = ".", ""
+        imports = ""
     else:
-        named, commit = name, str(policy.get("base_weights")).removeprefix("hub:")
+        commit = str(policy.get("base_weights")).removeprefix("hub:")
         known = hub_id and commit not in ("None", "main")  # earlier versions did not know a hub model's commit
         at = f', revision="{commit}"' if known else ""
         code = f'base = AutoModelForCausalLM.from_pretrained("{name}"{at}, {dtype})\n'
@@ -180,7 +180,7 @@ def _loading(policy: dict[str, Any], summary: dict[str, Any], adapted: bool) -> 
     return (
         f"{local if adapted and not hub_id else ''}In this folder:\n\n```python\n{imports}"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f'tokenizer = AutoTokenizer.from_pretrained("{named}")\n{code}\n```'
+        f'tokenizer = AutoTokenizer.from_pretrained(".")\n{code}\n```'
     )
 
 
@@ -189,6 +189,8 @@ def _evaluating(summary: dict[str, Any]) -> str:
     names = {f.name for f in dataclasses.fields(EvaluationConfig)}
     asked = {k: v for k, v in summary["evaluation"].items() if k in names and v not in (None, [])}
     asked["format"] = summary["format"]
+    asked |= {"inverse": True} if INVERSE in asked["conditions"] else {}
+    asked |= {"system_turn": "drop"} if str(summary.get("system_turn")).startswith("dropped") else {}
     data = "" if summary["data"] == "small set" else f" --data-dir {summary['data']}"
     return (
         f"With selfcorrect at commit {summary.get('git_commit') or 'unknown'}, in a file `eval.yaml`:\n\n```yaml\n"
