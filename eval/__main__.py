@@ -14,6 +14,7 @@ USAGE = """usage: python -m eval COMMAND [options] [--json]
 
 commands
   run      evaluate checkpoints: --model HUB_ID|FOLDER|GGUF_FILE [--adapter PATH] (python -m eval run --help)
+  watch    OUTPUT_DIR [--device cuda:1]: a training's checkpoints, each evaluated when it is complete (--help)
   list     [FOLDER]: every results folder below it (default: runs), how far it is, its primary metrics
   compare  A B [--metric all]: two results folders on the items that both have; what differs in where they come from
   report   RUN_FOLDER [--output DIR]: table, figures and report.html from the results in it
@@ -57,6 +58,13 @@ def run(config: RunConfig) -> Told:
     from eval import run as running
 
     return running.run(config)
+
+
+def watch(config: Any) -> Told:
+    """Evaluates the checkpoints of a training that is running, or has run, in another process."""
+    from eval import watch as watching
+
+    return watching.watch(config)
 
 
 def list_command(config: ListConfig) -> Told:
@@ -141,6 +149,10 @@ def data_list(config: Any) -> Told:
 
 def config_type(command: str) -> type:
     """The options of a command; imported only when it is called, so that each starts quickly."""
+    if command == "watch":
+        from eval.watch import config_type as of_watch
+
+        return of_watch()
     if command == "score":
         from eval.score import ScoreConfig
 
@@ -165,11 +177,12 @@ def config_type(command: str) -> type:
 
 
 COMMANDS: dict[str, Callable[[Any], Told]] = {
-    "run": run, "list": list_command, "compare": compare, "report": report, "publish": publish, "score": score,
-    "oracle": oracle, "data fetch": data_fetch, "data verify": data_verify, "data list": data_list,
+    "run": run, "watch": watch, "list": list_command, "compare": compare, "report": report, "publish": publish,
+    "score": score, "oracle": oracle, "data fetch": data_fetch, "data verify": data_verify, "data list": data_list,
 }  # fmt: skip
 POSITIONAL = {
-    "list": ("run_folder",), "compare": ("a", "b"), "report": ("run_folder",), "publish": ("run_folder",),
+    "watch": ("output_dir",), "list": ("run_folder",), "compare": ("a", "b"), "report": ("run_folder",),
+    "publish": ("run_folder",),
 }  # fmt: skip
 
 

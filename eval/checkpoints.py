@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufCo
 
 from eval.config import InputError
 from eval.hub import commit_of, explained, first_lines
+from eval.results import read_json
 from eval.sources import sha256
 from eval.suitability import check_all_loaded, check_language_model, check_vocabulary
 
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 
 POLICY_FILE = "policy.json"
 """Written into a checkpoint by our trainers: model (its base), base_weights (hash), algorithm, seed, rlhf_step ..."""
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
 UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, UnpicklingError)
 """What transformers and peft raise for files that are missing, damaged, of another kind, or need another package."""
@@ -74,6 +76,7 @@ def describe_checkpoint(
 ) -> Described:
     """Everything that can be known of a checkpoint without reading its weights into memory.
 
+    dtype auto is the one in which our trainers had the policy, where they recorded it, else the one it is stored in.
     Raises InputError for a path or hub id that is not there, a model that is no causal language model, or an adapter
     that does not belong to it.
     """
@@ -93,7 +96,7 @@ def describe_checkpoint(
         "config_sha256": config_sha256(config),
         "adapter": adapter,
         "adapter_weights": adapter_id(adapter) if adapter else None,
-        "dtype_asked": dtype,
+        "dtype_asked": _trained_dtype(Path(adapter or model)) if dtype == "auto" else dtype,
         "trust_remote_code": trust_remote_code,
     }
     return Described(config, tokenizer, provenance)
@@ -266,9 +269,19 @@ def check_adapter(adapter: str, model: str, weights: str, differs_accepted: bool
 
 
 def read_policy(folder: Path) -> dict[str, Any]:
-    """policy.json of a checkpoint of ours; empty where there is none."""
-    path = folder / POLICY_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    """policy.json of a checkpoint of ours; empty where there is none. Raises InputError where it is damaged."""
+    return read_json(folder / POLICY_FILE) or {}
+
+
+def _trained_dtype(checkpoint: Path) -> str:
+    """What policy.json says the policy was trained in, else 'auto': the base of a LoRA may be stored otherwise."""
+    recorded = read_policy(checkpoint).get("dtype") or "auto"
+    if recorded not in DTYPES:
+        raise InputError(
+            f"{checkpoint / POLICY_FILE}: dtype must be {', '.join(DTYPES)}, not '{recorded}'; say in which the policy "
+            "was trained by --dtype"
+        )
+    return recorded
 
 
 def _with_adapter(model: Any, adapter: str) -> Any:

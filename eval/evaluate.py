@@ -67,7 +67,8 @@ def finished(
     """The summary of a complete folder that holds these very results, else None: a model need not be loaded for it.
 
     known: the policy, tokenizer, format and system turn. Of a dtype only dtype_asked is known: asked alike of the same
-    weights it is the same. Raises InputError, before a model is loaded, for a folder whose records may not be used.
+    weights it is the same, and asked by name it is the one of that name. Raises InputError, before a model is loaded,
+    for a folder whose records may not be used.
     """
     if not folder.is_dir():
         return None
@@ -76,7 +77,7 @@ def finished(
         if not store.provenance_path.is_file():
             return None
         found = store.provenance()
-        if found.get("dtype_asked") != known["dtype_asked"]:
+        if known["dtype_asked"] not in (found.get("dtype_asked"), found.get("dtype")):
             return None
         described = {**known, **_asked(config, planned, step), "dtype": found["dtype"]}
         records = Known(store, config, planned, described["format"], store.open(described))

@@ -36,8 +36,8 @@ IDENTITY = (
     "weights", "config_sha256", "adapter_weights", "tokenizer_sha256", "format", "system_turn", "dtype",
     "prompt_version", "step",
 )  # fmt: skip
-"""The fields of the provenance that must agree for a folder's records to be used. One that its writer did not record
-is not compared.
+"""The fields of the provenance that must agree for a folder's records to be used. One that its writer, or who goes on,
+does not know is not compared: the evaluation during training takes the model from memory.
 """
 SELECTION = ("evaluation", "data", "data_sha256")
 """The fields that say which questions are asked, in which company, and what the bootstrap draws."""
@@ -104,6 +104,10 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value
 
 
+class Busy(InputError):
+    """Another process is writing the results that were to be written."""
+
+
 class Store:
     """The results of one checkpoint. To write: `locked`, `open`, `begin`, `begin_session`, `append` ..., `finish`."""
 
@@ -117,13 +121,13 @@ class Store:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Makes the folder and holds it alone. Raises InputError where another process does; ends with the process."""
+        """Makes the folder and holds it alone. Raises Busy where another process does; ends with the process."""
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / ".lock")
         try:
             lock.acquire(blocking=False)
         except Timeout as error:
-            raise InputError(
+            raise Busy(
                 f"{self.folder} is being written by another process; wait for its end or choose another --output"
             ) from error
         try:
@@ -146,7 +150,8 @@ class Store:
             return 0
         self._check_version(found)
         for name in IDENTITY:
-            _same(self.folder, name, found.get(name, provenance.get(name)), provenance.get(name))
+            if name in found and name in provenance:
+                _same(self.folder, name, found[name], provenance[name])
         for name in found["data_files"].keys() & provenance["data_files"].keys():
             _same(self.folder, name, found["data_files"][name]["sha256"], provenance["data_files"][name]["sha256"])
         before = found["records_before"] if selected_alike(found, provenance) else lines
@@ -281,8 +286,8 @@ class Store:
         summary = self.summary()
         if summary is None or not selected_alike(summary, provenance):
             return None
-        names = (*IDENTITY, "records_version")
-        if any(summary.get(name, provenance.get(name)) != provenance.get(name) for name in names):
+        names = summary.keys() & provenance.keys() & {*IDENTITY, "records_version"}
+        if any(summary[name] != provenance[name] for name in names):
             return None
         used = summary["records"].items()
         lost = any(done.get(e, {}).get(c, 0) < n for e, conditions in used for c, n in conditions.items())

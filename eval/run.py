@@ -20,8 +20,10 @@ from eval.targets import Target, targets
 
 log = logging.getLogger(__name__)
 
-FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, OSError, ImportError, MemoryError)
-"""What a model's own code may raise, besides InputError, so that the next one of several is still evaluated."""
+FAILURES = (
+    InputError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, OSError, ImportError, MemoryError,
+)  # fmt: skip
+"""Bad input and what a model's own code may raise: the next one of several is still evaluated."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +52,11 @@ def run(config: RunConfig) -> tuple[str, dict[str, Any]]:
         log.info("checkpoint %d of %d: %s, into %s", number, len(chosen), target, target.folder)
         try:
             done.append((target, evaluate_target(target, config, planned)))
-        except InputError as error:
-            failed.append(Failure(target, " ".join(str(error).split())))
-            log.error("failed, going on with the rest: %s", failed[-1].error)
         except FAILURES as error:
-            failed.append(Failure(target, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"))
-            log.exception("failed, going on with the rest: %s", target)
-        _free_memory()
-    return _told_of_several(output, done, failed), {
+            failed.append(Failure(target, told_failure(target, error)))
+        free_memory()
+    shown = [(target.folder, summary) for target, summary in done]
+    return told_of_several(output, shown, [(str(f.target), f.error) for f in failed]), {
         "output": str(output),
         "done": [{**summary, "output": str(target.folder)} for target, summary in done],
         "error": f"{len(failed)} of {len(chosen)} checkpoints failed, the others are done" if failed else None,
@@ -68,8 +67,31 @@ def run(config: RunConfig) -> tuple[str, dict[str, Any]]:
     }
 
 
+def told_failure(what: object, error: Exception) -> str:
+    """Tells at once that one of several failed, with where where it is no bad input; returns why, in a line."""
+    why = " ".join(str(error).split())
+    if isinstance(error, InputError):
+        log.error("failed, going on with the rest: %s", why)
+        return why
+    log.error("failed, going on with the rest: %s", what, exc_info=error)
+    return f"{type(error).__name__}: {why[:200]}"
+
+
 def evaluate_target(target: Target, config: RunConfig, planned: Plan) -> dict[str, Any]:
-    """Evaluates one checkpoint into its folder, or finds it done there; returns its summary."""
+    """Evaluates one checkpoint into its folder, or finds it done there; returns its summary.
+
+    Where its results go beside a checkpoint of our trainers, its model card is written too.
+    """
+    from eval.model_card import write_card
+
+    summary = _evaluated(target, config, planned)
+    if checkpoint := target.own_checkpoint:
+        write_card(checkpoint, summary)
+    return summary
+
+
+def _evaluated(target: Target, config: RunConfig, planned: Plan) -> dict[str, Any]:
+    """The summary, of what is done already without loading the model."""
     from eval.checkpoints import choose_device, describe_checkpoint, load
     from eval.dialogue import choose_format
     from eval.results import Store
@@ -106,7 +128,7 @@ def evaluate_target(target: Target, config: RunConfig, planned: Plan) -> dict[st
     return summary
 
 
-def _free_memory() -> None:
+def free_memory() -> None:
     """Gives back what the last model held, before the next one is loaded."""
     import torch
 
@@ -129,21 +151,21 @@ def _told(summary: dict[str, Any], folder: Path) -> str:
     return "\n\n".join(filter(None, parts))
 
 
-def _told_of_several(output: Path, done: list[tuple[Target, dict[str, Any]]], failed: list[Failure]) -> str:
-    """The headline metrics of what is done, and what failed."""
+def told_of_several(output: Path, done: list[tuple[Path, dict[str, Any]]], failed: list[tuple[str, str]]) -> str:
+    """The headline metrics of what is done, (folder, summary), and (what, why) failed."""
     from eval.experiments.registry import EXPERIMENTS
     from eval.figures import headline
     from eval.tables import COLUMNS, columns, metric_row
 
     rows = [
-        (str(target.folder.relative_to(output)), *metric_row(summary["step"], m))
-        for target, summary in done
+        (str(folder.relative_to(output)), *metric_row(summary["step"], m))
+        for folder, summary in done
         for e in EXPERIMENTS
         for c in EXPERIMENTS[e].CONDITIONS
         if (m := headline(summary, e, c)) is not None
     ]
     parts = [columns([("checkpoint", *COLUMNS), *rows])] if rows else []
     if failed:
-        parts.append(columns([("failed", "why"), *((str(f.target), f.error) for f in failed)]))
+        parts.append(columns([("failed", "why"), *failed]))
     parts.append(f"{len(done)} of {len(done) + len(failed)} checkpoints done: {output}")
     return "\n\n".join(parts)

@@ -14,7 +14,7 @@ import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from eval.checkpoints import is_hub_id, read_policy
+from eval.checkpoints import POLICY_FILE, is_hub_id, read_policy
 from eval.config import InputError, RunConfig, parse, split_commas
 
 log = logging.getLogger(__name__)
@@ -37,6 +37,13 @@ class Target:
     step: int
     step_name: str
     folder: Path
+
+    @property
+    def own_checkpoint(self) -> Path | None:
+        """The checkpoint folder of our trainers, where its results go beside it, into OUTPUT/eval/step-N; else None."""
+        path = Path(self.adapter or self.model)
+        beside = path.absolute().parent.resolve() / "eval" / step_folder(self.step)
+        return path if (path / POLICY_FILE).is_file() and self.folder.resolve() == beside else None
 
     def __str__(self) -> str:
         at = f" at {self.revision}" if self.revision else ""
@@ -119,9 +126,9 @@ def _expanded(entry: Listed, folder: Path, several: bool) -> list[Target]:
                 f"{path} is a training's output folder, evaluated at all its checkpoints: --revision, --adapter and "
                 f"--step do not go with it; give one of its checkpoints, {steps[max(steps)]}"
             )
-        return [_alone(of, folder / f"step-{step:06d}") for step, of in sorted(steps.items())]
+        return [alone(of, folder / step_folder(step)) for step, of in sorted(steps.items())]
     if not entry.revision:
-        return [_alone(path, folder, entry)]
+        return [alone(path, folder, entry)]
     if path.exists():
         raise InputError(f"--revision names a revision on the hub, and {path} is local: leave it out")
     if len(entry.revision) == 1:
@@ -157,6 +164,11 @@ def _steps(revisions: list[str]) -> tuple[list[int], str]:
     return list(range(len(revisions))), POSITION
 
 
+def numbered(folder: Path) -> dict[int, Path]:
+    """step -> checkpoint-N in a folder, complete or not."""
+    return {int(m[1]): p for p in folder.glob("checkpoint-*") if (m := CHECKPOINT.fullmatch(p.name)) and p.is_dir()}
+
+
 def _complete_checkpoints(folder: Path) -> dict[int, Path]:
     """step -> complete checkpoint-N of a training's output folder; empty for any other folder.
 
@@ -164,14 +176,19 @@ def _complete_checkpoints(folder: Path) -> dict[int, Path]:
     """
     if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
         return {}
-    found = {int(m[1]): p for p in folder.glob("checkpoint-*") if (m := CHECKPOINT.fullmatch(p.name)) and p.is_dir()}
+    found = numbered(folder)
     complete = {s: p for s, p in found.items() if read_policy(p) or (p / "config.json").is_file()}
     if left := sorted(found.keys() - complete.keys()):
         log.warning("%s: checkpoints %s are not complete and left out", folder, ", ".join(map(str, left)))
     return complete
 
 
-def _alone(path: Path, folder: Path, entry: Listed | None = None) -> Target:
+def step_folder(step: int) -> str:
+    """The folder of a checkpoint's results, in OUTPUT/eval of a training or in --output."""
+    return f"step-{step:06d}"
+
+
+def alone(path: Path, folder: Path, entry: Listed | None = None) -> Target:
     """A model by itself, or a checkpoint folder of our trainers with the base and step recorded in it."""
     name = entry.name if entry else str(path)
     adapter = entry.adapter if entry else None
