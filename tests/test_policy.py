@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+import train.policy
 from eval.checkpoints import load_checkpoint
 from eval.config import InputError
 from tests.test_checkpoints import adapter_for
@@ -75,11 +75,10 @@ def test_an_adapter_that_does_not_say_its_base(tiny: Path, tiny_reward: Path, tm
 def test_quantised_weights_need_bitsandbytes_and_an_adapter(
     tiny: Path, tiny_reward: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match="load_in_4bit needs bitsandbytes, which is not installed"):
+    monkeypatch.setattr(train.policy, "is_bitsandbytes_available", lambda: False)
+    with pytest.raises(InputError, match="load_in_4bit needs the package bitsandbytes, which is not there"):
         run("rloo", tiny, tiny_reward, tmp_path, "--load_in_4bit", "true")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    with pytest.raises(InputError, match="load_in_8bit trains no weights but an adapter's; add --use_peft"):
+    with pytest.raises(InputError, match="load_in_8bit needs use_peft"):
         run("rloo", tiny, tiny_reward, tmp_path, "--load_in_8bit", "true", "--use_peft", "false")
 
 

@@ -44,6 +44,7 @@ def sft(tiny: Path, examples: Path, output: Path, *more: object) -> dict[str, An
         "max_steps": 4, "save_strategy": "no", "per_device_train_batch_size": 4, "learning_rate": 0.01,
         "gradient_checkpointing": "false", "bf16": "false", "use_cpu": "true", "logging_steps": 1, "report_to": "none",
         "disable_tqdm": "true", "seed": 3, "max_length": 400, "held_out": 0.25,
+        "keep_optimizer_states": "all",
     }  # fmt: skip
     if "--num_train_epochs" in more:
         del arguments["checkpoint_steps"]
@@ -179,7 +180,7 @@ def test_trl_learns_those_tokens(tiny: Path, examples: Path, tmp_path: Path) -> 
     argv = ["--output_dir", str(tmp_path), "--use_cpu", "true", "--bf16", "false", "--report_to", "none"]
     _, config, model_args = parse([SFTArguments, SFTConfig, ModelConfig], argv, "train.sft")
     read = read_examples([str(examples)], None).examples[:4]
-    trainer = _trainer(str(tiny), config, model_args, tokenizer, read, None, None)
+    trainer = _trainer(str(tiny), config, model_args, tokenizer, read, None)
     for row, example in zip(trainer.train_dataset, read, strict=True):
         ids, start = completion_tokens(tokenizer, example)
         assert row["input_ids"] == ids
@@ -284,16 +285,6 @@ def test_bad_input_is_found_before_training(tiny: Path, examples: Path, tmp_path
         sft(tiny, examples, tmp_path, *more)
     assert said in str(error.value)
     assert not list(tmp_path.glob("*"))
-
-
-def test_quantisation_without_its_package_is_refused(
-    tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import transformers.utils
-
-    monkeypatch.setattr(transformers.utils, "is_bitsandbytes_available", lambda: False)
-    with pytest.raises(InputError, match="load_in_4bit needs the package bitsandbytes"):
-        sft(tiny, examples, tmp_path, "--load_in_4bit", "true", "--use_peft", "true")
 
 
 def test_the_shipped_set_is_balanced() -> None:

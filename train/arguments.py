@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from eval.config import InputError, nearest
+from eval.config import EvaluationConfig, InputError, nearest, parse
 from reward.functions import RewardOptions
 from reward.preferences import check_share
 
@@ -45,6 +45,14 @@ class CheckpointOptions:
         for name, known in (("evaluate", EVALUATE), ("keep_optimizer_states", OPTIMIZER_STATES)):
             if (value := getattr(self, name)) not in known:
                 raise InputError(f"{name} must be {', '.join(known)}, not '{value}'{nearest(value, known)}")
+
+    def evaluation_config(self) -> EvaluationConfig | None:
+        """The evaluation's YAML, on this run's data folder unless the YAML names one."""
+        if self.evaluation is None:
+            return None
+        (evaluation,) = parse([EvaluationConfig], ["--config", self.evaluation], "evaluation")
+        evaluation.data_dir = evaluation.data_dir or self.data_dir
+        return evaluation
 
 
 @dataclass

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from eval.config import EvaluationConfig, InputError, parse, prepare_output
+from eval.config import InputError, parse, prepare_output
 from eval.plan import plan
 from eval.provenance import command, git_commit, versions
 from reward.functions import RewardOptions, Rewards, build_rewards, check_rewards, end_token_ids
@@ -76,7 +76,7 @@ def train(algorithm: Algorithm, arguments: PolicyArguments, config: Any, model_a
     steps = check_schedule(arguments.checkpoint_steps, config)
     rewards = check_rewards(arguments, config)
     judges = _check_judges(arguments, rewards)
-    evaluation = evaluation_config(arguments)
+    evaluation = arguments.evaluation_config()
     planned = plan(evaluation) if evaluation else None
     prepare_output(output)
     model, merged = starting_model(model_args, output)
@@ -153,15 +153,6 @@ def _check_judges(arguments: PolicyArguments, rewards: list[dict[str, Any]]) -> 
                 "another reward model, best trained on other pairs"
             )
     return judges
-
-
-def evaluation_config(arguments: Any) -> EvaluationConfig | None:
-    """The evaluation's YAML, on this run's data folder unless the YAML names one."""
-    if arguments.evaluation is None:
-        return None
-    (evaluation,) = parse([EvaluationConfig], ["--config", arguments.evaluation], "evaluation")
-    evaluation.data_dir = evaluation.data_dir or arguments.data_dir
-    return evaluation
 
 
 def _trainer(

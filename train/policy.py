@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import is_bitsandbytes_available
 
 from eval.checkpoints import POLICY_FILE, check_adapter, check_model, load_tokenizer, read_policy, weights_id
 from eval.config import InputError
@@ -70,10 +70,10 @@ def check_quantization(model_args: Any) -> None:
     if not (model_args.load_in_4bit or model_args.load_in_8bit):
         return
     asked = "load_in_4bit" if model_args.load_in_4bit else "load_in_8bit"
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise InputError(f"{asked} needs bitsandbytes, which is not installed: pip install bitsandbytes, on a GPU")
     if not model_args.use_peft:
-        raise InputError(f"{asked} trains no weights but an adapter's; add --use_peft")
+        raise InputError(f"{asked} needs use_peft: quantised weights cannot be trained themselves, LoRA on them can")
+    if not is_bitsandbytes_available():
+        raise InputError(f"{asked} needs the package bitsandbytes, which is not there; pip install bitsandbytes")
 
 
 def init_kwargs(model_args: Any, given: dict[str, Any] | None) -> dict[str, Any]:

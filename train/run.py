@@ -17,6 +17,32 @@ from train.arguments import PolicyArguments
 from train.prompts import Prompts
 
 
+def announce(trainer: Any, output: Path, policy: dict[str, Any], evaluation: EvaluationConfig | None) -> Any:
+    """Writes what the run is, for those who watch it; returns its run on W&B, on the main process where it has one."""
+    if not trainer.accelerator.is_main_process:
+        return None
+    write_json(output / "run.json", policy)
+    if evaluation is not None:
+        write_json(output / "evaluation.json", dataclasses.asdict(evaluation))
+    if "wandb" not in trainer.args.report_to:
+        return None
+    from eval import tracking
+
+    name = policy["policy"]
+    return tracking.start_training_run(output, name, f"train-{name}", policy)
+
+
+def evaluate_afterwards(trainer: Any, output: Path, evaluation: EvaluationConfig, publish: bool) -> None:
+    """All checkpoints, one after the other, the trained model having made room."""
+    from eval import tracking
+    from eval.watch import evaluate_output
+
+    trainer.model.to("cpu")
+    evaluate_output(output, evaluation)
+    if publish:
+        tracking.publish(output)
+
+
 class Run:
     """A run whose parts are all there."""
 
@@ -40,15 +66,7 @@ class Run:
         """Trains, and returns the result as it was written. planned: given where each checkpoint is evaluated here."""
         from train.callbacks import ScheduledCheckpoints
 
-        if self.main:
-            write_json(self.output / "run.json", self.policy)
-            if evaluation is not None:
-                write_json(self.output / "evaluation.json", dataclasses.asdict(evaluation))
-        if "wandb" in self.trainer.args.report_to and self.main:
-            from eval import tracking
-
-            name = self.policy["policy"]
-            self.tracked = tracking.start_training_run(self.output, name, f"train-{name}", self.policy)
+        self.tracked = announce(self.trainer, self.output, self.policy, evaluation)
         self._watch_budget(adaptive)
         saved = self._when_saved(evaluation, planned)
         keep = self.arguments.keep_optimizer_states
@@ -59,7 +77,7 @@ class Run:
         result = self._result()
         if self.main:
             if evaluation is not None and self.arguments.evaluate == "afterwards":
-                self._evaluate_afterwards(evaluation)
+                evaluate_afterwards(self.trainer, self.output, evaluation, self.tracked is not None)
             self._finish(result)
         self.trainer.accelerator.wait_for_everyone()
         return result
@@ -135,16 +153,6 @@ class Run:
             "samples": last_summary(self.output / "samples"),
             "log": steps,
         }
-
-    def _evaluate_afterwards(self, evaluation: EvaluationConfig) -> None:
-        from eval.watch import evaluate_output
-
-        from eval import tracking
-
-        self.trainer.model.to("cpu")
-        evaluate_output(self.output, evaluation)
-        if self.tracked is not None:
-            tracking.publish(self.output)
 
     def _finish(self, result: dict[str, Any]) -> None:
         from train.figures import training_figure

@@ -29,7 +29,7 @@ def check_schedule(given: Sequence[str | int], config: Any) -> list[int]:
         raise InputError(
             f"save_strategy must be 'no', not '{config.save_strategy}': checkpoint_steps says when to save"
         )
-    steps = _numbers(given, config.max_steps)
+    steps = numbers(given, config.max_steps)
     buffer = getattr(config, "steps_per_generation", 1) * getattr(config, "num_iterations", 1)
     for step in steps:
         if step < 0:
@@ -51,7 +51,8 @@ def check_schedule(given: Sequence[str | int], config: Any) -> list[int]:
     return steps
 
 
-def _numbers(given: Sequence[str | int], last: int) -> list[int]:
+def numbers(given: Sequence[str | int], last: int) -> list[int]:
+    """checkpoint_steps as it was given -> steps in order. Raises InputError for anything but numbers or "paper"."""
     if list(given) == ["paper"]:
         return [step for step in PAPER if step <= last]
     try:

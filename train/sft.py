@@ -16,6 +16,7 @@ import gc
 import logging
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -25,35 +26,34 @@ from eval.checkpoints import POLICY_FILE
 from eval.config import EvaluationConfig, InputError, parse, prepare_output, run_main
 from eval.plan import Plan, plan
 from eval.provenance import command, git_commit, machine, versions
-from eval.results import read_json, write_json
+from eval.results import read_json
 from eval.targets import TRAINING_STEP
 from reward.stage import Stage, last_checkpoint, settings_of
+from train.arguments import CheckpointOptions
+from train.examples import Example
+from train.schedule import numbers
 
 log = logging.getLogger(__name__)
 ALGORITHM = "sft"
 
 
 @dataclass
-class SFTArguments:
+class SFTArguments(CheckpointOptions):
     """Our few fields beside TRL's SFTConfig and ModelConfig."""
+
+    checkpoint_steps: list[str] = field(
+        default_factory=list, metadata={"help": "training steps at which a checkpoint is kept; none = at the end"}
+    )
 
     examples: list[str] | None = field(
         default=None,
         metadata={"help": "files or folders of prompts and completions; default: data_dir/sft, else the shipped set"},
     )
-    data_dir: str | None = field(
-        default=None, metadata={"help": "folder with sft/, bbq/ ...; default $SELFCORRECT_DATA or the small set"}
-    )
-    checkpoint_steps: list[int] = field(
-        default_factory=list, metadata={"help": "training steps at which a checkpoint is kept; none = at the end"}
-    )
-    evaluation: str | None = field(
-        default=None, metadata={"help": "YAML file of the evaluation run at each checkpoint; none = not evaluated here"}
-    )
     held_out: float = field(default=0.1, metadata={"help": "share of the examples held out, by prompt"})
     lora_top_layers: int | None = field(default=None, metadata={"help": "put LoRA on the last N layers only"})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.held_out < 1:
             raise InputError(f"held_out must be between 0 and 1, not {self.held_out}")
 
@@ -65,14 +65,15 @@ def train(arguments: SFTArguments, config: Any, model_args: Any) -> dict[str, An
     from eval.checkpoints import base_parameters, load_tokenizer, weights_id, weights_mib
     from eval.sources import data_folder, data_name
     from eval.tracking import policy_name
-    from reward.model import check_chat_template, check_model_arguments, lora_config
+    from reward.model import check_chat_template, lora_config
     from train.examples import fit_examples, read_examples, split_examples
+    from train.policy import starting_model
 
     output = Path(config.output_dir)
-    model = check_model_arguments(model_args)
-    quantization = _quantization(model_args)
-    evaluation = _evaluation_config(arguments)
+    evaluation = arguments.evaluation_config()
     planned = plan(evaluation) if evaluation else None
+    prepare_output(output)
+    model, merged = starting_model(model_args, output)
     tokenizer = load_tokenizer(model, model_args.model_revision)
     check_chat_template(tokenizer, model)
     read = read_examples(arguments.examples, arguments.data_dir)
@@ -87,13 +88,15 @@ def train(arguments: SFTArguments, config: Any, model_args: Any) -> dict[str, An
     if result := stage.begin():
         log.info("fine-tuning finished already: %s", output / "model")
         return result
-    trainer = _trainer(model, config, model_args, tokenizer, training, peft_config, quantization)
+    trainer = _trainer(model, config, model_args, tokenizer, training, peft_config)
     policy = {
         "policy": config.run_name or policy_name(output, stage.settings),
         "algorithm": ALGORITHM,
         "step_name": TRAINING_STEP,
         "model": model,
         "revision": model_args.model_revision,
+        "merged_from": merged,
+        "dtype": model_args.dtype or "float32",
         "model_params": base_parameters(trainer.accelerator.unwrap_model(trainer.model)),
         "data": "named files" if arguments.examples else data_name(data_folder(arguments.data_dir)),
         "examples": len(training),
@@ -104,10 +107,12 @@ def train(arguments: SFTArguments, config: Any, model_args: Any) -> dict[str, An
         "git_commit": git_commit(),
         "checkpoint_steps": steps,
         **hashes,
+        "settings": stage.settings,
+        "result": stage.result_path.name,
     }
-    result = _run(trainer, stage, policy, evaluation, planned)
+    result = _run(trainer, stage, policy, evaluation, planned, arguments)
     if PartialState().is_main_process:
-        _save_merged(trainer, output, quantization is not None)
+        _save_merged(trainer, output, model_args.load_in_4bit or model_args.load_in_8bit)
         del trainer
         gc.collect()
         stage.finish(result | _measured(output / "model", model_args, str(config.device), held_out))
@@ -115,7 +120,7 @@ def train(arguments: SFTArguments, config: Any, model_args: Any) -> dict[str, An
     return read_json(stage.result_path) or {}
 
 
-def check_steps(steps: list[int], config: Any, examples: int) -> list[int]:
+def check_steps(given: Sequence[str | int], config: Any, examples: int) -> list[int]:
     """The checkpoint steps in order; the last step alone where none is named. InputError for what cannot be one."""
     if getattr(config.save_strategy, "value", config.save_strategy) != "no":
         raise InputError(
@@ -133,54 +138,28 @@ def check_steps(steps: list[int], config: Any, examples: int) -> list[int]:
             rounded = math.floor
         updates = math.ceil(rounded(examples / at_once) / config.gradient_accumulation_steps)
         last = math.ceil(config.num_train_epochs * max(updates, 1))
+    steps = numbers(given, last)
     for step in steps:
         if not 0 <= step <= last:
             raise InputError(f"checkpoint step {step} is not one of this run's, 0 to {last}; change checkpoint_steps")
-    return sorted(set(steps)) or [last]
-
-
-def _quantization(model_args: Any) -> Any:
-    """TRL's configuration of QLoRA; None where the model is not quantised. InputError where it cannot be done."""
-    from transformers.utils import is_bitsandbytes_available
-    from trl import get_quantization_config
-
-    if not (model_args.load_in_4bit or model_args.load_in_8bit):
-        return None
-    asked = "load_in_4bit" if model_args.load_in_4bit else "load_in_8bit"
-    if not model_args.use_peft:
-        raise InputError(f"{asked} needs use_peft: quantised weights cannot be trained themselves, LoRA on them can")
-    if not is_bitsandbytes_available():
-        raise InputError(f"{asked} needs the package bitsandbytes, which is not there; pip install bitsandbytes")
-    return get_quantization_config(model_args)
-
-
-def _evaluation_config(arguments: SFTArguments) -> EvaluationConfig | None:
-    """The evaluation's YAML, on this run's data folder unless the YAML names one."""
-    if arguments.evaluation is None:
-        return None
-    (evaluation,) = parse([EvaluationConfig], ["--config", arguments.evaluation], "evaluation")
-    evaluation.data_dir = evaluation.data_dir or arguments.data_dir
-    return evaluation
+    return steps or [last]
 
 
 def _trainer(
-    model: str, config: Any, model_args: Any, tokenizer: Any, training: list, peft_config: Any, quantization: Any
+    model: str, config: Any, model_args: Any, tokenizer: Any, training: list[Example], peft_config: Any
 ) -> Any:
     from datasets import Dataset
     from trl import SFTTrainer
 
-    config.model_init_kwargs = {
-        "dtype": model_args.dtype or "float32",
-        "revision": model_args.model_revision,
-        **(config.model_init_kwargs or {}),
-    }
+    from train.policy import init_kwargs
+
+    config.model_init_kwargs = init_kwargs(model_args, config.model_init_kwargs)
     trainer: Any = SFTTrainer(
         model=model,
         args=config,
         train_dataset=Dataset.from_list([e.row() for e in training]),
         processing_class=tokenizer,
         peft_config=peft_config,
-        quantization_config=quantization,
     )
     if not config.packing and len(trainer.train_dataset) != len(training):
         raise RuntimeError(f"TRL dropped {len(training) - len(trainer.train_dataset)} examples that fit")
@@ -188,28 +167,25 @@ def _trainer(
 
 
 def _run(
-    trainer: Any, stage: Stage, policy: dict[str, Any], evaluation: EvaluationConfig | None, planned: Plan | None
-) -> dict[str, Any]:
+    trainer: Any, stage: Stage, policy: dict[str, Any], evaluation: EvaluationConfig | None, planned: Plan | None,
+    arguments: SFTArguments,
+) -> dict[str, Any]:  # fmt: skip
     from train.callbacks import CheckpointEvaluator, ScheduledCheckpoints
+    from train.run import announce, evaluate_afterwards
 
     output = stage.folder
-    tracked = "wandb" in trainer.args.report_to and trainer.accelerator.is_main_process
-    if trainer.accelerator.is_main_process:
-        write_json(output / "run.json", policy)
-    run = None
-    if tracked:
-        from eval import tracking
-
-        name = policy["policy"]
-        run = tracking.start_training_run(output, name, f"train-{name}", policy)
-    evaluator = None
-    if evaluation is not None and planned is not None:
-        evaluator = CheckpointEvaluator(evaluation, planned, output, policy, publish=tracked)
-    trainer.add_callback(ScheduledCheckpoints(policy["checkpoint_steps"], policy, evaluator))
-    resumed = last_checkpoint(output, "trainer_state.json", POLICY_FILE)
+    tracked = announce(trainer, output, policy, evaluation)
+    saved = []
+    if evaluation is not None and planned is not None and arguments.evaluate == "in_process":
+        saved = [CheckpointEvaluator(evaluation, planned, output, policy, publish=tracked is not None)]
+    keep = arguments.keep_optimizer_states
+    trainer.add_callback(ScheduledCheckpoints(policy["checkpoint_steps"], policy, saved, keep))
+    resumed = last_checkpoint(output, "trainer_state.json", "optimizer.pt", POLICY_FILE)
     trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
-    if run is not None:
-        run.finish()
+    if evaluation is not None and arguments.evaluate == "afterwards" and trainer.accelerator.is_main_process:
+        evaluate_afterwards(trainer, output, evaluation, tracked is not None)
+    if tracked is not None:
+        tracked.finish()
     trainer.accelerator.wait_for_everyone()
     return {
         **policy,
@@ -218,7 +194,6 @@ def _run(
         "command": command(),
         "versions": versions() | {"trl": version("trl"), "datasets": version("datasets")},
         "machine": machine(),
-        "settings": stage.settings,
         "log": [entry for entry in trainer.state.log_history if "loss" in entry],
     }
 
