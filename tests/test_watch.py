@@ -52,8 +52,10 @@ def records(output: Path) -> list[list[dict[str, Any]]]:
     return [list(Store(output / "eval" / f"step-{step:06d}").read()) for step in STEPS]
 
 
-def unevaluated(run: Path, copy: Path) -> Path:
-    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("eval"))
+def unevaluated(run: Path, copy: Path, *steps: int) -> Path:
+    """A copy without results, with the checkpoints of these steps (default: all)."""
+    left_out = [f"checkpoint-{s}" for s in STEPS if steps and s not in steps]
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("eval", *left_out))
     return copy
 
 
@@ -120,7 +122,6 @@ def test_the_training_goes_on_with_what_a_watcher_began(
     evaluate_output(output, EvaluationConfig(**FEW))
     (output / "eval" / "step-000002" / "summary.json").unlink()
     (tmp_path / "eval.yaml").write_text(json.dumps(FEW))
-    shutil.copy(plain / "settings.json", output)
     rloo(tiny, tiny_reward, output, "--evaluation", tmp_path / "eval.yaml")
     assert records(output) == records(whole)
     assert evaluated(output, 2)
@@ -128,13 +129,12 @@ def test_the_training_goes_on_with_what_a_watcher_began(
 
 def test_an_explicit_dtype_wins_and_old_checkpoints_are_loaded_as_stored(plain: Path, tmp_path: Path) -> None:
     def dtype(recorded: str | None, **options: Any) -> str:
-        output = unevaluated(plain, tmp_path / f"{recorded} {options}")
-        for step in STEPS:
-            path = output / f"checkpoint-{step}" / POLICY_FILE
-            policy = {k: v for k, v in json.loads(path.read_text()).items() if k != "dtype"}
-            write_json(path, policy | ({"dtype": recorded} if recorded else {}))
-        (found,) = {s["dtype"] for s in watched(output, **options)["done"]}
-        return found
+        output = unevaluated(plain, tmp_path / f"{recorded} {options}", 4)
+        path = output / "checkpoint-4" / POLICY_FILE
+        policy = {k: v for k, v in json.loads(path.read_text()).items() if k != "dtype"}
+        write_json(path, policy | ({"dtype": recorded} if recorded else {}))
+        (summary,) = watched(output, **options)["done"]
+        return summary["dtype"]
 
     assert dtype("bfloat16") == "bfloat16"
     assert dtype("bfloat16", dtype="float32") == "float32"
@@ -229,10 +229,10 @@ def test_a_failing_checkpoint_is_told_and_the_rest_done(plain: Path, tmp_path: P
 
 
 def test_a_training_that_died_is_given_up(plain: Path, tmp_path: Path) -> None:
-    output = unevaluated(plain, tmp_path / "run")
+    output = unevaluated(plain, tmp_path / "run", 2)
     (output / "rloo.json").unlink()
     told = watched(output, give_up_after=0.002)
-    assert [s["step"] for s in told["done"]] == [0, 2, 4]
+    assert [s["step"] for s in told["done"]] == [2]
     assert "nothing new in" in told["error"] and "its training has not ended" in told["error"]
     with pytest.raises(InputError, match=r"no training has started in .* for 0\.002 minutes"):
         watched(tmp_path / "never", give_up_after=0.002)
@@ -240,9 +240,9 @@ def test_a_training_that_died_is_given_up(plain: Path, tmp_path: Path) -> None:
 
 
 def test_killed_and_run_again_it_goes_on(plain: Path, tmp_path: Path, loaded: list[str], monkeypatch) -> None:
-    whole = unevaluated(plain, tmp_path / "whole")
+    whole = unevaluated(plain, tmp_path / "whole", 0, 2)
     watched(whole)
-    output, looks = unevaluated(plain, tmp_path / "run"), []
+    output, looks = unevaluated(plain, tmp_path / "run", 0, 2), []
 
     def interrupted(self: Store, *given: Any) -> None:
         append(self, *given)
@@ -257,12 +257,12 @@ def test_killed_and_run_again_it_goes_on(plain: Path, tmp_path: Path, loaded: li
     monkeypatch.setattr(Store, "append", append)
     del loaded[:]
     watched(output)
-    assert loaded == ["checkpoint-2", "checkpoint-4"]
+    assert loaded == ["checkpoint-2"]
     assert records(output) == records(whole)
 
 
 def test_the_result_file_is_the_one_that_run_json_names(plain: Path, tmp_path: Path) -> None:
-    output = unevaluated(plain, tmp_path / "run")
+    output = unevaluated(plain, tmp_path / "run", 4)
     run = json.loads((output / RUN_FILE).read_text())
     write_json(output / RUN_FILE, {**run, "result": "ended.json"})
     with ThreadPoolExecutor() as pool:
@@ -271,23 +271,23 @@ def test_the_result_file_is_the_one_that_run_json_names(plain: Path, tmp_path: P
         time.sleep(0.2)
         assert not watching.done()
         write_json(output / "ended.json", {})
-        assert len(watching.result(timeout=60)["done"]) == 3
+        assert len(watching.result(timeout=60)["done"]) == 1
     write_json(output / RUN_FILE, {k: v for k, v in run.items() if k != "result"})
-    assert len(watched(output)["done"]) == 3
+    assert len(watched(output)["done"]) == 1
 
 
 def test_options_take_the_place_of_the_trainings_evaluation(plain: Path, tmp_path: Path) -> None:
-    output = unevaluated(plain, tmp_path / "run")
+    output = unevaluated(plain, tmp_path / "run", 0)
     told = watched(output, limit=2, experiments=["admissions"], conditions=["Q"])
     assert {s["evaluation"]["limit"] for s in told["done"]} == {2}
     assert {s["evaluation"]["seed"] for s in told["done"]} == {0}
 
 
 def test_published_after_each(plain: Path, tmp_path: Path) -> None:
-    output = unevaluated(plain, tmp_path / "run")
+    output = unevaluated(plain, tmp_path / "run", 0, 2)
     watched(output, publish=True)
     (found,) = read_back(output).values()
-    assert {r["rlhf_step"] for r in found["rows"]} == {0, 2, 4}
+    assert {r["rlhf_step"] for r in found["rows"]} == {0, 2}
 
 
 def test_what_cannot_be_sent_stops_nothing(plain: Path, tmp_path: Path, monkeypatch) -> None:
@@ -297,8 +297,8 @@ def test_what_cannot_be_sent_stops_nothing(plain: Path, tmp_path: Path, monkeypa
         raise tracking.wandb.Error("no network")
 
     monkeypatch.setattr(tracking, "publish", refused)
-    told = watched(unevaluated(plain, tmp_path / "run"), publish=True)
-    assert len(told["done"]) == 3
+    told = watched(unevaluated(plain, tmp_path / "run", 0), publish=True)
+    assert len(told["done"]) == 1
     assert "not all results were sent (Error: no network); `python -m eval publish" in told["error"]
 
 
@@ -339,10 +339,10 @@ def test_a_bad_evaluation_of_the_training(ended, plain: Path, tmp_path: Path) ->
 
 
 def test_a_damaged_policy_json_is_told(plain: Path, tmp_path: Path) -> None:
-    output = unevaluated(plain, tmp_path / "run")
+    output = unevaluated(plain, tmp_path / "run", 0, 2)
     (output / "checkpoint-0" / POLICY_FILE).write_text("{")
     told = watched(output)
-    assert [s["step"] for s in told["done"]] == [2, 4]
+    assert [s["step"] for s in told["done"]] == [2]
     assert "policy.json is damaged" in told["error"]
 
 
