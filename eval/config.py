@@ -8,7 +8,6 @@ the types of lists that come from YAML: here the YAML goes through the same pars
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import shutil
 import sys
@@ -47,12 +46,15 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
 
 def parse(types: Sequence[type], argv: Sequence[str], prog: str) -> tuple[Any, ...]:
-    """Parses `argv` (with an optional --config FILE of YAML) into one instance of each dataclass in `types`.
+    """Parses `argv` (with an optional --config FILE of YAML, and --size NAME where that has sizes) into one instance
+    of each dataclass in `types`.
 
     Raises InputError for an unknown key, a value of the wrong type, a missing required one, or a value that the
     dataclass itself refuses (ValueError in its __post_init__).
     """
     from transformers import HfArgumentParser
+
+    from eval.yaml_config import yaml_arguments
 
     class Parser(HfArgumentParser):
         def error(self, message: str) -> NoReturn:
@@ -64,11 +66,15 @@ def parse(types: Sequence[type], argv: Sequence[str], prog: str) -> tuple[Any, .
         allow_abbrev=False,
     )
     parser.add_argument("--config", help="YAML file with values for the options below; the command line wins")
+    parser.add_argument("--size", help="which size, where the YAML file holds several (configs/ladders/)")
     known = [f.name for t in types for f in fields(t) if f.init]
-    argv, config = _split_config(list(argv), prog)
+    argv, config = _take(list(argv), "--config", "the path of a YAML file", prog)
+    argv, size = _take(argv, "--size", "the name of a size in the YAML file", prog)
+    if size is not None and config is None:
+        raise InputError(f"{prog}: --size {size} chooses among the sizes of a YAML file; add --config FILE")
     _check_flags(argv, known, prog)
     given = {_option(argument) for argument in argv if argument.startswith("--")}
-    argv = (_as_arguments(config, known, given) if config else []) + argv
+    argv = (yaml_arguments(Path(config), size, known, given) if config else []) + argv
     try:
         # a key of TRL's that its __post_init__ refuses raises ValueError there with a text of its own
         *values, rest = parser.parse_args_into_dataclasses(
@@ -81,24 +87,24 @@ def parse(types: Sequence[type], argv: Sequence[str], prog: str) -> tuple[Any, .
     return tuple(values[: len(types)])
 
 
-def _split_config(argv: list[str], prog: str) -> tuple[list[str], Path | None]:
-    """Takes --config FILE or --config=FILE out of argv."""
-    config, rest, i = None, [], 0
+def _take(argv: list[str], option: str, what: str, prog: str) -> tuple[list[str], str | None]:
+    """Takes `option VALUE` or `option=VALUE` out of argv; the value is None where the option is not there."""
+    found, rest, i = None, [], 0
     while i < len(argv):
         name, _, value = argv[i].partition("=")
-        if name != "--config":
+        if name != option:
             rest.append(argv[i])
-        elif config is not None:
-            raise InputError(f"{prog}: --config is given twice; give one file")
+        elif found is not None:
+            raise InputError(f"{prog}: {option} is given twice; give one")
         else:
             if not value:
                 i += 1
                 if i == len(argv):
-                    raise InputError(f"{prog}: --config needs the path of a YAML file")
+                    raise InputError(f"{prog}: {option} needs {what}")
                 value = argv[i]
-            config = Path(value)
+            found = value
         i += 1
-    return rest, config
+    return rest, found
 
 
 def _check_flags(argv: list[str], known: list[str], prog: str) -> None:
@@ -112,30 +118,6 @@ def _check_flags(argv: list[str], known: list[str], prog: str) -> None:
 def _option(argument: str) -> str:
     """The key that an argument gives: '--batch-tokens=64' -> 'batch_tokens'."""
     return argument[2:].partition("=")[0].replace("-", "_")
-
-
-def _as_arguments(path: Path, known: list[str], given: set[str]) -> list[str]:
-    """A YAML mapping as command-line arguments, so that its values are checked in the same way; without those that
-    are `given` on the command line.
-    """
-    values = read_yaml(path)
-    arguments = []
-    for key, value in values.items():
-        if key not in known:
-            raise InputError(f"{path}: unknown key '{key}'{nearest(str(key), known)}")
-        if value is None:
-            raise InputError(f"{path}: '{key}' has no value; give one or leave the line out")
-        if key in given:
-            continue
-        if isinstance(value, list):
-            arguments += [f"--{key}", *(json.dumps(v) if isinstance(v, dict | list) else _text(v) for v in value)]
-        else:
-            arguments.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else _text(value)}")
-    return arguments
-
-
-def _text(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

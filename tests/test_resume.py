@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def run(algorithm: str, tiny: Path, reward: Path, output: Path, *more: object) -
     module = importlib.import_module(f"train.{algorithm}")
     argv = rloo_arguments(tiny, reward, output, *more)
     if algorithm == "online_dpo":
-        argv = without(argv, "--num_generations", "--max_completion_length") + ["--max_new_tokens", "6"]
+        argv = [*without(argv, "--num_generations", "--max_completion_length"), "--max_new_tokens", "6"]
     return module.train(*parse([PolicyArguments, module.ALGORITHM.config, ModelConfig], argv, f"train.{algorithm}"))
 
 
@@ -52,8 +53,10 @@ class Killed(BaseException):
 
 
 @pytest.fixture
-def killed_at_4(monkeypatch: pytest.MonkeyPatch):
-    """Ends the process, as it were, in the save of checkpoint 4: everything is there but the marker."""
+def killed_at_4(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Ends the process, as it were, in the save of checkpoint 4: everything is there but the marker. What it gives ends
+    that.
+    """
 
     def write(path: Path, value: Any) -> None:
         if path.name == "policy.json" and path.parent.name == "checkpoint-4":
@@ -61,8 +64,7 @@ def killed_at_4(monkeypatch: pytest.MonkeyPatch):
         write_json(path, value)
 
     monkeypatch.setattr(train.callbacks, "write_json", write)
-    yield
-    monkeypatch.setattr(train.callbacks, "write_json", write_json)
+    return monkeypatch.undo
 
 
 @pytest.mark.parametrize(
@@ -82,13 +84,13 @@ def test_killed_in_a_save_it_ends_the_same(
     more = (*(tiny_judge if m == "JUDGE" else m for m in more), "--kl_target", 1e-3, "--lora_dropout", 0.1)
     more = (*more, "--max_steps", 6, "--checkpoint_steps", 0, 2, 4, 6)
     whole = run(algorithm, tiny, tiny_reward, tmp_path / "whole", *more)
-    request.getfixturevalue("killed_at_4")
+    alive = request.getfixturevalue("killed_at_4")
     folder = tmp_path / "killed"
     with pytest.raises(Killed):
         run(algorithm, tiny, tiny_reward, folder, *more)
     last = last_checkpoint(folder, "trainer_state.json", "optimizer.pt", "policy.json")
     assert last == folder / "checkpoint-2"
-    train.callbacks.write_json = write_json
+    alive()
     resumed = run(algorithm, tiny, tiny_reward, folder, *more)
     assert learned(resumed) == learned(whole)
     assert resumed["samples"] == whole["samples"]

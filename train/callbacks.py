@@ -22,9 +22,11 @@ from transformers import TrainerCallback
 from eval.checkpoints import POLICY_FILE, adapter_id, weights_id
 from eval.config import EvaluationConfig
 from eval.evaluate import evaluate
+from eval.model_card import write_card
 from eval.plan import Plan
-from eval.results import write_json
+from eval.results import read_json, write_json
 from eval.scorers.transformers import TransformersScorer
+from eval.targets import step_folder
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +115,9 @@ def drop_optimizer_states(newest: Path) -> None:
 
 
 class CheckpointEvaluator:
-    """Evaluates the model in memory, as the checkpoint just saved from it, into OUTPUT/eval/step-N; then publishes."""
+    """Evaluates the model in memory, as the checkpoint just saved from it, into OUTPUT/eval/step-N; writes its model
+    card, and publishes.
+    """
 
     def __init__(
         self, config: EvaluationConfig, planned: Plan, output: Path, policy: dict[str, Any], publish: bool
@@ -138,7 +142,9 @@ class CheckpointEvaluator:
             model, tokenizer, self.config.format, self.config.most_batch_tokens, self.config.sample_batch,
             system_turn=self.config.system_turn,
         )  # fmt: skip
-        evaluate(scorer, self.config, self.output / "eval" / f"step-{step:06d}", provenance, step, self.planned)
+        results = self.output / "eval" / step_folder(step)
+        evaluate(scorer, self.config, results, provenance, step, self.planned)
+        write_card(folder, read_json(results / "summary.json") or {})
         if self.publish:
             from eval import tracking
 

@@ -1,4 +1,4 @@
-"""RLHF by GRPO: accelerate launch -m train.grpo --config configs/demo/rloo.yaml --output_dir runs/demo/grpo
+"""RLHF by GRPO: accelerate launch -m train.grpo --config configs/grpo/smollm2-135m.yaml --data_dir data
 
 TRL's GRPOTrainer (Shao et al. 2024, "DeepSeekMath"): advantages are the rewards of a prompt's answers relative to each
 other, and the KL penalty stands in the loss, token by token, instead of in the reward. TRL's default has no KL penalty

@@ -1,4 +1,4 @@
-"""Online DPO, experimental: accelerate launch -m train.online_dpo --config FILE
+"""Online DPO, experimental: accelerate launch -m train.online_dpo --config configs/online_dpo/smollm2-135m.yaml
 
 TRL's experimental OnlineDPOTrainer (Guo et al. 2024, "Direct Language Model Alignment from Online AI Feedback"): two
 answers to each prompt, the one with the higher reward is preferred, and DPO's loss is taken on the pair. Experimental,

@@ -10,7 +10,6 @@ was trained on other pairs, on prompts that neither has seen.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,10 +81,10 @@ class Samples:
 
     def _answer(self, model: Any, prompts: list[list[Message]]) -> list[dict[str, Any]]:
         s = self.sampling
-        encoded = self.tokenizer.apply_chat_template(
-            prompts, add_generation_prompt=True, padding=True, padding_side="left", return_tensors="pt",
-            return_dict=True, tokenize=True,
-        ).to(model.device)  # fmt: skip
+        written = self.tokenizer.apply_chat_template(prompts, add_generation_prompt=True, return_dict=True)
+        encoded = self.tokenizer.pad(
+            {"input_ids": written["input_ids"]}, padding_side="left", return_tensors="pt", return_attention_mask=True
+        ).to(model.device)
         drawn = model.generate(
             input_ids=encoded["input_ids"], attention_mask=encoded["attention_mask"], do_sample=True,
             max_new_tokens=s.max_tokens, temperature=s.temperature, top_p=s.top_p, top_k=s.top_k,
@@ -135,7 +134,7 @@ class Samples:
         for row in rows:
             answer = Answer(row["answer"], row["answer_ids"], is_finished(row["answer_ids"], ends))
             row["observed"] = {name: measure(answer) for name, measure in OBSERVABLES.items()}
-            row["tokens"] = len(row.pop("answer_ids"))
+            row["tokens"] = len(row["answer_ids"])
 
 
 def _unlogged(name: str, value: float) -> None:
@@ -192,9 +191,10 @@ def paired(before: Sequence[float], after: Sequence[float]) -> list[float | None
     value = float(changes.mean())
     if len(changes) < 2:
         return [value, None, None]
+    if np.ptp(changes) == 0:
+        return [value, value, value]
     interval = ttest_1samp(changes, 0).confidence_interval(0.95)
-    low, high = float(interval.low), float(interval.high)
-    return [value, low, high] if math.isfinite(low) else [value, value, value]
+    return [value, float(interval.low), float(interval.high)]
 
 
 def last_summary(folder: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,84 @@
+"""The shipped examples for train.sft: python -m train.data.answer_format FILE.jsonl writes them, to be read or changed.
+
+answer_format.yaml (neutral templates of our own) -> questions in BBQ's form with the answers that the evaluation reads,
+"The answer is (b)". Each template is filled six times with things drawn by SEED, with and without the fact that tells
+them apart, and asked both ways: 24 rows. Over its six fillings each question has its options in all six orders, so in
+every template and condition the right answer, and the unknown one, stand at each letter equally often.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from eval.conditions import BBQ_PREFILL, BBQ_QUESTION
+from eval.config import InputError, run_main
+from eval.experiments.bbq import CANDIDATES
+from eval.results import write_text
+
+TEMPLATES = Path(__file__).parent / "answer_format.yaml"
+SEED = 0
+ORDERS = tuple(itertools.permutations(range(3)))
+
+
+def answer_format_rows(seed: int = SEED) -> list[dict[str, Any]]:
+    """Rows with prompt and completion as texts, in the order of the templates; the same for the same seed.
+
+    Beside these, what is told of a row: its template (from 1), its context_condition (ambig or disambig) and label (0
+    to 2).
+    """
+    read = yaml.safe_load(TEMPLATES.read_text(encoding="utf-8"))
+    rng = random.Random(seed)
+    rows = []
+    for number, template in enumerate(read["templates"], 1):
+        orders = [rng.sample(ORDERS, len(ORDERS)) for _ in range(4)]
+        for filling in range(len(ORDERS)):
+            a, b = rng.sample(read["pools"][template["pool"]], 2)
+            x, y = rng.sample((a, b), 2)
+            told = template["context"].format(X=x, Y=y)
+            cases = itertools.product((("ambig", told), ("disambig", f"{told} {template['fact']}")), range(2))
+            for case, ((condition, context), asked) in enumerate(cases):
+                options = [a, b, rng.choice(read["unknown"])]
+                order = orders[case][filling]
+                label = order.index(2 if condition == "ambig" else asked)
+                texts = {f"ans{letter}": _sentences(options[option]) for letter, option in enumerate(order)}
+                question = BBQ_QUESTION.format(
+                    context=_sentences(context.format(A=a, B=b)), question=template["asks"][asked], **texts
+                )
+                rows.append(
+                    {
+                        "prompt": question,
+                        "completion": BBQ_PREFILL + CANDIDATES[label],
+                        "template": number,
+                        "context_condition": condition,
+                        "label": label,
+                    }
+                )
+    return rows
+
+
+def answer_format_jsonl(seed: int = SEED) -> str:
+    """The rows as lines of JSON."""
+    return "".join(json.dumps(row) + "\n" for row in answer_format_rows(seed))
+
+
+def _sentences(text: str) -> str:
+    """With a capital at the start of each sentence."""
+    return re.sub(r"(^|[.!?] )([a-z])", lambda m: m.group(1) + m.group(2).upper(), text)
+
+
+def main() -> None:
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        raise InputError("usage: python -m train.data.answer_format FILE.jsonl")
+    write_text(Path(sys.argv[1]), answer_format_jsonl())
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,185 @@
+"""Examples for supervised fine-tuning, a prompt and the completion that is learned: read, made to fit, split by prompt.
+
+    {"prompt": "a text", "completion": "a text"}                                 a user's and an assistant's message
+    {"prompt": [messages], "completion": [one assistant message]}                TRL's conversational form
+    one of each is read too; other columns are passed over
+
+Files are .jsonl[.gz], .json (a list) or .parquet. A row that is no example is counted by its reason, and the first of
+each reason is named with its place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval.config import InputError
+from eval.sources import data_folder
+from reward.dialogues import Message, all_token_ids, beginnings
+from reward.sources import SUFFIXES, LocalFile
+from train.data.answer_format import SEED, answer_format_jsonl, answer_format_rows
+
+log = logging.getLogger(__name__)
+SHIPPED = "answer-format"
+ROLES = ("system", "user", "assistant")
+
+
+class NoExample(Exception):
+    """A row is no example; the text is the reason, the same for all rows of its kind, by which they are counted."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """What is given and what is learned, as messages; the completion is one assistant message."""
+
+    prompt: list[Message]
+    completion: list[Message]
+    where: str
+
+    def row(self) -> dict[str, list[Message]]:
+        """The columns that TRL's SFTTrainer reads."""
+        return {"prompt": self.prompt, "completion": self.completion}
+
+
+@dataclass
+class Examples:
+    """What was read. unreadable: rows that are no examples, by reason; identity: of each source, for the record."""
+
+    examples: list[Example]
+    unreadable: dict[str, int]
+    identity: list[str]
+
+
+def read_examples(named: list[str] | None, data_dir: str | None) -> Examples:
+    """All examples of the files and folders; None: those of data_dir/sft, where there is none the shipped set.
+
+    Raises InputError for a file that is not there, cannot be read or is given twice, and where no example is left.
+    """
+    found: list[Example] = []
+    reasons: Counter[str] = Counter()
+    first: dict[str, str] = {}
+    identity = []
+    for name, rows in _sources(named, data_dir):
+        identity.append(name)
+        for where, row in rows:
+            try:
+                found.append(example_of(row, where))
+            except NoExample as reason:
+                reasons[str(reason)] += 1
+                first.setdefault(str(reason), where)
+    for reason, n in reasons.most_common():
+        log.warning("%d rows of the examples left out: %s (the first: %s)", n, reason, first[reason])
+    if not found:
+        counted = ", ".join(f"{n} x {reason} (the first: {first[reason]})" for reason, n in reasons.most_common())
+        raise InputError(
+            f"no usable example in {', '.join(identity)}: {counted or 'no rows'}; each row needs prompt and completion"
+        )
+    return Examples(found, dict(reasons), identity)
+
+
+def example_of(row: object, where: str) -> Example:
+    """The example that a row holds. Raises NoExample."""
+    if not isinstance(row, Mapping) or not {"prompt", "completion"} <= row.keys():
+        raise NoExample("no prompt or no completion")
+    prompt = _messages(row["prompt"], "user")
+    completion = _messages(row["completion"], "assistant")
+    turns = prompt[1:] if prompt[:1] and prompt[0]["role"] == "system" else prompt
+    if [m["role"] for m in turns] != [("user", "assistant")[i % 2] for i in range(len(turns))] or len(turns) % 2 == 0:
+        raise NoExample("a prompt that does not alternate from user to assistant and end with the user")
+    if [m["role"] for m in completion] != ["assistant"]:
+        raise NoExample("a completion that is not one assistant message")
+    return Example(prompt, completion, where)
+
+
+def _messages(value: object, role: str) -> list[Message]:
+    messages = [{"role": role, "content": value}] if isinstance(value, str) else value
+    if not isinstance(messages, list):
+        raise NoExample("prompt or completion is neither a text nor messages")
+    for message in messages:
+        if not isinstance(message, Mapping) or not isinstance(message.get("content"), str):
+            raise NoExample("a message without a text as its content")
+        if message.get("role") not in ROLES:
+            raise NoExample("a message whose role is not system, user or assistant")
+        if not message["content"].strip():
+            raise NoExample("an empty prompt or completion")
+    return [{"role": m["role"], "content": m["content"]} for m in messages]
+
+
+def _sources(named: list[str] | None, data_dir: str | None) -> Iterator[tuple[str, Iterator[tuple[str, Any]]]]:
+    """(identity, rows with their places) of each source."""
+    folder = data_folder(data_dir) / "sft"
+    if named is None and not folder.is_dir():
+        log.info("examples: the shipped set, since %s is not there", folder)
+        checksum = hashlib.sha256(answer_format_jsonl().encode()).hexdigest()
+        rows = ((f"{SHIPPED} row {i}", row) for i, row in enumerate(answer_format_rows()))
+        yield f"{SHIPPED} (shipped, seed {SEED}) sha256:{checksum}", rows
+        return
+    files = _files([str(folder)] if named is None else named)
+    for path in files:
+        yield LocalFile(path).identity(), LocalFile(path).rows()
+
+
+def _files(named: list[str]) -> list[Path]:
+    kinds = ", ".join(f"*{s}" for s in SUFFIXES)
+    if not named:
+        raise InputError("examples names no file; give files or folders, or leave it out")
+    files: list[Path] = []
+    for path in map(Path, named):
+        inside = sorted(p for p in path.glob("*") if p.is_file() and p.name.endswith(SUFFIXES))
+        if path.is_dir() and not inside:
+            raise InputError(f"examples: the folder {path} has none of {kinds}; give files, or a folder with some")
+        if not path.is_dir() and not (path.is_file() and path.name.endswith(SUFFIXES)):
+            said = "is none of " + kinds if path.is_file() else "is not there"
+            raise InputError(f"examples: {path} {said}; give a file or folder of examples")
+        files += inside or [path]
+    for i, path in enumerate(files):
+        if path in files[:i]:
+            raise InputError(f"examples names {path} twice; name it once, or its rows would count twice")
+    return files
+
+
+def fit_examples(
+    examples: Sequence[Example], tokenizer: Any, max_length: int | None
+) -> tuple[list[Example], dict[str, int]]:
+    """(examples of at most max_length tokens, those left out by reason). InputError where none is left."""
+    if max_length is None:
+        return list(examples), {}
+    lengths = [len(ids) for ids in all_token_ids(tokenizer, [e.prompt + e.completion for e in examples])]
+    kept = [e for e, length in zip(examples, lengths, strict=True) if length <= max_length]
+    if not kept:
+        raise InputError(f"no example has at most {max_length} tokens, the shortest {min(lengths)}; raise max_length")
+    if len(kept) == len(examples):
+        return kept, {}
+    n = len(examples) - len(kept)
+    log.warning("%d of %d examples are longer than %d tokens and left out", n, len(examples), max_length)
+    return kept, {f"longer than {max_length} tokens": n}
+
+
+def split_examples(examples: Sequence[Example], held_out: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """(training examples, held-out examples), each in their order: about a `held_out` share, drawn by prompt.
+
+    Examples of one prompt, up to case and white space, are on one side. InputError where a side would be empty.
+    """
+    groups: dict[str, list[int]] = defaultdict(list)
+    for i, example in enumerate(examples):
+        groups[beginnings(example.prompt)[-1]].append(i)
+    drawn = random.Random(seed).sample(sorted(groups), len(groups))
+    wanted, chosen = round(held_out * len(examples)), set()
+    for prompt in drawn:
+        if len(chosen) + len(groups[prompt]) <= wanted:
+            chosen.update(groups[prompt])
+    if not chosen or len(chosen) == len(examples):
+        raise InputError(
+            f"held_out {held_out} leaves {len(chosen)} of {len(examples)} examples held out; both sides need at least "
+            "one"
+        )
+    return (
+        [e for i, e in enumerate(examples) if i not in chosen],
+        [e for i, e in enumerate(examples) if i in chosen],
+    )

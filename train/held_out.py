@@ -1,0 +1,61 @@
+"""How well a saved model knows held-out examples: the loss of their completions, and how many it gives by itself.
+
+Both come from one forward pass: greedy decoding gives a completion exactly where each of its tokens is the most
+probable one after those before it, so nothing needs to be generated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from reward.dialogues import all_token_ids
+from train.examples import Example
+
+BATCH = 8
+
+
+def completion_tokens(tokenizer: Any, example: Example) -> tuple[list[int], int]:
+    """(token ids of prompt and completion, where the completion begins in them), as TRL's SFTTrainer has them."""
+    whole = all_token_ids(tokenizer, [example.prompt + example.completion])[0]
+    prompt = tokenizer.apply_chat_template(
+        example.prompt, tokenize=True, return_dict=True, add_generation_prompt=True
+    )["input_ids"]  # fmt: skip
+    start = 0
+    while start < min(len(prompt), len(whole)) and prompt[start] == whole[start]:
+        start += 1
+    return whole, start
+
+
+@torch.inference_mode()
+def measure(model: Any, tokenizer: Any, examples: Sequence[Example]) -> dict[str, Any]:
+    """{"loss": mean negative log-likelihood of a completion's token in nats, "exact_match": share of the examples whose
+    completion, up to the token that ends it, is the greedy one, "n": examples, "n_tokens": completion tokens}.
+    """
+    ends = _end_tokens(model, tokenizer)
+    encoded = sorted((completion_tokens(tokenizer, e) for e in examples), key=lambda e: len(e[0]))
+    loss, n_tokens, exact = 0.0, 0, 0
+    for at in tqdm(range(0, len(encoded), BATCH), desc="held-out examples", disable=None, leave=False):
+        batch = encoded[at : at + BATCH]
+        longest = len(batch[-1][0])
+        ids_BT = torch.tensor([ids + [tokenizer.pad_token_id] * (longest - len(ids)) for ids, _ in batch])
+        mask_BT = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids, _ in batch])
+        logits_BTV = model(ids_BT.to(model.device), attention_mask=mask_BT.to(model.device), use_cache=False).logits
+        for (ids, start), logits_TV in zip(batch, logits_BTV, strict=True):
+            target_C = torch.tensor(ids[start:], device=logits_TV.device)
+            logits_CV = logits_TV[start - 1 : len(ids) - 1].float()
+            loss += torch.nn.functional.cross_entropy(logits_CV, target_C, reduction="sum").item()
+            n_tokens += len(target_C)
+            right = (logits_CV.argmax(-1) == target_C).tolist()
+            closed = next((i + 1 for i, token in enumerate(ids[start:]) if token in ends), len(right))
+            exact += all(right[:closed])
+    return {"loss": loss / n_tokens, "exact_match": exact / len(examples), "n": len(examples), "n_tokens": n_tokens}
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
+    """The tokens that end an answer."""
+    known = model.generation_config.eos_token_id
+    return {tokenizer.eos_token_id, *(known if isinstance(known, list) else [known])} - {None}

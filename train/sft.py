@@ -1,0 +1,281 @@
+"""Supervised fine-tuning: accelerate launch -m train.sft --config configs/sft/answer-format.yaml
+
+TRL's SFTTrainer on prompts and completions, the loss being that of the completion alone; in full, with LoRA, or with
+LoRA on a quantised model (QLoRA, Dettmers et al. 2023). A checkpoint is kept at every step of checkpoint_steps (none
+named = the end alone) and evaluated when saved where an evaluation is given. Steps are training steps, not RLHF steps.
+
+OUTPUT/model     the merged, self-contained model, which RL can start from
+OUTPUT/sft.json  what was trained on what, and the loss and exact match on held-out examples before and after; written
+                 last
+The same command goes on after a kill and does nothing where all is done.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import math
+import sys
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from eval.checkpoints import POLICY_FILE
+from eval.config import EvaluationConfig, InputError, parse, prepare_output, run_main
+from eval.plan import Plan, plan
+from eval.provenance import command, git_commit, machine, versions
+from eval.results import read_json, write_json
+from eval.targets import TRAINING_STEP
+from reward.stage import Stage, last_checkpoint, settings_of
+
+log = logging.getLogger(__name__)
+ALGORITHM = "sft"
+
+
+@dataclass
+class SFTArguments:
+    """Our few fields beside TRL's SFTConfig and ModelConfig."""
+
+    examples: list[str] | None = field(
+        default=None,
+        metadata={"help": "files or folders of prompts and completions; default: data_dir/sft, else the shipped set"},
+    )
+    data_dir: str | None = field(
+        default=None, metadata={"help": "folder with sft/, bbq/ ...; default $SELFCORRECT_DATA or the small set"}
+    )
+    checkpoint_steps: list[int] = field(
+        default_factory=list, metadata={"help": "training steps at which a checkpoint is kept; none = at the end"}
+    )
+    evaluation: str | None = field(
+        default=None, metadata={"help": "YAML file of the evaluation run at each checkpoint; none = not evaluated here"}
+    )
+    held_out: float = field(default=0.1, metadata={"help": "share of the examples held out, by prompt"})
+    lora_top_layers: int | None = field(default=None, metadata={"help": "put LoRA on the last N layers only"})
+
+    def __post_init__(self) -> None:
+        if not 0 < self.held_out < 1:
+            raise InputError(f"held_out must be between 0 and 1, not {self.held_out}")
+
+
+def train(arguments: SFTArguments, config: Any, model_args: Any) -> dict[str, Any]:
+    """Checks everything, trains, measures what was saved, and returns the content of OUTPUT/sft.json."""
+    from accelerate import PartialState
+
+    from eval.checkpoints import base_parameters, load_tokenizer, weights_id, weights_mib
+    from eval.sources import data_folder, data_name
+    from eval.tracking import policy_name
+    from reward.model import check_chat_template, check_model_arguments, lora_config
+    from train.examples import fit_examples, read_examples, split_examples
+
+    output = Path(config.output_dir)
+    model = check_model_arguments(model_args)
+    quantization = _quantization(model_args)
+    evaluation = _evaluation_config(arguments)
+    planned = plan(evaluation) if evaluation else None
+    tokenizer = load_tokenizer(model, model_args.model_revision)
+    check_chat_template(tokenizer, model)
+    read = read_examples(arguments.examples, arguments.data_dir)
+    fitting, left_out = fit_examples(read.examples, tokenizer, config.max_length)
+    training, held_out = split_examples(fitting, arguments.held_out, config.seed)
+    steps = check_steps(arguments.checkpoint_steps, config, len(training))
+    per_checkpoint = 32 + (0.1 if model_args.use_peft else 3) * weights_mib(model)
+    prepare_output(output, needed_mib=round(len(steps) * per_checkpoint + weights_mib(model)))
+    peft_config = lora_config(model_args, model, arguments.lora_top_layers)
+    hashes = {"base_weights": weights_id(model, model_args.model_revision), "example_data": read.identity}
+    stage = Stage(output, "sft.json", settings_of(config, model_args, arguments, **hashes))
+    if result := stage.begin():
+        log.info("fine-tuning finished already: %s", output / "model")
+        return result
+    trainer = _trainer(model, config, model_args, tokenizer, training, peft_config, quantization)
+    policy = {
+        "policy": config.run_name or policy_name(output, stage.settings),
+        "algorithm": ALGORITHM,
+        "step_name": TRAINING_STEP,
+        "model": model,
+        "revision": model_args.model_revision,
+        "model_params": base_parameters(trainer.accelerator.unwrap_model(trainer.model)),
+        "data": "named files" if arguments.examples else data_name(data_folder(arguments.data_dir)),
+        "examples": len(training),
+        "held_out_examples": len(held_out),
+        "unreadable_examples": read.unreadable,
+        "left_out": left_out,
+        "seed": config.seed,
+        "git_commit": git_commit(),
+        "checkpoint_steps": steps,
+        **hashes,
+    }
+    result = _run(trainer, stage, policy, evaluation, planned)
+    if PartialState().is_main_process:
+        _save_merged(trainer, output, quantization is not None)
+        del trainer
+        gc.collect()
+        stage.finish(result | _measured(output / "model", model_args, str(config.device), held_out))
+    PartialState().wait_for_everyone()
+    return read_json(stage.result_path) or {}
+
+
+def check_steps(steps: list[int], config: Any, examples: int) -> list[int]:
+    """The checkpoint steps in order; the last step alone where none is named. InputError for what cannot be one."""
+    if getattr(config.save_strategy, "value", config.save_strategy) != "no":
+        raise InputError(
+            f"save_strategy must be 'no', not '{config.save_strategy}': checkpoint_steps says when to save"
+        )
+    for name in ("chat_template_path", "eos_token"):
+        if getattr(config, name) is not None:
+            raise InputError(f"{name} must be left out; save the tokenizer as it shall be, with the model")
+    if config.packing and config.max_steps < 1:
+        raise InputError("packing needs max_steps, since how many sequences it makes is not known before")
+    last = config.max_steps
+    if last < 1:
+        at_once, rounded = config.per_device_train_batch_size * config.world_size, math.ceil
+        if config.dataloader_drop_last:
+            rounded = math.floor
+        updates = math.ceil(rounded(examples / at_once) / config.gradient_accumulation_steps)
+        last = math.ceil(config.num_train_epochs * max(updates, 1))
+    for step in steps:
+        if not 0 <= step <= last:
+            raise InputError(f"checkpoint step {step} is not one of this run's, 0 to {last}; change checkpoint_steps")
+    return sorted(set(steps)) or [last]
+
+
+def _quantization(model_args: Any) -> Any:
+    """TRL's configuration of QLoRA; None where the model is not quantised. InputError where it cannot be done."""
+    from transformers.utils import is_bitsandbytes_available
+    from trl import get_quantization_config
+
+    if not (model_args.load_in_4bit or model_args.load_in_8bit):
+        return None
+    asked = "load_in_4bit" if model_args.load_in_4bit else "load_in_8bit"
+    if not model_args.use_peft:
+        raise InputError(f"{asked} needs use_peft: quantised weights cannot be trained themselves, LoRA on them can")
+    if not is_bitsandbytes_available():
+        raise InputError(f"{asked} needs the package bitsandbytes, which is not there; pip install bitsandbytes")
+    return get_quantization_config(model_args)
+
+
+def _evaluation_config(arguments: SFTArguments) -> EvaluationConfig | None:
+    """The evaluation's YAML, on this run's data folder unless the YAML names one."""
+    if arguments.evaluation is None:
+        return None
+    (evaluation,) = parse([EvaluationConfig], ["--config", arguments.evaluation], "evaluation")
+    evaluation.data_dir = evaluation.data_dir or arguments.data_dir
+    return evaluation
+
+
+def _trainer(
+    model: str, config: Any, model_args: Any, tokenizer: Any, training: list, peft_config: Any, quantization: Any
+) -> Any:
+    from datasets import Dataset
+    from trl import SFTTrainer
+
+    config.model_init_kwargs = {
+        "dtype": model_args.dtype or "float32",
+        "revision": model_args.model_revision,
+        **(config.model_init_kwargs or {}),
+    }
+    trainer: Any = SFTTrainer(
+        model=model,
+        args=config,
+        train_dataset=Dataset.from_list([e.row() for e in training]),
+        processing_class=tokenizer,
+        peft_config=peft_config,
+        quantization_config=quantization,
+    )
+    if not config.packing and len(trainer.train_dataset) != len(training):
+        raise RuntimeError(f"TRL dropped {len(training) - len(trainer.train_dataset)} examples that fit")
+    return trainer
+
+
+def _run(
+    trainer: Any, stage: Stage, policy: dict[str, Any], evaluation: EvaluationConfig | None, planned: Plan | None
+) -> dict[str, Any]:
+    from train.callbacks import CheckpointEvaluator, ScheduledCheckpoints
+
+    output = stage.folder
+    tracked = "wandb" in trainer.args.report_to and trainer.accelerator.is_main_process
+    if trainer.accelerator.is_main_process:
+        write_json(output / "run.json", policy)
+    run = None
+    if tracked:
+        from eval import tracking
+
+        name = policy["policy"]
+        run = tracking.start_training_run(output, name, f"train-{name}", policy)
+    evaluator = None
+    if evaluation is not None and planned is not None:
+        evaluator = CheckpointEvaluator(evaluation, planned, output, policy, publish=tracked)
+    trainer.add_callback(ScheduledCheckpoints(policy["checkpoint_steps"], policy, evaluator))
+    resumed = last_checkpoint(output, "trainer_state.json", POLICY_FILE)
+    trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    if run is not None:
+        run.finish()
+    trainer.accelerator.wait_for_everyone()
+    return {
+        **policy,
+        "steps": trainer.state.global_step,
+        "resumed_from": resumed.name if resumed else None,
+        "command": command(),
+        "versions": versions() | {"trl": version("trl"), "datasets": version("datasets")},
+        "machine": machine(),
+        "settings": stage.settings,
+        "log": [entry for entry in trainer.state.log_history if "loss" in entry],
+    }
+
+
+def _save_merged(trainer: Any, output: Path, quantised: bool) -> None:
+    """The adapter merged into its base, that of a quantised model into the base as it was before."""
+    from eval.checkpoints import load_checkpoint
+
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if quantised:
+        model.save_pretrained(output / "adapter")
+        name, options = model.peft_config["default"].base_model_name_or_path, trainer.args.model_init_kwargs
+        model = load_checkpoint(
+            name, str(output / "adapter"), options["revision"], options["dtype"], "cpu", adapter_base_differs=True
+        ).model
+    merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+    merged.save_pretrained(output / "model")
+    trainer.processing_class.save_pretrained(output / "model")
+
+
+def _measured(folder: Path, model_args: Any, device: str, held_out: list) -> dict[str, Any]:
+    """The held-out examples asked of the model before and of the saved one after."""
+    from eval.checkpoints import load_checkpoint
+    from train.held_out import measure
+
+    name, revision, dtype = model_args.model_name_or_path, model_args.model_revision, model_args.dtype or "float32"
+    before = load_checkpoint(name, revision=revision, dtype=dtype, device=device)
+    found = {"before": measure(before.model, before.tokenizer, held_out)}
+    del before
+    after = load_checkpoint(str(folder), device=device)
+    found["after"] = measure(after.model, after.tokenizer, held_out)
+    return {"model_weights": after.provenance["weights"], "held_out": found}
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    from accelerate import PartialState
+    from trl import ModelConfig, SFTConfig
+
+    arguments, config, model_args = parse([SFTArguments, SFTConfig, ModelConfig], sys.argv[1:], "train.sft")
+    result = train(arguments, config, model_args)
+    if not PartialState().is_main_process:
+        return
+    print(summary(result))
+    print(f"model: {Path(config.output_dir) / 'model'}")
+
+
+def summary(result: dict[str, Any]) -> str:
+    """The held-out examples before and after."""
+    before, after = result["held_out"]["before"], result["held_out"]["after"]
+    return (
+        f"{result['steps']} training steps on {result['examples']} examples; on {after['n']} held-out ones: loss per "
+        f"token {before['loss']:.4f} -> {after['loss']:.4f}, completed to the letter {before['exact_match']:.3f} -> "
+        f"{after['exact_match']:.3f}"
+    )
+
+
+if __name__ == "__main__":
+    run_main(main)
