@@ -57,7 +57,7 @@ def test_every_command_is_covered() -> None:
     )
     assert [c for c in COMMANDS if not c.startswith(known)] == []
     assert {c.split()[3] for c in COMMANDS if c.startswith("python -m eval")} == {
-        "run", "list", "compare", "report", "publish", "score", "oracle", "data"
+        "run", "watch", "list", "compare", "report", "publish", "score", "oracle", "data"
     }  # fmt: skip
 
 
@@ -83,6 +83,9 @@ def test_the_chain_as_the_readme_says_it(tiny: Path, tmp_path: Path) -> None:
     assert [r["train/reward"] for r in tracked[names[-1]]["rows"] if "train/reward" in r]
     assert tracked[names[-1]]["run"]["job_type"] == "train"
     assert {r["rlhf_step"] for r in tracked[names[0]]["rows"]} == {0, 2}
+    watched = execute(documented("python -m eval watch"), tmp_path)
+    assert "2 of 2 checkpoints done" in watched and "done already" in watched
+    assert "model-index" in (tmp_path / "runs" / "demo" / "rloo" / "checkpoint-2" / "README.md").read_text()
     (run,) = [c for c in COMMANDS if c.startswith("python -m eval run") and "--adapter" in c]
     run = run.replace("checkpoint-24", "checkpoint-2").replace("bfloat16", "float32")
     out = execute(run, tmp_path, "--limit", "4", "--cot_limit", "4", "--cot_max_new_tokens", "2")

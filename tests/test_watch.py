@@ -34,8 +34,8 @@ def run(request: pytest.FixtureRequest, tiny: Path, tiny_reward: Path, tmp_path_
     dtype, kind = request.param.split()
     folder = tmp_path_factory.mktemp("run")
     (folder / "eval.yaml").write_text(EVALUATION)
-    peft = ("--use_peft", str(kind == "adapter").lower())
-    rloo(tiny, tiny_reward, folder / "run", "--evaluation", folder / "eval.yaml", "--dtype", dtype, *peft)
+    more = ("--use_peft", str(kind == "adapter").lower(), "--max_steps", 2, "--checkpoint_steps", 0, 2)
+    rloo(tiny, tiny_reward, folder / "run", "--evaluation", folder / "eval.yaml", "--dtype", dtype, *more)
     return folder / "run"
 
 
@@ -49,11 +49,15 @@ def plain(tiny: Path, tiny_reward: Path, tmp_path_factory) -> Path:
 
 
 def records(output: Path) -> list[list[dict[str, Any]]]:
-    return [list(Store(output / "eval" / f"step-{step:06d}").read()) for step in STEPS]
+    """Of each checkpoint, in the order of the steps."""
+    steps = [s for s in STEPS if (output / f"checkpoint-{s}").is_dir()]
+    return [list(Store(output / "eval" / f"step-{step:06d}").read()) for step in steps]
 
 
-def unevaluated(run: Path, copy: Path) -> Path:
-    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("eval"))
+def unevaluated(run: Path, copy: Path, *steps: int) -> Path:
+    """A copy without results, with the checkpoints of these steps (default: all)."""
+    left_out = [f"checkpoint-{s}" for s in STEPS if steps and s not in steps]
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("eval", *left_out))
     return copy
 
 
@@ -84,7 +88,7 @@ def test_three_ways_give_the_same_records(
     assert all(in_process) and in_process[0] != in_process[-1]
     beside = unevaluated(run, tmp_path / "beside")
     told = watched(beside)
-    assert [s["step"] for s in told["done"]] == list(STEPS) and told["error"] is None
+    assert [s["step"] for s in told["done"]] == [0, 2] and told["error"] is None
     assert records(beside) == in_process
     after = unevaluated(run, tmp_path / "after")
     summaries = evaluate_output(after, EvaluationConfig(**json.loads((run / EVALUATION_FILE).read_text())))
@@ -95,16 +99,16 @@ def test_three_ways_give_the_same_records(
     monkeypatch.setattr(sys, "argv", [str(a) for a in argv])
     main()
     assert records(command) == in_process
-    cards = [(o / "checkpoint-4" / "README.md").read_text() for o in (beside, after, command)]
+    cards = [(o / "checkpoint-2" / "README.md").read_text() for o in (beside, after, command)]
     assert len(set(cards)) == 1 and "model-index" in cards[0]
-    assert loaded == [f"checkpoint-{s}" for s in STEPS] * 3
+    assert loaded == ["checkpoint-0", "checkpoint-2"] * 3
 
 
 def test_what_was_done_in_the_training_is_not_loaded_again(run: Path, tmp_path: Path, loaded: list[str]) -> None:
     output = tmp_path / "run"
     shutil.copytree(run, output)
-    assert [s["step"] for s in watched(output)["done"]] == list(STEPS)
-    assert len(evaluate_output(output, EvaluationConfig(**json.loads((run / EVALUATION_FILE).read_text())))) == 3
+    assert [s["step"] for s in watched(output)["done"]] == [0, 2]
+    assert len(evaluate_output(output, EvaluationConfig(**json.loads((run / EVALUATION_FILE).read_text())))) == 2
     assert loaded == []
 
 
@@ -120,7 +124,6 @@ def test_the_training_goes_on_with_what_a_watcher_began(
     evaluate_output(output, EvaluationConfig(**FEW))
     (output / "eval" / "step-000002" / "summary.json").unlink()
     (tmp_path / "eval.yaml").write_text(json.dumps(FEW))
-    shutil.copy(plain / "settings.json", output)
     rloo(tiny, tiny_reward, output, "--evaluation", tmp_path / "eval.yaml")
     assert records(output) == records(whole)
     assert evaluated(output, 2)
@@ -128,13 +131,12 @@ def test_the_training_goes_on_with_what_a_watcher_began(
 
 def test_an_explicit_dtype_wins_and_old_checkpoints_are_loaded_as_stored(plain: Path, tmp_path: Path) -> None:
     def dtype(recorded: str | None, **options: Any) -> str:
-        output = unevaluated(plain, tmp_path / f"{recorded} {options}")
-        for step in STEPS:
-            path = output / f"checkpoint-{step}" / POLICY_FILE
-            policy = {k: v for k, v in json.loads(path.read_text()).items() if k != "dtype"}
-            write_json(path, policy | ({"dtype": recorded} if recorded else {}))
-        (found,) = {s["dtype"] for s in watched(output, **options)["done"]}
-        return found
+        output = unevaluated(plain, tmp_path / f"{recorded} {options}", 4)
+        path = output / "checkpoint-4" / POLICY_FILE
+        policy = {k: v for k, v in json.loads(path.read_text()).items() if k != "dtype"}
+        write_json(path, policy | ({"dtype": recorded} if recorded else {}))
+        (summary,) = watched(output, **options)["done"]
+        return summary["dtype"]
 
     assert dtype("bfloat16") == "bfloat16"
     assert dtype("bfloat16", dtype="float32") == "float32"
@@ -229,10 +231,10 @@ def test_a_failing_checkpoint_is_told_and_the_rest_done(plain: Path, tmp_path: P
 
 
 def test_a_training_that_died_is_given_up(plain: Path, tmp_path: Path) -> None:
-    output = unevaluated(plain, tmp_path / "run")
+    output = unevaluated(plain, tmp_path / "run", 2)
     (output / "rloo.json").unlink()
     told = watched(output, give_up_after=0.002)
-    assert [s["step"] for s in told["done"]] == [0, 2, 4]
+    assert [s["step"] for s in told["done"]] == [2]
     assert "nothing new in" in told["error"] and "its training has not ended" in told["error"]
     with pytest.raises(InputError, match=r"no training has started in .* for 0\.002 minutes"):
         watched(tmp_path / "never", give_up_after=0.002)
@@ -240,9 +242,9 @@ def test_a_training_that_died_is_given_up(plain: Path, tmp_path: Path) -> None:
 
 
 def test_killed_and_run_again_it_goes_on(plain: Path, tmp_path: Path, loaded: list[str], monkeypatch) -> None:
-    whole = unevaluated(plain, tmp_path / "whole")
+    whole = unevaluated(plain, tmp_path / "whole", 0, 2)
     watched(whole)
-    output, looks = unevaluated(plain, tmp_path / "run"), []
+    output, looks = unevaluated(plain, tmp_path / "run", 0, 2), []
 
     def interrupted(self: Store, *given: Any) -> None:
         append(self, *given)
@@ -257,12 +259,12 @@ def test_killed_and_run_again_it_goes_on(plain: Path, tmp_path: Path, loaded: li
     monkeypatch.setattr(Store, "append", append)
     del loaded[:]
     watched(output)
-    assert loaded == ["checkpoint-2", "checkpoint-4"]
+    assert loaded == ["checkpoint-2"]
     assert records(output) == records(whole)
 
 
 def test_the_result_file_is_the_one_that_run_json_names(plain: Path, tmp_path: Path) -> None:
-    output = unevaluated(plain, tmp_path / "run")
+    output = unevaluated(plain, tmp_path / "run", 4)
     run = json.loads((output / RUN_FILE).read_text())
     write_json(output / RUN_FILE, {**run, "result": "ended.json"})
     with ThreadPoolExecutor() as pool:
@@ -271,23 +273,23 @@ def test_the_result_file_is_the_one_that_run_json_names(plain: Path, tmp_path: P
         time.sleep(0.2)
         assert not watching.done()
         write_json(output / "ended.json", {})
-        assert len(watching.result(timeout=60)["done"]) == 3
+        assert len(watching.result(timeout=60)["done"]) == 1
     write_json(output / RUN_FILE, {k: v for k, v in run.items() if k != "result"})
-    assert len(watched(output)["done"]) == 3
+    assert len(watched(output)["done"]) == 1
 
 
 def test_options_take_the_place_of_the_trainings_evaluation(plain: Path, tmp_path: Path) -> None:
-    output = unevaluated(plain, tmp_path / "run")
+    output = unevaluated(plain, tmp_path / "run", 0)
     told = watched(output, limit=2, experiments=["admissions"], conditions=["Q"])
     assert {s["evaluation"]["limit"] for s in told["done"]} == {2}
     assert {s["evaluation"]["seed"] for s in told["done"]} == {0}
 
 
 def test_published_after_each(plain: Path, tmp_path: Path) -> None:
-    output = unevaluated(plain, tmp_path / "run")
+    output = unevaluated(plain, tmp_path / "run", 0, 2)
     watched(output, publish=True)
     (found,) = read_back(output).values()
-    assert {r["rlhf_step"] for r in found["rows"]} == {0, 2, 4}
+    assert {r["rlhf_step"] for r in found["rows"]} == {0, 2}
 
 
 def test_what_cannot_be_sent_stops_nothing(plain: Path, tmp_path: Path, monkeypatch) -> None:
@@ -297,8 +299,8 @@ def test_what_cannot_be_sent_stops_nothing(plain: Path, tmp_path: Path, monkeypa
         raise tracking.wandb.Error("no network")
 
     monkeypatch.setattr(tracking, "publish", refused)
-    told = watched(unevaluated(plain, tmp_path / "run"), publish=True)
-    assert len(told["done"]) == 3
+    told = watched(unevaluated(plain, tmp_path / "run", 0), publish=True)
+    assert len(told["done"]) == 1
     assert "not all results were sent (Error: no network); `python -m eval publish" in told["error"]
 
 
@@ -339,10 +341,10 @@ def test_a_bad_evaluation_of_the_training(ended, plain: Path, tmp_path: Path) ->
 
 
 def test_a_damaged_policy_json_is_told(plain: Path, tmp_path: Path) -> None:
-    output = unevaluated(plain, tmp_path / "run")
+    output = unevaluated(plain, tmp_path / "run", 0, 2)
     (output / "checkpoint-0" / POLICY_FILE).write_text("{")
     told = watched(output)
-    assert [s["step"] for s in told["done"]] == [2, 4]
+    assert [s["step"] for s in told["done"]] == [2]
     assert "policy.json is damaged" in told["error"]
 
 
