@@ -29,7 +29,7 @@ class Free:
 @pytest.fixture
 def samples(tiny: Path, tiny_reward: Path, tiny_judge: Path, tmp_path: Path) -> Samples:
     tokenizer = AutoTokenizer.from_pretrained(tiny)
-    sampling = Sampling(8, 1.0, 1.0, 0, (tokenizer.eos_token_id,), seed=4)
+    sampling = Sampling(8, 1.0, (tokenizer.eos_token_id,), seed=4, options={"top_k": 0})
     built = [
         build_rewards(check_rewards(RewardOptions([str(folder)]), Free()), "cpu", [1])
         for folder in (tiny_reward, tiny_judge)

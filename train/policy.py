@@ -7,9 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from transformers.utils import is_bitsandbytes_available
 
-from eval.checkpoints import POLICY_FILE, check_adapter, check_model, load_tokenizer, read_policy, weights_id
+from eval.checkpoints import (
+    POLICY_FILE,
+    adapter_id,
+    check_adapter,
+    check_model,
+    load_tokenizer,
+    read_policy,
+    weights_id,
+)  # fmt: skip
 from eval.config import InputError
 from eval.results import read_json, write_json
 from reward.model import check_model_arguments
@@ -38,20 +47,14 @@ def starting_model(model_args: Any, output: Path) -> tuple[str, dict[str, Any] |
     check_adapter(name, base, weights_id(base, revision), differs_accepted=False)
     folder = output / "start"
     merged = {"adapter": name, "base": base, "revision": revision, "dtype": model_args.dtype or "float32"}
-    merged["adapter_weights"] = weights_of(Path(name))
-    if read_json(folder / "merged.json") != merged:
+    merged["adapter_weights"] = adapter_id(name)
+    if PartialState().is_main_process and read_json(folder / "merged.json") != merged:
         log.info("merging %s into its base, %s: %s", name, base, folder)
         _merge(base, revision, name, merged["dtype"], folder)
         write_json(folder / "merged.json", merged)
+    PartialState().wait_for_everyone()
     model_args.model_revision = None
     return str(folder), merged
-
-
-def weights_of(adapter: Path) -> str:
-    """What identifies an adapter's weights."""
-    from eval.checkpoints import adapter_id
-
-    return adapter_id(str(adapter))
 
 
 def _merge(base: str, revision: str | None, adapter: str, dtype: str, folder: Path) -> None:

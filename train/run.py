@@ -123,10 +123,9 @@ class Run:
         judges = Rewards([], [], [])
         if self.judges:
             judges = build_rewards(self.judges, str(config.device), self.end_ids, self.arguments.reward_dtype)
-        sampling = Sampling(
-            config.max_completion_length, config.temperature, config.top_p, config.top_k, tuple(self.end_ids),
-            config.seed,
-        )  # fmt: skip
+        options = {name: getattr(config, name) for name in ("top_p", "top_k", "min_p", "repetition_penalty")}
+        ends = tuple(self.end_ids)
+        sampling = Sampling(config.max_completion_length, config.temperature, ends, config.seed, options)
         samples = Samples(
             self.output / "samples", self.prompts.samples, self.trainer.processing_class, sampling, self.rewards,
             judges, self.trainer.ref_model,

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import GenerationConfig
 
 from eval.results import read_json, write_json, write_text
 from reward.detectors import OBSERVABLES, Answer
@@ -29,14 +30,15 @@ AT_ONCE = 16
 
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are drawn: as in training. end_ids: the tokens that end one."""
+    """How answers are drawn: as in training. options: top_p, top_k ... of transformers' GenerationConfig; end_ids: the
+    tokens that end an answer.
+    """
 
     max_tokens: int
     temperature: float
-    top_p: float
-    top_k: int
     end_ids: tuple[int, ...]
     seed: int
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 class Samples:
@@ -85,11 +87,11 @@ class Samples:
         encoded = self.tokenizer.pad(
             {"input_ids": written["input_ids"]}, padding_side="left", return_tensors="pt", return_attention_mask=True
         ).to(model.device)
-        drawn = model.generate(
-            input_ids=encoded["input_ids"], attention_mask=encoded["attention_mask"], do_sample=True,
-            max_new_tokens=s.max_tokens, temperature=s.temperature, top_p=s.top_p, top_k=s.top_k,
-            eos_token_id=list(s.end_ids), pad_token_id=self.tokenizer.pad_token_id,
+        how = GenerationConfig(
+            max_new_tokens=s.max_tokens, do_sample=True, temperature=s.temperature, eos_token_id=list(s.end_ids),
+            pad_token_id=self.tokenizer.pad_token_id, **s.options,
         )  # fmt: skip
+        drawn = model.generate(**encoded, generation_config=how)
         rows = []
         for i, prompt in enumerate(prompts):
             before = encoded["input_ids"][i][encoded["attention_mask"][i].bool()]
