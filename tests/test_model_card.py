@@ -43,7 +43,7 @@ def policy(output: Path) -> dict[str, Any]:
 
 
 def test_the_card_holds_what_the_summary_holds(output: Path, summary: dict[str, Any], policy: dict[str, Any]) -> None:
-    found = ModelCard.load(output / "checkpoint-2" / "README.md")
+    found: Any = ModelCard.load(output / "checkpoint-2" / "README.md")
     results = found.data.eval_results
     assert results is not None
     told = {(r.dataset_type, (r.metric_args or {})["condition"]): r for r in results}
@@ -70,12 +70,14 @@ def test_the_card_holds_what_the_summary_holds(output: Path, summary: dict[str, 
 def test_no_path_of_this_machine(output: Path, tiny: Path, policy: dict[str, Any], summary: dict[str, Any]) -> None:
     text = (output / "checkpoint-2" / "README.md").read_text()
     assert str(output.parent) not in text and str(tiny.parent) not in text
-    assert ModelCard(text).data.base_model is None
+    local: Any = ModelCard(text)
+    assert local.data.base_model is None
     hub = {**policy, "model": "lab/tiny", "base_weights": f"hub:{COMMIT}"}
     of_hub = card(hub, summary, adapted=True)
-    assert ModelCard(of_hub).data.base_model == "lab/tiny"
+    hub_card: Any = ModelCard(of_hub)
+    assert hub_card.data.base_model == "lab/tiny"
     assert f'from_pretrained("lab/tiny", revision="{COMMIT}", dtype="float32")' in of_hub
-    whole = ModelCard(card(hub, summary, adapted=False))
+    whole: Any = ModelCard(card(hub, summary, adapted=False))
     assert whole.data.library_name == "transformers" and "PeftModel" not in whole.text
 
 
@@ -148,7 +150,7 @@ def test_nothing_defined_and_probes(policy: dict[str, Any], summary: dict[str, A
     undefined = [{**m, "value": None, "low": None, "high": None, "note": "no answer"} for m in summary["metrics"]]
     asked = {**summary["evaluation"], "conditions": ["Q", "Q+Inverse"]}
     changed = {**summary, "metrics": undefined, "evaluation": asked, "system_turn": "dropped: x", "git_commit": "other"}
-    found = ModelCard(card(policy, changed, adapted=True))
+    found: Any = ModelCard(card(policy, changed, adapted=True))
     assert not found.data.eval_results
     assert "undefined" in found.text and "no answer" in found.text
     assert "inverse: true" in found.text and "system_turn: drop" in found.text
