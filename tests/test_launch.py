@@ -193,7 +193,9 @@ def test_zero3_is_the_plugin_that_it_should_be() -> None:
 
 def test_every_key_of_deepspeed_reaches_the_plugin() -> None:
     known = {name for name in inspect.signature(DeepSpeedPlugin).parameters}
-    assert set(yaml.safe_load((ROOT / "configs" / "accelerate" / "zero3.yaml").read_text())["deepspeed_config"]) <= known
+    assert (
+        set(yaml.safe_load((ROOT / "configs" / "accelerate" / "zero3.yaml").read_text())["deepspeed_config"]) <= known
+    )
 
 
 @pytest.mark.parametrize(("name", "said", "meant"), [("gpu", "false", "no"), ("gpu", "true", "bf16")])
