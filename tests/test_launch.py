@@ -144,7 +144,7 @@ def test_several_machines_differ_in_their_rank_only() -> None:
 
 
 def test_fsdp2_over_several_machines_by_options() -> None:
-    more = "--num_machines 2 --num_processes 16 --machine_rank 1 --main_process_ip 192.0.2.1".split()
+    more = ["--num_machines", "2", "--num_processes", "16", "--machine_rank", "1", "--main_process_ip", "192.0.2.1"]
     parsed = arguments("fsdp2", *more)
     environment = prepare_multi_gpu_env(parsed)
     assert (parsed.nnodes, parsed.nproc_per_node, parsed.node_rank) == ("2", "8", 1)
@@ -192,10 +192,8 @@ def test_zero3_is_the_plugin_that_it_should_be() -> None:
 
 
 def test_every_key_of_deepspeed_reaches_the_plugin() -> None:
-    known = {name for name in inspect.signature(DeepSpeedPlugin).parameters}
-    assert (
-        set(yaml.safe_load((ROOT / "configs" / "accelerate" / "zero3.yaml").read_text())["deepspeed_config"]) <= known
-    )
+    keys = yaml.safe_load((ROOT / "configs" / "accelerate" / "zero3.yaml").read_text())["deepspeed_config"]
+    assert set(keys) <= set(inspect.signature(DeepSpeedPlugin).parameters)
 
 
 @pytest.mark.parametrize(("name", "said", "meant"), [("gpu", "false", "no"), ("gpu", "true", "bf16")])
@@ -209,3 +207,24 @@ def test_the_trainers_bf16_decides_where_the_file_leaves_it(tmp_path: Path, name
         argv = ["--output_dir", str(tmp_path), "--use_cpu", "true", "--bf16", said]
         (config,) = parse([RLOOConfig], argv, "train.rloo")
     assert config.mixed_precision == meant
+
+
+def test_every_command_of_the_documentation_is_accepted_with_steps_of_the_same_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By the launcher and by train.rloo, on the CPU; those of a ladder with 128 answers to a step on all machines."""
+    from trl import ModelConfig, RLOOConfig
+
+    from eval.config import parse
+    from train.arguments import PolicyArguments
+
+    monkeypatch.chdir(ROOT)
+    lines = re.findall(r"^accelerate launch (.+)$", (ROOT / "docs" / "launch.md").read_text(), re.M)
+    assert len(lines) >= 6
+    for line in lines:
+        parsed, _, _ = launch._validate_launch_command(launch.launch_command_parser().parse_args(line.split()))
+        assert (parsed.module, parsed.training_script) == (True, "train.rloo")
+        argv = [*parsed.training_script_args, "--use_cpu", "true"]
+        _, config, _ = parse([PolicyArguments, RLOOConfig, ModelConfig], argv, "train.rloo")
+        answers = config.per_device_train_batch_size * config.gradient_accumulation_steps * parsed.num_processes
+        assert answers == (128 if "configs/ladders" in line else 8), line
