@@ -79,9 +79,9 @@ def sampled_alike(case: Case, seen: dict[str, list[Any]], name: str) -> Iterator
         return
     method, sample = case.sampling
 
-    def noting(self: Any, prompts: Any, *rest: Any, **more: Any) -> Any:
-        seen[name].append(prompts)
-        return sample(self, prompts, *rest, **more)
+    def noting(self: Any, *given: Any, **more: Any) -> Any:
+        seen[name].append(next(argument for argument in given if isinstance(argument, list)))
+        return sample(self, *given, **more)
 
     with mock.patch.object(named(case.trainer), method, noting):
         yield
@@ -94,8 +94,10 @@ def options(case: Case, model: str, reward: str, output: Path, processes: int) -
         "lora_target_modules": "q_proj v_proj", "per_device_train_batch_size": ANSWERS // processes,
         "optim": "sgd", "learning_rate": 0.02, "lr_scheduler_type": "constant", "max_grad_norm": 0.0,
         "logging_steps": 1, "gradient_checkpointing": "false", "bf16": "false", "use_cpu": "true", "report_to": "none",
-        "disable_tqdm": "true", "seed": 3, "max_prompt_tokens": 1000, "reward_model": reward, **case.options,
+        "disable_tqdm": "true", "seed": 3, **case.options,
     }  # fmt: skip
+    if case.sampling is not None:
+        values |= {"reward_model": reward, "max_prompt_tokens": 1000}
     return [part for key, value in values.items() for part in (f"--{key}", *str(value).split())]
 
 
