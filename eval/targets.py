@@ -193,7 +193,7 @@ def alone(path: Path, folder: Path, entry: Listed | None = None) -> Target:
     name = entry.name if entry else str(path)
     adapter = entry.adapter if entry else None
     policy = read_policy(path)
-    step, counts = policy.get("rlhf_step"), RLHF_STEP
+    step, counts = policy.get("rlhf_step"), policy.get("step_name", RLHF_STEP)
     revision = None
     if policy and (path / "adapter_config.json").is_file():
         if adapter:
@@ -209,7 +209,8 @@ def alone(path: Path, folder: Path, entry: Listed | None = None) -> Target:
                 "checkpoint as --adapter"
             )
     elif adapter:
-        step = read_policy(Path(adapter)).get("rlhf_step")
+        recorded = read_policy(Path(adapter))
+        step, counts = recorded.get("rlhf_step"), recorded.get("step_name", RLHF_STEP)
     elif step is None and (path / "trainer_state.json").is_file() and (m := CHECKPOINT.fullmatch(path.name)):
         step, counts = int(m[1]), TRAINING_STEP
     if entry and entry.step is not None:

@@ -23,7 +23,12 @@ def lora_config(model_args: Any, model: str, top_layers: int | None) -> Any:
     from trl import get_peft_config
 
     peft_config: Any = get_peft_config(model_args)
-    if peft_config is None or top_layers is None:
+    if peft_config is None:
+        return None
+    named = peft_config.target_modules
+    if isinstance(named, str) and named.isidentifier():  # TRL makes a text of one name, which peft takes for a pattern
+        peft_config.target_modules = {named}
+    if top_layers is None:
         return peft_config
     layers = AutoConfig.from_pretrained(model, revision=model_args.model_revision).get_text_config().num_hidden_layers
     if not 1 <= top_layers <= layers:

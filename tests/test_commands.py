@@ -51,6 +51,8 @@ def test_every_command_is_covered() -> None:
         "make",
         "accelerate launch -m reward.train",
         "accelerate launch -m train.rloo",
+        "accelerate launch -m train.sft",
+        "accelerate launch --config_file configs/accelerate/",  # parsed in test_launch.py
         "python -m eval",
         "python -m reward",
         "python -m benchmarks.",
@@ -73,7 +75,7 @@ def test_the_chain_as_the_readme_says_it(tiny: Path, tmp_path: Path) -> None:
     assert "held-out pairwise accuracy" in out
     (tmp_path / "eval.yaml").write_text("limit: 4\ncategories: [Age]\ncot_limit: 4\ncot_max_new_tokens: 2\n")
     more = ("--checkpoint_steps", "0", "2", "--max_prompt_tokens", "1000", "--evaluation", "eval.yaml")
-    out = execute(documented("accelerate launch -m train.rloo"), tmp_path, *small, *more)
+    out = execute(documented("accelerate launch -m train.rloo --config configs/demo"), tmp_path, *small, *more)
     assert "2 RLHF steps: learned reward" in out
     tracked = read_back(tmp_path / "runs" / "demo" / "rloo")
     (policy,) = {entry["run"]["run_group"] for entry in tracked.values()}
@@ -108,7 +110,7 @@ def test_a_reward_model_as_the_readme_says_it(tiny: Path, tmp_path: Path, real_d
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "smollm2-135m-instruct").symlink_to(tiny)
-    train = documented("accelerate launch -m reward.train --config configs/reward")
+    (train,) = [c for c in COMMANDS if "configs/reward/harmless-base.yaml" in c and "--prompt_share" not in c]
     train = train.replace("../shared/data", str(real_data.resolve()))
     small = ("--lora_top_layers", "1", "--use_cpu", "--disable_tqdm", "true", "--max_steps", "2", "--max_pairs", "50")
     out = execute(train, tmp_path, *small, "--max_length", "600", "--save_strategy", "no")
@@ -118,6 +120,34 @@ def test_a_reward_model_as_the_readme_says_it(tiny: Path, tmp_path: Path, real_d
     line = {"prompt": "Where is the key?", "answers": ["In the drawer.", "Ask your neighbour."]}
     (tmp_path / "answers.jsonl").write_text(json.dumps(line) + "\n")
     assert "In the drawer." in execute(documented("python -m reward score"), tmp_path)
+
+
+@pytest.mark.real_data
+def test_rlhf_as_the_readme_says_it(tiny: Path, tmp_path: Path, real_data: Path) -> None:
+    """Two reward models on prompts apart, then RL on others; two steps each, of the tiny model."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "smollm2-135m-instruct").symlink_to(tiny)
+    small = ("--lora_top_layers", "1", "--use_cpu", "--disable_tqdm", "true", "--max_steps", "2")
+    commands = [c.replace("../shared/data", str(real_data.resolve())) for c in COMMANDS]
+    models = [c for c in commands if "--prompt_share" in c]
+    assert len(models) == 2
+    for command in models:
+        execute(command, tmp_path, *small, "--max_pairs", "40", "--max_length", "600", "--save_strategy", "no")
+    (tmp_path / "eval.yaml").write_text("limit: 4\nexperiments: [winogender]\nconditions: [Q]\n")
+    (train,) = [c for c in commands if "configs/rloo/smollm2-135m.yaml" in c]
+    more = ("--checkpoint_steps", "0", "2", "--max_prompt_tokens", "300", "--evaluation", "eval.yaml")
+    out = execute(train, tmp_path, *small, *more)
+    assert "does not say which prompts" not in out and "a reward model was trained on them" not in out
+    assert re.search(r"judge \(judge\): [+-]\d\.\d{3} \[", out) and "optimised (optimised): " in out
+
+
+def test_fine_tuning_as_the_readme_says_it(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "smollm2-135m-instruct").symlink_to(tiny)
+    more = ("--max_steps", "2", "--max_length", "400", "--disable_tqdm", "true")
+    assert "completed to the letter 0.000" in execute(documented("accelerate launch -m train.sft"), tmp_path, *more)
 
 
 @pytest.mark.real_data

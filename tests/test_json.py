@@ -42,6 +42,10 @@ def test_every_command(tiny: Path, tmp_path: Path, monkeypatch, capfd) -> None:
     told = {"run": printed(monkeypatch, capfd, "run", *run)}
     told["list"] = printed(monkeypatch, capfd, "list", tmp_path)
     told["compare"] = printed(monkeypatch, capfd, "compare", tmp_path / "run", tmp_path / "run")
+    (tmp_path / "training").mkdir()
+    for name, value in (("run", {"algorithm": "rloo"}), ("rloo", {}), ("evaluation", {"experiments": ["winogender"]})):
+        (tmp_path / "training" / f"{name}.json").write_text(json.dumps(value))
+    told["watch"] = printed(monkeypatch, capfd, "watch", tmp_path / "training")
     told["report"] = printed(monkeypatch, capfd, "report", tmp_path / "run", "--output", tmp_path / "page")
     told["publish"] = printed(monkeypatch, capfd, "publish", tmp_path / "run")
     rows = [json.loads(line) for line in (SMALL_SET / "bbq" / "Age.jsonl").read_text().splitlines()]
@@ -70,6 +74,7 @@ def test_every_command(tiny: Path, tmp_path: Path, monkeypatch, capfd) -> None:
     assert [Path(f).name for f in told["report"]["files"]][-1] == "report.html"
     assert told["report"]["checkpoints"][0]["metrics"] == told["run"]["metrics"]
     assert [f["folder"] for f in told["list"]["results"]] == [str(tmp_path / "run")]
+    assert told["watch"]["done"] == told["watch"]["failed"] == [] and told["watch"]["error"] is None
     assert told["compare"]["identical"] and told["compare"]["a"] == str(tmp_path / "run")
     assert len(told["publish"]["written"]) == 2
     assert set(told["score"]["categories"]["Age"]) >= {

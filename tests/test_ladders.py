@@ -60,7 +60,7 @@ def test_sizes_of_a_family_differ_only_in_what_a_size_needs(family: str) -> None
         "learning_rate", "gradient_checkpointing",
     }  # fmt: skip
     for size, own in content["sizes"].items():
-        assert needed <= set(own) <= needed | {"bf16", "checkpoint_steps"}, size
+        assert needed <= set(own) <= needed | {"bf16", "sample_prompts"}, size
     for key in ("model_name_or_path", "output_dir"):
         assert len({own[key] for own in content["sizes"].values()}) == len(content["sizes"])
     rates = [own["learning_rate"] for own in content["sizes"].values()]

@@ -220,7 +220,8 @@ def test_every_command_of_the_documentation_is_accepted_with_steps_of_the_same_s
 
     monkeypatch.chdir(ROOT)
     lines = re.findall(r"^accelerate launch (.+)$", (ROOT / "docs" / "launch.md").read_text(), re.M)
-    assert len(lines) >= 6
+    lines += re.findall(r"^accelerate launch (.+--size .+)$", (ROOT / "README.md").read_text(), re.M)
+    assert len(lines) >= 7
     for line in lines:
         parsed, _, _ = launch._validate_launch_command(launch.launch_command_parser().parse_args(line.split()))
         assert (parsed.module, parsed.training_script) == (True, "train.rloo")

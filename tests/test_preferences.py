@@ -57,9 +57,7 @@ def test_small_set(tiny: Path) -> None:
     assert read.identity[0].startswith("pairs.jsonl sha256:")
     assert read.pairs[0].where.endswith("pairs.jsonl:1")
     tokenizer = AutoTokenizer.from_pretrained(tiny)
-    assert len(rl_prompts(read.pairs, tokenizer, 1000)) == len({repr(p.prompt) for p in read.pairs})
-    with pytest.raises(InputError, match="at most 3 tokens"):
-        rl_prompts(read.pairs, tokenizer, 3)
+    assert len(rl_prompts(read.pairs, tokenizer, 1000, set()).training) == len({repr(p.prompt) for p in read.pairs})
 
 
 @pytest.mark.parametrize(

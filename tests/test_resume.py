@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,3 +109,58 @@ def test_only_the_last_checkpoint_keeps_its_optimizer(tiny: Path, tiny_reward: P
         assert [s for s in (2, 4) if (folder / f"checkpoint-{s}" / "optimizer.pt").is_file()] == has
         assert all((folder / f"checkpoint-{s}" / "adapter_model.safetensors").is_file() for s in (0, 2, 4))
         assert all((folder / f"checkpoint-{s}" / "chat_template.jinja").is_file() for s in (0, 2, 4))
+
+
+@pytest.mark.parametrize("more", [(), ("--use_peft", "false")])
+def test_killed_after_the_last_save_it_trains_no_further(
+    more: tuple[object, ...], tiny: Path, tiny_reward: Path, tmp_path: Path
+) -> None:
+    """The last checkpoint is complete; its answers, its evaluation and the result are not there."""
+    (tmp_path / "eval.yaml").write_text("limit: 4\nexperiments: [winogender]\nconditions: [Q]\n")
+    output = tmp_path / "run"
+    more = (*more, "--evaluation", tmp_path / "eval.yaml", "--sample_prompts", 4)
+    whole = run("rloo", tiny, tiny_reward, output, *more)
+    answers = (output / "samples" / "step-000004.jsonl").read_text()
+    records = (output / "eval" / "step-000004" / "records.jsonl").read_text()
+    (output / "rloo.json").unlink()
+    (output / "samples" / "step-000004.jsonl").unlink()
+    shutil.rmtree(output / "eval" / "step-000004")
+    again = run("rloo", tiny, tiny_reward, output, *more)
+    assert again["steps"] == 4
+    assert learned(again) == learned(whole)
+    assert (output / "samples" / "step-000004.jsonl").read_text() == answers
+    assert (output / "eval" / "step-000004" / "records.jsonl").read_text() == records
+
+
+def test_a_step_that_a_watcher_is_on_is_left_to_it(
+    tiny: Path, tiny_reward: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from eval.results import Store
+
+    (tmp_path / "eval.yaml").write_text("limit: 4\nexperiments: [winogender]\nconditions: [Q]\n")
+    with Store(tmp_path / "run" / "eval" / "step-000002").locked():
+        run("rloo", tiny, tiny_reward, tmp_path / "run", "--evaluation", tmp_path / "eval.yaml")
+    assert "step 2 is being evaluated by another process: left to it" in caplog.text
+    assert [(tmp_path / "run" / "eval" / f"step-00000{s}" / "summary.json").is_file() for s in (0, 2, 4)] == [
+        True, False, True,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("way", ["watch", "afterwards"])
+def test_evaluated_later_training_asks_nothing(way: str, tiny: Path, tiny_reward: Path, tmp_path: Path) -> None:
+    """Afterwards: all checkpoints when training has ended; watch: none, but what to ask is left for the watcher."""
+    from eval.watch import evaluate_output, recorded_evaluation
+
+    (tmp_path / "eval.yaml").write_text("limit: 4\nexperiments: [winogender]\nconditions: [Q]\n")
+    more = ("--evaluation", tmp_path / "eval.yaml", "--sample_prompts", 4)
+    here = run("rloo", tiny, tiny_reward, tmp_path / "here", *more)
+    later = run("rloo", tiny, tiny_reward, tmp_path / "later", *more, "--evaluate", way)
+    assert learned(later) == learned(here)
+    if way == "watch":
+        assert not (tmp_path / "later" / "eval").exists()
+        evaluation = recorded_evaluation(tmp_path / "later")
+        assert evaluation is not None
+        evaluate_output(tmp_path / "later", evaluation)
+    for step in (0, 2, 4):
+        one, other = (tmp_path / name / "eval" / f"step-00000{step}" for name in ("here", "later"))
+        assert (one / "records.jsonl").read_text() == (other / "records.jsonl").read_text()

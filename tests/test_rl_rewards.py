@@ -94,7 +94,7 @@ def test_the_command_line_takes_one_or_several_reward_models(tmp_path: Path) -> 
 
 
 def test_an_ensemble_in_a_run_is_penalised_recorded_and_fixed(tiny: Path, tiny_reward: Path, tmp_path: Path) -> None:
-    from train.rloo import summary
+    from train.summary import summary
 
     twin = rescaled(tiny_reward, tmp_path / "twin" / "model", -2)
     more = [
@@ -155,7 +155,7 @@ def test_a_score_that_is_nan_ends_training_and_leaves_the_checkpoints(
         return forward(self, *arguments) * (float("nan") if len(calls) == 5 else 1)
 
     monkeypatch.setattr(RewardModel, "_forward", breaks_in_step_4)
-    said = ended(main, *rloo_arguments(tiny, tiny_reward, tmp_path))
+    said = ended(main, *rloo_arguments(tiny, tiny_reward, tmp_path), "--sample_prompts", "0")
     assert f"the reward model {tiny_reward} gives nan to 4 of 4 dialogues" in said
     assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-0", "checkpoint-2"]
     assert not (tmp_path / "rloo.json").exists()

@@ -40,6 +40,23 @@ def grouped(trainer: Any, prompt_ids: list[list[int]]) -> list[list[int]]:
     return [answer(ids, (first + i) % trainer.num_generations) for i, ids in enumerate(prompt_ids)]
 
 
+def paired(trainer: Any, model: Any, prompts: list[Any], images: Any = None) -> tuple[Any, ...]:
+    """Online DPO's two answers to each prompt: the first of all prompts, then the second of all, as its _generate has
+    them; prompts padded on the left and answers on the right, of shape (2 prompts, tokens).
+    """
+    import torch
+    from trl.trainer.utils import pad
+
+    tokenizer = trainer.processing_class
+    texts = [tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False) for prompt in prompts]
+    prompt_ids = [torch.tensor(ids) for ids in tokenizer(texts, add_special_tokens=False).input_ids]
+    answers = [torch.tensor(answer(ids.tolist(), index)) for index in (0, 1) for ids in prompt_ids]
+    padded = []
+    for rows, side in ((prompt_ids * 2, "left"), (answers, "right")):
+        padded += [pad(rows, tokenizer.pad_token_id, side), pad([torch.ones_like(row) for row in rows], 0, side)]
+    return *padded, None
+
+
 class Case(NamedTuple):
     """module: with train(arguments, config, model_args); the classes of its options and of TRL's trainer, by name.
 
@@ -63,6 +80,18 @@ CASES = {
         {"num_generations": GROUP, "beta": 0.05, "max_completion_length": LONGEST},
         ("loss", "reward", "reward_std", "kl", "entropy", "completions/mean_length", "completions/clipped_ratio"),
     ),
+    "grpo": Case(
+        "train.grpo", "train.arguments.PolicyArguments", "train.grpo.KLGRPOConfig", "trl.GRPOTrainer",
+        ("_generate_single_turn", lambda self, prompt_ids, *_, **__: (grouped(self, prompt_ids), None)),
+        {"num_generations": GROUP, "beta": 0.05, "max_completion_length": LONGEST},
+        ("loss", "reward", "reward_std", "kl", "entropy", "completions/mean_length", "completions/clipped_ratio"),
+    ),
+    "online_dpo": Case(
+        "train.online_dpo", "train.arguments.PolicyArguments", "train.online_dpo.PairedConfig",
+        "trl.experimental.online_dpo.OnlineDPOTrainer", ("_generate", paired), {"max_new_tokens": LONGEST},
+        ("loss", "reward", "objective/scores_margin", "logps/chosen", "logps/rejected", "rewards/margins"),
+    ),
+    "sft": Case("train.sft", "train.sft.SFTArguments", "trl.SFTConfig", "trl.SFTTrainer", None, {}, ("loss",)),
 }  # fmt: skip
 
 
@@ -97,7 +126,7 @@ def options(case: Case, model: str, reward: str, output: Path, processes: int) -
         "disable_tqdm": "true", "seed": 3, **case.options,
     }  # fmt: skip
     if case.sampling is not None:
-        values |= {"reward_model": reward, "max_prompt_tokens": 1000}
+        values |= {"reward_model": reward, "max_prompt_tokens": 1000, "sample_prompts": 0, "kl_target": 0.0}
     return [part for key, value in values.items() for part in (f"--{key}", *str(value).split())]
 
 

@@ -17,21 +17,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
 from eval.checkpoints import POLICY_FILE, adapter_id, weights_id
 from eval.config import EvaluationConfig
 from eval.evaluate import evaluate
 from eval.model_card import write_card
 from eval.plan import Plan
-from eval.results import read_json, write_json
+from eval.results import Busy, read_json, write_json
 from eval.scorers.transformers import TransformersScorer
-from eval.targets import step_folder
+from eval.targets import RLHF_STEP, step_folder
 
 log = logging.getLogger(__name__)
 
 OPTIMIZER_STATES = ("optimizer.pt", "optimizer.bin", "optimizer_0", "scheduler.pt", "scaler.pt", "rng_state*.pth")
 """What going on from a checkpoint needs beside the weights; DeepSpeed's states lie in global_step*."""
+RESUMABLE = ("trainer_state.json", "optimizer.pt", POLICY_FILE)
+"""What a checkpoint must have to be gone on from."""
 WhenSaved = Callable[[Any, Any, Path, int], None]
 """Called with model (in evaluation mode), tokenizer, the checkpoint's folder and its step."""
 
@@ -58,14 +60,15 @@ def undisturbed(model: torch.nn.Module) -> Iterator[None]:
 class ScheduledCheckpoints(TrainerCallback):
     """Saves at the scheduled steps; step 0 is the policy before training.
 
-    when_saved: what is done with each, once, in this order. keep: of which checkpoints the optimizer's state stays:
-    "last" or "all".
+    policy: what policy.json says of every checkpoint, checkpoint_steps among it. when_saved: what is done with each,
+    once, in this order. keep: of which checkpoints the optimizer's state stays: "last" or "all".
     """
 
     def __init__(
-        self, steps: Sequence[int], policy: dict[str, Any], when_saved: Sequence[WhenSaved] = (), keep: str = "last"
+        self, trainer: Any, policy: dict[str, Any], when_saved: Sequence[WhenSaved] = (), keep: str = "last"
     ) -> None:
-        self.steps = set(steps)
+        self.trainer = trainer
+        self.steps = set(policy["checkpoint_steps"])
         self.policy = policy
         self.when_saved = list(when_saved)
         self.keep = keep
@@ -73,10 +76,9 @@ class ScheduledCheckpoints(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Saves and evaluates step 0; after a resume evaluates what a kill left unevaluated."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if state.global_step == 0 and 0 in self.steps and state.is_world_process_zero:
+        if state.global_step == 0 and 0 in self.steps:
             with undisturbed(kwargs["model"]):
-                kwargs["model"].save_pretrained(folder)
-                kwargs["processing_class"].save_pretrained(folder)
+                self.trainer.save_model(str(folder))  # by every process: a sharded model needs all of them
         if state.global_step in self.steps:
             self._complete(folder, state, kwargs)
 
@@ -100,6 +102,23 @@ class ScheduledCheckpoints(TrainerCallback):
                 for do in self.when_saved:
                     do(kwargs["model"], kwargs["processing_class"], folder, state.global_step)
         PartialState().wait_for_everyone()
+
+
+def go_on(trainer: Any, resumed: Path | None, checkpoints: ScheduledCheckpoints) -> None:
+    """trainer.train, from the checkpoint `resumed` where there is one.
+
+    From the checkpoint of the last step transformers would train one step more: then only what a kill left undone of
+    that checkpoint is done.
+    """
+    state = TrainerState.load_from_json(str(resumed / "trainer_state.json")) if resumed else None
+    if resumed is None or state is None or state.global_step < state.max_steps:
+        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+        return
+    state.is_world_process_zero = trainer.is_world_process_zero()
+    trainer._load_from_checkpoint(str(resumed))
+    trainer.state = state
+    given = {"model": trainer.model, "processing_class": trainer.processing_class}
+    checkpoints.on_train_begin(trainer.args, state, trainer.control, **given)
 
 
 def drop_optimizer_states(newest: Path) -> None:
@@ -137,14 +156,21 @@ class CheckpointEvaluator:
             "adapter": str(folder) if adapted else None,
             "adapter_weights": adapter_id(str(folder)) if adapted else None,
             "model_params": self.policy["model_params"],
+            "step_name": self.policy.get("step_name", RLHF_STEP),
         }
         scorer = TransformersScorer(
             model, tokenizer, self.config.format, self.config.most_batch_tokens, self.config.sample_batch,
             system_turn=self.config.system_turn,
         )  # fmt: skip
         results = self.output / "eval" / step_folder(step)
-        evaluate(scorer, self.config, results, provenance, step, self.planned)
-        write_card(folder, read_json(results / "summary.json") or {})
+        try:
+            evaluate(scorer, self.config, results, provenance, step, self.planned)
+        except Busy:
+            log.warning("step %d is being evaluated by another process: left to it", step)
+            return
+        summary = read_json(results / "summary.json")
+        assert summary is not None  # evaluate has written it
+        write_card(folder, summary)
         if self.publish:
             from eval import tracking
 

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from eval.config import InputError, parse, prepare_output
 from eval.plan import plan
 from eval.provenance import command, git_commit, versions
+from eval.scorers.transformers import keep_freed_memory
 from reward.functions import RewardOptions, Rewards, build_rewards, check_rewards, end_token_ids
 from reward.stage import Stage, settings_of
 from train.arguments import PolicyArguments
@@ -71,6 +72,8 @@ def train(algorithm: Algorithm, arguments: PolicyArguments, config: Any, model_a
     from train.schedule import check_schedule, per_step
 
     output = Path(config.output_dir)
+    if config.device.type == "cpu":
+        keep_freed_memory()
     config.logging_steps = 1  # the KL budget and the alerts see every step
     _check_budget(algorithm, arguments, config)
     steps = check_schedule(arguments.checkpoint_steps, config)

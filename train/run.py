@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from eval.checkpoints import POLICY_FILE
 from eval.config import EvaluationConfig, InputError
 from eval.plan import Plan
 from eval.results import write_json
+from eval.sources import data_folder
 from reward.functions import Rewards, build_rewards
 from reward.stage import Stage, last_checkpoint
 from train.arguments import PolicyArguments
@@ -23,7 +23,8 @@ def announce(trainer: Any, output: Path, policy: dict[str, Any], evaluation: Eva
         return None
     write_json(output / "run.json", policy)
     if evaluation is not None:
-        write_json(output / "evaluation.json", dataclasses.asdict(evaluation))
+        asked = dataclasses.replace(evaluation, data_dir=str(data_folder(evaluation.data_dir).resolve()))
+        write_json(output / "evaluation.json", dataclasses.asdict(asked))
     if "wandb" not in trainer.args.report_to:
         return None
     from eval import tracking
@@ -64,15 +65,15 @@ class Run:
 
     def run(self, evaluation: EvaluationConfig | None, planned: Plan | None, adaptive: bool) -> dict[str, Any]:
         """Trains, and returns the result as it was written. planned: given where each checkpoint is evaluated here."""
-        from train.callbacks import ScheduledCheckpoints
+        from train.callbacks import RESUMABLE, ScheduledCheckpoints, go_on
 
         self.tracked = announce(self.trainer, self.output, self.policy, evaluation)
         self._watch_budget(adaptive)
         saved = self._when_saved(evaluation, planned)
         keep = self.arguments.keep_optimizer_states
-        self.trainer.add_callback(ScheduledCheckpoints(self.policy["checkpoint_steps"], self.policy, saved, keep))
-        resumed = last_checkpoint(self.output, "trainer_state.json", "optimizer.pt", POLICY_FILE)
-        self.trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+        checkpoints = ScheduledCheckpoints(self.trainer, self.policy, saved, keep)
+        self.trainer.add_callback(checkpoints)
+        go_on(self.trainer, last_checkpoint(self.output, *RESUMABLE), checkpoints)
         self.trainer.accelerator.wait_for_everyone()
         result = self._result()
         if self.main:

@@ -22,11 +22,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from eval.checkpoints import POLICY_FILE
 from eval.config import EvaluationConfig, InputError, parse, prepare_output, run_main
 from eval.plan import Plan, plan
 from eval.provenance import command, git_commit, machine, versions
 from eval.results import read_json
+from eval.scorers.transformers import keep_freed_memory
 from eval.targets import TRAINING_STEP
 from reward.stage import Stage, last_checkpoint, settings_of
 from train.arguments import CheckpointOptions
@@ -70,6 +70,8 @@ def train(arguments: SFTArguments, config: Any, model_args: Any) -> dict[str, An
     from train.policy import starting_model
 
     output = Path(config.output_dir)
+    if config.device.type == "cpu":
+        keep_freed_memory()
     evaluation = arguments.evaluation_config()
     planned = plan(evaluation) if evaluation else None
     prepare_output(output)
@@ -170,7 +172,7 @@ def _run(
     trainer: Any, stage: Stage, policy: dict[str, Any], evaluation: EvaluationConfig | None, planned: Plan | None,
     arguments: SFTArguments,
 ) -> dict[str, Any]:  # fmt: skip
-    from train.callbacks import CheckpointEvaluator, ScheduledCheckpoints
+    from train.callbacks import RESUMABLE, CheckpointEvaluator, ScheduledCheckpoints, go_on
     from train.run import announce, evaluate_afterwards
 
     output = stage.folder
@@ -179,9 +181,10 @@ def _run(
     if evaluation is not None and planned is not None and arguments.evaluate == "in_process":
         saved = [CheckpointEvaluator(evaluation, planned, output, policy, publish=tracked is not None)]
     keep = arguments.keep_optimizer_states
-    trainer.add_callback(ScheduledCheckpoints(policy["checkpoint_steps"], policy, saved, keep))
-    resumed = last_checkpoint(output, "trainer_state.json", "optimizer.pt", POLICY_FILE)
-    trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    checkpoints = ScheduledCheckpoints(trainer, policy, saved, keep)
+    trainer.add_callback(checkpoints)
+    resumed = last_checkpoint(output, *RESUMABLE)
+    go_on(trainer, resumed, checkpoints)
     if evaluation is not None and arguments.evaluate == "afterwards" and trainer.accelerator.is_main_process:
         evaluate_afterwards(trainer, output, evaluation, tracked is not None)
     if tracked is not None:
