@@ -12,7 +12,7 @@ import pytest
 from eval.config import InputError
 from tests.test_resume import run
 from train.arguments import PolicyArguments
-from train.budget import FASTEST, MOST, AdaptiveKL, Alerts, departures
+from train.budget import MOST, AdaptiveKL, Alerts, departures
 
 HEALTHY = {"samples": 1, "kl": 0.05, "entropy": 2.8, "observed/repetition": 0.05, "observed/tokens": 20.0}
 
@@ -26,34 +26,35 @@ def entries(*later: dict[str, float], n: int = 10) -> list[dict[str, Any]]:
     return [HEALTHY] * n + [HEALTHY | change for change in later for _ in range(n)]
 
 
+def followed(controller: AdaptiveKL, *kls: float) -> float:
+    """beta after steps of these KL."""
+    controller.on_log(None, SimpleNamespace(log_history=[{"kl": kl} for kl in kls]), None)
+    return controller.trainer.beta
+
+
 def test_beta_follows_the_kl_within_its_bounds() -> None:
-    trainer = SimpleNamespace(beta=0.02)
-    controller = AdaptiveKL(trainer, target=0.1)
-
-    def after(beta: float, kl: float) -> float:
-        controller.on_log(None, None, None, {"beta": beta, "kl": kl})
-        return trainer.beta
-
-    assert after(0.05, 0.12) == pytest.approx(0.05 * 1.2)
-    assert after(0.05, 0.09) == pytest.approx(0.05 * 0.9)
-    assert after(0.05, 5.0) == pytest.approx(0.05 * FASTEST)
-    assert after(0.05, -0.3) == pytest.approx(0.05 / FASTEST)
-    assert after(0.021, 0.0) == 0.02, "never below --beta"
-    assert after(0.02 * MOST, 9.0) == 0.02 * MOST
-    controller.on_log(None, None, None, {"train_runtime": 3.0})
-    assert trainer.beta == 0.02 * MOST
+    controller = AdaptiveKL(SimpleNamespace(beta=0.02), target=0.1)
+    assert followed(controller, 0.05, 0.1) == 0.02, "the least, up to the target"
+    assert followed(controller, -0.3) == 0.02
+    assert followed(controller, *[0.2] * 5) == pytest.approx(0.02 * 64)
+    assert followed(controller, 9.0, *[0.11] * 5) == pytest.approx(0.02 * 1.1**6), "the last five steps"
+    assert followed(controller, *[9.0] * 5) == pytest.approx(0.02 * MOST)
+    assert followed(controller, *[9.0] * 5, *[0.01] * 5) == 0.02, "nothing is summed up"
+    controller.on_log(None, SimpleNamespace(log_history=[{"train_runtime": 3.0}]), None)
+    assert controller.trainer.beta == 0.02
 
 
 def test_a_simulated_policy_is_held_at_the_budget() -> None:
-    """KL that grows by 0.01 a step against a pull in proportion to beta: unbounded without the budget."""
-    trainer = SimpleNamespace(beta=0.01)
-    controller, kl, free = AdaptiveKL(trainer, target=0.1), 0.0, 0.0
-    for _ in range(400):
-        free += 0.01 - 0.01 * free
-        kl += 0.01 - trainer.beta * kl
-        controller.on_log(None, None, None, {"beta": trainer.beta, "kl": kl})
-    assert free > 0.9
-    assert kl == pytest.approx(0.1, rel=0.1)
+    """A policy that moves at one speed in the direction of what weighs more, reward or penalty, as Adam's steps do."""
+    controller = AdaptiveKL(SimpleNamespace(beta=0.03), target=0.1)
+    kl, free = [0.0], 0.0
+    for _ in range(300):
+        free += 0.005
+        away = 0.15 - controller.trainer.beta
+        kl.append(max(kl[-1] + 0.005 * away / (abs(away) + 0.05), 0.0))
+        followed(controller, *kl)
+    assert free > 1
+    assert 0.08 < min(kl[60:]) and max(kl) < 0.2
 
 
 def test_a_healthy_run_raises_no_alert() -> None:

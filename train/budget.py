@@ -18,8 +18,8 @@ from train.arguments import PolicyArguments
 
 log = logging.getLogger(__name__)
 
-FASTEST = 1.5
-"""beta changes by at most this factor in a step."""
+STEEP = 6
+"""beta grows with this power of KL / target: 5 times at 1.3 times the target, 64 times at twice."""
 MOST = 1000.0
 """beta rises to at most this many times --beta."""
 FIRST = 5
@@ -29,13 +29,14 @@ SHOWN = 3
 
 
 class AdaptiveKL(TrainerCallback):
-    """Multiplies the trainer's beta after each step by KL / target, by no more than FASTEST either way, and keeps it
-    between --beta and MOST x --beta: below the budget the penalty is what it was set to, above it rises.
+    """Sets the trainer's beta after each step to --beta x (KL / target)^STEEP, KL being the mean of the last FIRST steps;
+    no less than --beta, which holds below the target, and no more than MOST x --beta.
 
-    The proportional controller of Ziegler et al. 2019 ("Fine-Tuning Language Models from Human Preferences", section
-    2.2), which changes beta by 2% a step at most and needs thousands of steps; the faster one here is in the spirit of
-    PPO's (Schulman et al. 2017, section 4: twice or half). Its state is the last logged beta and KL, which a checkpoint
-    has, so that a resumed run goes on as it would have.
+    Ziegler et al. 2019 ("Fine-Tuning Language Models from Human Preferences", section 2.2) and PPO's adaptive penalty
+    (Schulman et al. 2017, section 4) multiply the present beta instead, by a factor that depends on the KL. That sums up
+    errors and answers late: tried here, KL swung between a tenth of the target and twice it, and what had been learned
+    was lost in each swing. A beta that follows from the KL alone forgets as fast as it reacts. It is computed from the
+    log that a checkpoint has, so that a resumed run goes on as it would have.
     """
 
     def __init__(self, trainer: Any, target: float) -> None:
@@ -44,19 +45,16 @@ class AdaptiveKL(TrainerCallback):
         self.least = trainer.beta
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        for entry in reversed(state.log_history):
-            if "beta" in entry:
-                self._follow(entry)
-                break
+        self._follow(state)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if logs and "beta" in logs:
-            self._follow(logs)
+        self._follow(state)
 
-    def _follow(self, entry: dict[str, Any]) -> None:
-        if entry.get("kl") is not None:
-            factor = min(max(entry["kl"] / self.target, 1 / FASTEST), FASTEST)
-            self.trainer.beta = min(max(entry["beta"] * factor, self.least), MOST * self.least)
+    def _follow(self, state: Any) -> None:
+        last = [entry["kl"] for entry in state.log_history if entry.get("kl") is not None][-FIRST:]
+        if last:
+            excess = max(sum(last) / len(last) / self.target, 1.0)
+            self.trainer.beta = self.least * min(excess**STEEP, MOST)
 
 
 def departures(entries: Sequence[dict[str, Any]], options: PolicyArguments) -> dict[str, str]:
