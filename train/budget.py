@@ -29,14 +29,14 @@ SHOWN = 3
 
 
 class AdaptiveKL(TrainerCallback):
-    """Sets the trainer's beta after each step to --beta x (KL / target)^STEEP, KL being the mean of the last FIRST steps;
-    no less than --beta, which holds below the target, and no more than MOST x --beta.
+    """Sets the trainer's beta after each step to --beta x (KL / target)^STEEP, KL being the mean of the last FIRST
+    steps; no less than --beta, which holds below the target, and no more than MOST x --beta.
 
     Ziegler et al. 2019 ("Fine-Tuning Language Models from Human Preferences", section 2.2) and PPO's adaptive penalty
-    (Schulman et al. 2017, section 4) multiply the present beta instead, by a factor that depends on the KL. That sums up
-    errors and answers late: tried here, KL swung between a tenth of the target and twice it, and what had been learned
-    was lost in each swing. A beta that follows from the KL alone forgets as fast as it reacts. It is computed from the
-    log that a checkpoint has, so that a resumed run goes on as it would have.
+    (Schulman et al. 2017, section 4) multiply the present beta instead, by a factor that depends on the KL. That sums
+    up errors and answers late: tried here, KL swung between a tenth of the target and twice it, and what had been
+    learned was lost in each swing. A beta that follows from the KL alone forgets as fast as it reacts. It is computed
+    from the log that a checkpoint has, so that a resumed run goes on as it would have.
     """
 
     def __init__(self, trainer: Any, target: float) -> None:
