@@ -84,6 +84,9 @@ def test_the_chain_as_the_readme_says_it(tiny: Path, tmp_path: Path) -> None:
     assert sorted(tracked) == names
     assert [r["train/reward"] for r in tracked[names[-1]]["rows"] if "train/reward" in r]
     assert tracked[names[-1]]["run"]["job_type"] == "train"
+    logged = {name for row in tracked[names[-1]]["rows"] for name in row}
+    assert {"train/samples", "train/prompts", "train/beta"} <= logged
+    assert any(name.startswith("samples/step-000002") for name in logged)
     assert {r["rlhf_step"] for r in tracked[names[0]]["rows"]} == {0, 2}
     watched = execute(documented("python -m eval watch"), tmp_path)
     assert "2 of 2 checkpoints done" in watched and "done already" in watched

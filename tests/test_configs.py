@@ -32,5 +32,7 @@ def test_two_steps(config: Path, tiny: Path, tiny_reward: Path, tiny_judge: Path
     result = module.train(*parse([PolicyArguments, module.ALGORITHM.config, ModelConfig], argv, "test"))
     assert result["steps"] == 2
     assert result["samples_per_step"] == 16
+    assert [entry["samples"] for entry in result["log"]] == [16, 32]
+    assert [entry["prompts"] for entry in result["log"]] == [n * result["prompts_per_step"] for n in (1, 2)]
     assert (tmp_path / "out" / "eval" / "step-000002" / "summary.json").is_file()
     assert result["samples"][-1]["change"]["judges/judge"][0] is not None

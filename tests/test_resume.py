@@ -101,8 +101,12 @@ def test_killed_in_a_save_it_ends_the_same(
         assert len({entry["beta"] for entry in learned(whole)}) > 2
 
 
-def test_only_the_last_checkpoint_keeps_its_optimizer(tiny: Path, tiny_reward: Path, tmp_path: Path) -> None:
-    run("rloo", tiny, tiny_reward, tmp_path / "last")
+def test_only_the_last_checkpoint_keeps_its_optimizer(
+    tiny: Path, tiny_reward: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        run("rloo", tiny, tiny_reward, tmp_path / "last")
+    assert f"3 checkpoints need about 96 MiB: {tmp_path / 'last'}" in caplog.text
     run("rloo", tiny, tiny_reward, tmp_path / "all", "--keep_optimizer_states", "all")
     for name, has in (("last", [4]), ("all", [2, 4])):
         folder = tmp_path / name
