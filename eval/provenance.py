@@ -19,7 +19,9 @@ from typing import Any
 
 from eval.public_data import known
 
-LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "accelerate", "safetensors", "numpy", "scipy")
+LIBRARIES = (
+    "torch", "transformers", "tokenizers", "trl", "peft", "accelerate", "datasets", "safetensors", "numpy", "scipy",
+)  # fmt: skip
 
 
 def now() -> str:

@@ -16,7 +16,7 @@ from eval.results import write_json
 
 FREE = {
     "output_dir", "logging_dir", "run_name", "report_to", "disable_tqdm", "log_level", "local_rank", "ddp_timeout",
-    "resume_from_checkpoint", "evaluation", "hub_token",
+    "resume_from_checkpoint", "evaluation", "evaluate", "keep_optimizer_states", "hub_token",
 }  # fmt: skip
 """Settings that may differ between two starts of the same stage, since they do not change what is learned. They are not
 written down, least of all a token."""

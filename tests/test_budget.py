@@ -106,6 +106,9 @@ def test_an_alert_is_told_once_for_each_crossing_with_answers(tmp_path: Path) ->
     assert [w["step"] for w in written] == stops == [13, 33]
     assert written[0]["samples"] == [{"prompt": "Why?", "answer": "I am sorry."}] * 3
     assert told[0][0] == "kl out of its band at step 13"
+    resumed = SimpleNamespace(global_step=20, is_world_process_zero=True)
+    alerts.on_train_begin(None, resumed, None)
+    assert [json.loads(line)["step"] for line in alerts.path.read_text().splitlines()] == [13]
 
 
 def test_a_run_stops_at_an_alert_and_keeps_its_last_policy(tiny: Path, tiny_reward: Path, tmp_path: Path) -> None:

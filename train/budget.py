@@ -6,6 +6,7 @@ collapse into one (Gao et al. 2023, "Scaling Laws for Reward Model Overoptimizat
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from eval.results import append_json
+from eval.results import append_json, write_text
 from train.arguments import PolicyArguments
 
 log = logging.getLogger(__name__)
@@ -111,6 +112,12 @@ class Alerts(TrainerCallback):
         self.path = path
         self.latest = latest
         self.tell = tell
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Forgets alerts of steps that are done again after a kill."""
+        if state.is_world_process_zero and self.path.is_file():
+            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+            write_text(self.path, "".join(line for line in lines if json.loads(line)["step"] <= state.global_step))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         entries = [entry for entry in state.log_history if "samples" in entry]

@@ -18,7 +18,6 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +194,7 @@ def _run(
         "steps": trainer.state.global_step,
         "resumed_from": resumed.name if resumed else None,
         "command": command(),
-        "versions": versions() | {"trl": version("trl"), "datasets": version("datasets")},
+        "versions": versions(),
         "machine": machine(),
         "log": [entry for entry in trainer.state.log_history if "loss" in entry],
     }
