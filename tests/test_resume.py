@@ -98,7 +98,7 @@ def test_killed_in_a_save_it_ends_the_same(
     for step in (4, 6):
         same_weights(folder / f"checkpoint-{step}", tmp_path / "whole" / f"checkpoint-{step}")
     if algorithm != "online_dpo":
-        assert len({entry["beta"] for entry in learned(whole)}) > 2
+        assert len({entry["beta"] for entry in learned(whole)}) > 1
 
 
 def test_only_the_last_checkpoint_keeps_its_optimizer(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from eval.config import EvaluationConfig, InputError, nearest, parse
 from reward.functions import RewardOptions
 from reward.preferences import check_share
+from train.schedule import numbers
 
 EVALUATE = ("in_process", "watch", "afterwards")
 SEEN_PROMPTS = ("leave_out", "keep")
@@ -45,6 +46,7 @@ class CheckpointOptions:
         for name, known in (("evaluate", EVALUATE), ("keep_optimizer_states", OPTIMIZER_STATES)):
             if (value := getattr(self, name)) not in known:
                 raise InputError(f"{name} must be {', '.join(known)}, not '{value}'{nearest(value, known)}")
+        numbers(self.checkpoint_steps, 0)
 
     def evaluation_config(self) -> EvaluationConfig | None:
         """The evaluation's YAML, on this run's data folder unless the YAML names one."""
