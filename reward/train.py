@@ -29,7 +29,7 @@ from eval.config import InputError, parse, prepare_output, run_main
 from eval.results import read_json, write_json, write_text
 from reward.dialogues import Pair
 from reward.preferences import check_share
-from reward.stage import Stage, last_checkpoint, settings_of
+from reward.stage import Stage, last_checkpoint, settings_of, train_from
 
 log = logging.getLogger(__name__)
 HEADS = ("fitted", "random")
@@ -157,7 +157,7 @@ def _run(
     trainer = _trainer(model, tokenizer, training, options)
     tracking = _start_wandb(config, stage, described)
     with clock.stage("training"):
-        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+        train_from(trainer, resumed)
     result = {**described, "steps": trainer.state.global_step, "resumed_from": resumed.name if resumed else None}
     if trainer.accelerator.is_main_process:
         with clock.stage("saving"):

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from eval.config import InputError, parse
 from reward.quality import ScoredPair, quality
@@ -88,18 +90,25 @@ def test_finished_is_not_done_again_and_other_settings_are_refused(
         trained(tiny, output, *LORA, "--max_pairs", 50)
 
 
-def test_resumed_after_a_kill_it_ends_the_same(tiny: Path, lora: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+@pytest.mark.parametrize("last", ["checkpoint-3", "checkpoint-6"])
+def test_resumed_after_a_kill_it_ends_the_same(
+    tiny: Path, lora: tuple[Path, dict[str, Any]], tmp_path: Path, last: str
+) -> None:
+    """Bit by bit, from the middle and from the last step, from which nothing is trained."""
     output, result = lora
     killed = tmp_path / "killed"
     shutil.copytree(output, killed)
     (killed / "reward.json").unlink()
     shutil.rmtree(killed / "model")
-    shutil.rmtree(killed / "checkpoint-6")
+    if last == "checkpoint-3":
+        shutil.rmtree(killed / "checkpoint-6")
     again = trained(tiny, killed, *LORA, "--max_pairs", 60)
     assert again["head"] == result["head"]
     assert again["steps"] == 6
-    assert (result["resumed_from"], again["resumed_from"]) == (None, "checkpoint-3")
-    assert again["margin"] == pytest.approx(result["margin"], abs=1e-6)
+    assert (result["resumed_from"], again["resumed_from"]) == (None, last)
+    one, other = (load_file(folder / "model" / "model.safetensors") for folder in (output, killed))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    assert again["margin"] == result["margin"]
     assert again["accuracy"] == result["accuracy"]
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerCallback
 
 from eval.checkpoints import POLICY_FILE, adapter_id, weights_id
 from eval.config import EvaluationConfig
@@ -27,6 +27,7 @@ from eval.plan import Plan
 from eval.results import Busy, read_json, write_json
 from eval.scorers.transformers import TransformersScorer
 from eval.targets import RLHF_STEP, step_folder
+from reward.stage import train_from
 
 log = logging.getLogger(__name__)
 
@@ -105,20 +106,12 @@ class ScheduledCheckpoints(TrainerCallback):
 
 
 def go_on(trainer: Any, resumed: Path | None, checkpoints: ScheduledCheckpoints) -> None:
-    """trainer.train, from the checkpoint `resumed` where there is one.
-
-    From the checkpoint of the last step transformers would train one step more: then only what a kill left undone of
-    that checkpoint is done.
+    """Trains, from the checkpoint `resumed` where there is one; from that of the last step only what a kill left undone
+    of it is done.
     """
-    state = TrainerState.load_from_json(str(resumed / "trainer_state.json")) if resumed else None
-    if resumed is None or state is None or state.global_step < state.max_steps:
-        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
-        return
-    state.is_world_process_zero = trainer.is_world_process_zero()
-    trainer._load_from_checkpoint(str(resumed))
-    trainer.state = state
-    given = {"model": trainer.model, "processing_class": trainer.processing_class}
-    checkpoints.on_train_begin(trainer.args, state, trainer.control, **given)
+    if not train_from(trainer, resumed):
+        given = {"model": trainer.model, "processing_class": trainer.processing_class}
+        checkpoints.on_train_begin(trainer.args, trainer.state, trainer.control, **given)
 
 
 def drop_optimizer_states(newest: Path) -> None:
