@@ -14,9 +14,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 REAL_DATA = Path(os.environ.pop("SELFCORRECT_DATA", "../shared/data"))
 
 import pytest
-import torch
 
-from tests.tiny_models import build_model
+from tests.tiny_models import build_model, build_reward_model
 
 ROOT = Path(__file__).parent.parent
 REAL_MODEL = ROOT / "models" / "smollm2-135m-instruct"
@@ -31,25 +30,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_reward(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a tiny random reward model."""
-    from transformers import AutoTokenizer, LlamaForSequenceClassification
-
-    folder = tmp_path_factory.mktemp("model") / "reward"
-    torch.manual_seed(1)
-    LlamaForSequenceClassification.from_pretrained(tiny, num_labels=1).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(tiny).save_pretrained(folder)
-    return folder
+    return build_reward_model(tiny, tmp_path_factory.mktemp("model") / "reward", seed=1)
 
 
 @pytest.fixture(scope="session")
 def tiny_judge(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another tiny random reward model."""
-    from transformers import AutoTokenizer, LlamaForSequenceClassification
-
-    folder = tmp_path_factory.mktemp("model") / "judge"
-    torch.manual_seed(2)
-    LlamaForSequenceClassification.from_pretrained(tiny, num_labels=1).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(tiny).save_pretrained(folder)
-    return folder
+    """Another one."""
+    return build_reward_model(tiny, tmp_path_factory.mktemp("model") / "judge", seed=2)
 
 
 @pytest.fixture(scope="session")

@@ -46,6 +46,16 @@ def build_model(folder: Path, seed: int = 0, **changes: Any) -> Path:
     return folder
 
 
+def build_reward_model(model: Path, folder: Path, seed: int) -> Path:
+    """The model with a random reward head, and its tokenizer."""
+    from transformers import AutoTokenizer, LlamaForSequenceClassification
+
+    torch.manual_seed(seed)
+    LlamaForSequenceClassification.from_pretrained(model, num_labels=1).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model).save_pretrained(folder)
+    return folder
+
+
 def save_gguf(model_folder: Path, path: Path, architecture: str = "llama") -> Path:
     """The tiny Llama as a GGUF file in fp32, as llama.cpp's converter lays it out."""
     import numpy as np
