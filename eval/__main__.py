@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.commands import JSON_HELP, Told, dispatch
-from eval.config import InputError, RunConfig, run_main
+from eval.config import InputError, run_main
 
 USAGE = """usage: python -m eval COMMAND [options] [--json]
 
@@ -53,7 +53,7 @@ class ListConfig:
     json: bool = field(default=False, metadata={"help": JSON_HELP})
 
 
-def run(config: RunConfig) -> Told:
+def run(config: Any) -> Told:
     """Evaluates one checkpoint into --output, or several into its subfolders."""
     from eval import run as running
 
@@ -173,7 +173,11 @@ def config_type(command: str) -> type:
         from eval.public_data import DataConfig
 
         return DataConfig
-    return {"run": RunConfig, "list": ListConfig, "report": ReportConfig, "publish": FolderConfig}[command]
+    if command == "run":
+        from eval.run_config import RunConfig
+
+        return RunConfig
+    return {"list": ListConfig, "report": ReportConfig, "publish": FolderConfig}[command]
 
 
 COMMANDS: dict[str, Callable[[Any], Told]] = {

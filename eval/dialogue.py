@@ -10,16 +10,18 @@ Two formats (Ganguli et al. 2023 used the first):
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from eval.config import InputError
-from eval.records import Prompt
+from eval.records import Answer, Prompt
 
 PAPER_TURNS = {"human": "\n\nHuman: ", "assistant": "\n\nAssistant: "}
+TURN_MARKS = tuple(mark.rstrip() for mark in PAPER_TURNS.values())
 CHAT_ROLES = {"human": "user", "assistant": "assistant"}
 
 
@@ -164,3 +166,25 @@ def _common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
             break
         n += 1
     return n
+
+
+def parts(e: Encoded) -> Iterator[tuple[tuple[int, ...], int]]:
+    """(sequence, next token) for every token of every candidate."""
+    for candidate in e.candidates:
+        for k, token in enumerate(candidate):
+            yield e.context + candidate[:k], token
+
+
+def answer_of(e: Encoded, known: Mapping[tuple[int, ...], Mapping[int, float]]) -> Answer:
+    """The sums over each candidate's tokens; known: sequence -> {next token: its log-probability}."""
+    sums = [
+        sum(known[e.context + candidate[:k]][token] for k, token in enumerate(candidate)) for candidate in e.candidates
+    ]
+    return Answer(np.array(sums), len(e.context), e.boundary_moved)
+
+
+def clean(text: str) -> str:
+    """The reasoning without a further turn that the model began, and without white space at its ends."""
+    for mark in TURN_MARKS:
+        text = text.partition(mark)[0]
+    return text.strip()

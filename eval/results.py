@@ -33,7 +33,7 @@ Key = tuple[str, str, str, int]
 RECORDS_VERSION = 3
 """Raised whenever the columns of the records change (docs/results.md)."""
 IDENTITY = (
-    "weights", "config_sha256", "adapter_weights", "tokenizer_sha256", "format", "system_turn", "dtype",
+    "scorer", "weights", "config_sha256", "adapter_weights", "tokenizer_sha256", "format", "system_turn", "dtype",
     "prompt_version", "step",
 )  # fmt: skip
 """The fields of the provenance that must agree for a folder's records to be used. One that its writer, or who goes on,
@@ -149,6 +149,7 @@ class Store:
             self.state = {"records_before": 0, "sessions": []}
             return 0
         self._check_version(found)
+        found.setdefault("scorer", "transformers")  # once there was no other
         for name in IDENTITY:
             if name in found and name in provenance:
                 _same(self.folder, name, found[name], provenance[name])

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.config import InputError, RunConfig, prepare_output
+from eval.config import InputError, prepare_output
 from eval.evaluate import evaluate, finished
 from eval.plan import Plan, plan
-from eval.provenance import tokenizer_sha256
+from eval.run_config import RunConfig
+from eval.scorers.opening import open_target
 from eval.targets import Target, targets
 
 log = logging.getLogger(__name__)
@@ -92,37 +93,15 @@ def evaluate_target(target: Target, config: RunConfig, planned: Plan) -> dict[st
 
 def _evaluated(target: Target, config: RunConfig, planned: Plan) -> dict[str, Any]:
     """The summary, of what is done already without loading the model."""
-    from eval.checkpoints import choose_device, describe_checkpoint, load
-    from eval.dialogue import choose_format
     from eval.results import Store
-    from eval.scorers.transformers import TransformersScorer
-    from eval.suitability import check_questions
 
-    choose_device(config.device)
-    described = describe_checkpoint(
-        target.model, target.adapter, target.revision, config.dtype, config.adapter_base_differs,
-        config.trust_remote_code,
-    )  # fmt: skip
-    described.provenance["step_name"] = target.step_name
-    style = choose_format(config.format, described.tokenizer, config.system_turn)
-    known = {
-        **described.provenance,
-        "tokenizer_sha256": tokenizer_sha256(described.tokenizer),
-        "format": style.name,
-        "system_turn": style.system_turn,
-    }
-    if summary := finished(config, planned, target.folder, known, target.step):
+    opened = open_target(target, config, planned)
+    opened.known["step_name"] = target.step_name
+    if summary := finished(config, planned, target.folder, opened.known, target.step):
         log.info("done already: %s", target.folder)
         return summary
-    if config.format == "auto" and style.name == "paper":
-        log.warning("%s: the tokenizer has no chat template, so questions are in the paper's format", target.model)
-    check_questions(planned, config, described.tokenizer, style, described.config, target.model)
-    checkpoint = load(described, config.device)
-    scorer = TransformersScorer(
-        checkpoint.model, checkpoint.tokenizer, config.format, config.most_batch_tokens, config.sample_batch,
-        system_turn=config.system_turn,
-    )  # fmt: skip
-    evaluate(scorer, config, target.folder, checkpoint.provenance, target.step, planned)
+    scorer, provenance = opened.load()
+    evaluate(scorer, config, target.folder, {**provenance, "step_name": target.step_name}, target.step, planned)
     summary = Store(target.folder).summary()
     assert summary is not None  # evaluate has written it
     return summary

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from eval.checkpoints import POLICY_FILE, is_hub_id, read_policy
-from eval.config import InputError, RunConfig, parse, split_commas
+from eval.config import InputError, parse, split_commas
+from eval.run_config import RunConfig
 
 log = logging.getLogger(__name__)
 

@@ -21,10 +21,11 @@ from filelock import FileLock, Timeout
 
 from eval.checkpoints import POLICY_FILE, choose_device
 from eval.commands import JSON_HELP, Told
-from eval.config import EvaluationConfig, InputError, RunConfig, nearest, prepare_output
+from eval.config import EvaluationConfig, InputError, nearest, prepare_output
 from eval.plan import plan
 from eval.results import Busy, read_json
 from eval.run import FAILURES, evaluate_target, free_memory, told_failure, told_of_several
+from eval.run_config import RunConfig
 from eval.targets import alone, numbered, step_folder
 
 log = logging.getLogger(__name__)

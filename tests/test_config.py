@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from eval.config import EvaluationConfig, InputError, RunConfig, parse, prepare_output
+from eval.config import EvaluationConfig, InputError, parse, prepare_output
+from eval.run_config import RunConfig
 
 
 def write(path: Path, text: str) -> str:

@@ -18,11 +18,12 @@ from transformers import AutoModelForCausalLM
 from eval import checkpoints
 from eval.__main__ import main
 from eval.checkpoints import POLICY_FILE, weights_id
-from eval.config import EvaluationConfig, InputError, RunConfig, parse, run_main
+from eval.config import EvaluationConfig, InputError, parse, run_main
 from eval.curves import find_summaries
 from eval.evaluate import evaluate
 from eval.report import build_report
 from eval.results import Store, write_json
+from eval.run_config import RunConfig
 from eval.scorers.fused import FusedDecoder
 from eval.scorers.transformers import TransformersScorer
 from eval.targets import POSITION, RLHF_STEP, TRAINING_STEP, folder_name, step_of, targets

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from eval.config import InputError, parse, prepare_output
 from eval.plan import plan
 from eval.provenance import command, git_commit, versions
-from eval.scorers.transformers import keep_freed_memory
+from eval.scorers.memory import keep_freed_memory
 from reward.functions import RewardOptions, Rewards, build_rewards, check_rewards, end_token_ids
 from reward.stage import Stage, settings_of
 from train.arguments import PolicyArguments

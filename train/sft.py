@@ -25,7 +25,7 @@ from eval.config import EvaluationConfig, InputError, parse, prepare_output, run
 from eval.plan import Plan, plan
 from eval.provenance import command, git_commit, machine, versions
 from eval.results import read_json
-from eval.scorers.transformers import keep_freed_memory
+from eval.scorers.memory import keep_freed_memory
 from eval.targets import TRAINING_STEP
 from reward.stage import Stage, last_checkpoint, settings_of
 from train.arguments import CheckpointOptions

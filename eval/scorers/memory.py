@@ -6,6 +6,8 @@ scores against a row, its row of the mask, and its share of logits, of which onl
 
 from __future__ import annotations
 
+import ctypes
+import platform
 from typing import Any
 
 import torch
@@ -44,3 +46,22 @@ def affordable_tokens(free: int, config: Any, element: int) -> int:
     head = 4 * vocabulary * hidden  # the output layer in fp32
     tokens = int((free * USED - head) / (layer + attention + logits))
     return min(max(1 << max(tokens, 1).bit_length() - 1, LEAST), MOST)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether this is what torch or Python raise where memory runs out."""
+    said = str(error)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
+        words in said for words in ("not enough memory", "can't allocate memory", "out of memory")
+    )
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc's malloc, for this process, to keep freed memory: large activations come and go with every layer, and
+    giving each back and faulting its pages in again takes longer than many a layer. Elsewhere it does nothing.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    for option, value in ((-1, 2**31 - 1), (-2, 1 << 26), (-3, 1 << 30)):  # trim threshold, top pad, mmap threshold
+        libc.mallopt(option, value)

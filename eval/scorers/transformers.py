@@ -8,34 +8,35 @@ Shapes: B batch, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-import ctypes
 import logging
-import platform
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
+from eval import checkpoints
 from eval.config import InputError
-from eval.dialogue import PAPER_TURNS, Encoded, choose_format, encode
+from eval.dialogue import TURN_MARKS, Encoded, answer_of, choose_format, clean, encode, parts
+from eval.plan import Plan
 from eval.provenance import device_name, tokenizer_sha256
 from eval.records import Answer, Prompt
-from eval.scorers import selfcheck
+from eval.run_config import RunConfig
+from eval.scorers import local, selfcheck
 from eval.scorers.fused import ROWS, FusedDecoder
 from eval.scorers.generation import Sampler
-from eval.scorers.memory import default_batch_tokens
+from eval.scorers.memory import default_batch_tokens, keep_freed_memory, out_of_memory
+from eval.scorers.opening import Opened
 from eval.scorers.portable import Found, Portable, SeededDraw, Wanted, sliding_window
 from eval.scorers.selfcheck import Run, Tier, Verdict
 from eval.scorers.widen import HALF
+from eval.targets import Target
 
 log = logging.getLogger(__name__)
 
 TIERS = ("fused", "tree", "plain")  # the fastest first
 LONGER = 1.25  # prompts so many times longer than those checked are checked anew
 LEAST_BATCH_TOKENS = 16
-TURN_MARKS = tuple(mark.rstrip() for mark in PAPER_TURNS.values())
 MARK_TOKENS = 12  # a turn's mark is looked for in so many tokens at the end of a sample
 
 
@@ -94,6 +95,7 @@ class TransformersScorer:
     def describe(self) -> dict[str, Any]:
         """Tokenizer, format, default system turn, tier, the fused tier's kernels, dtype, device, batch_tokens as is."""
         return {
+            "scorer": "transformers",
             "tokenizer_sha256": tokenizer_sha256(self.tokenizer),
             "format": self.style.name,
             "system_turn": self.style.system_turn,
@@ -116,7 +118,7 @@ class TransformersScorer:
         waiting: dict[tuple[int, ...], list[int]] = {}
         open_parts = [0] * len(encoded)
         for i, e in enumerate(encoded):
-            for sequence, token in _parts(e):
+            for sequence, token in parts(e):
                 wanted.setdefault(sequence, set()).add(token)
                 users = waiting.setdefault(sequence, [])
                 if i not in users[-1:]:
@@ -129,7 +131,7 @@ class TransformersScorer:
                 for i in waiting[sequence]:
                     open_parts[i] -= 1
                     if open_parts[i] == 0:
-                        yield i, _answer(encoded[i], known)
+                        yield i, answer_of(encoded[i], known)
 
     def _found(self, wanted: Wanted) -> Iterator[Found]:
         """All wanted log-probabilities; what a batch that ran out of memory left is done in smaller ones."""
@@ -141,7 +143,7 @@ class TransformersScorer:
                         del left[sequence]
                     yield found
             except (RuntimeError, MemoryError) as error:
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise
                 self._less_memory(error)
 
@@ -238,7 +240,7 @@ class TransformersScorer:
                     yield batch[row], text
             except (RuntimeError, MemoryError) as error:
                 left = [i for i in batch if i not in done]
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise
                 if len(left) < 2:
                     raise InputError("out of memory while sampling one answer: lower --cot_max_new_tokens") from error
@@ -258,7 +260,7 @@ class TransformersScorer:
 
         self._sampler = Sampler(self._decoder(), rows, new_tokens)
         for row, new in self._sampler.sample(seeds, new_tokens, ended):
-            yield row, _clean(str(self.tokenizer.decode(new, skip_special_tokens=True)))
+            yield row, clean(str(self.tokenizer.decode(new, skip_special_tokens=True)))
 
     def _generate(
         self, rows: list[tuple[int, ...]], seeds: list[int], max_new_tokens: int
@@ -286,49 +288,26 @@ class TransformersScorer:
             logits_processor=LogitsProcessorList([SeededDraw(seeds, max_new_tokens, width)]),
         )
         texts = self.tokenizer.batch_decode(out_BT[:, width:], skip_special_tokens=True)
-        yield from enumerate(_clean(t) for t in texts)
+        yield from enumerate(clean(t) for t in texts)
 
 
-def _clean(text: str) -> str:
-    """The reasoning without a further turn that the model began, and without white space at its ends."""
-    for mark in TURN_MARKS:
-        text = text.partition(mark)[0]
-    return text.strip()
+def open_target(target: Target, config: RunConfig, planned: Plan) -> Opened:
+    """eval.scorers.opening.open_target."""
+    described, style, known = local.describe(target, config)
 
+    def load_scorer() -> tuple[TransformersScorer, dict[str, Any]]:
+        local.check(described, style, target, config, planned)
+        loaded = checkpoints.load(described, config.device)
+        scorer = TransformersScorer(
+            loaded.model, loaded.tokenizer, config.format, config.most_batch_tokens, config.sample_batch,
+            system_turn=config.system_turn,
+        )  # fmt: skip
+        return scorer, loaded.provenance
 
-def _parts(e: Encoded) -> Iterator[tuple[tuple[int, ...], int]]:
-    """(sequence, next token) for every token of every candidate."""
-    for candidate in e.candidates:
-        for k, token in enumerate(candidate):
-            yield e.context + candidate[:k], token
-
-
-def _answer(e: Encoded, known: dict[tuple[int, ...], dict[int, float]]) -> Answer:
-    sums = [
-        sum(known[e.context + candidate[:k]][token] for k, token in enumerate(candidate)) for candidate in e.candidates
-    ]
-    return Answer(np.array(sums), len(e.context), e.boundary_moved)
+    return Opened(known, load_scorer)
 
 
 def _stop_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ids: Any = configured if isinstance(configured, list) else [configured]
     return frozenset(int(i) for i in [*ids, tokenizer.eos_token_id] if i is not None)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    said = str(error)
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
-        words in said for words in ("not enough memory", "can't allocate memory", "out of memory")
-    )
-
-
-def keep_freed_memory() -> None:
-    """Tells glibc's malloc, for this process, to keep freed memory: large activations come and go with every layer, and
-    giving each back and faulting its pages in again takes longer than many a layer. Elsewhere it does nothing.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    libc = ctypes.CDLL(None)
-    for option, value in ((-1, 2**31 - 1), (-2, 1 << 26), (-3, 1 << 30)):  # trim threshold, top pad, mmap threshold
-        libc.mallopt(option, value)

@@ -1,0 +1,40 @@
+"""--scorer: which of the scorers asks a checkpoint. Adding one is adding its file, and its line here.
+
+A scorer's module has open_target(target, config, planned) -> Opened, which reads no weights yet: what is done already
+is found by what can be known without them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from eval.records import Scorer
+
+if TYPE_CHECKING:
+    from eval.plan import Plan
+    from eval.run_config import RunConfig
+    from eval.targets import Target
+
+SCORERS = ("transformers",)
+"""The values of --scorer, each the name of its module beside this one."""
+
+
+@dataclass
+class Opened:
+    """A checkpoint that is about to be asked.
+
+    known: what is known of its results without the weights: the policy's provenance, dtype_asked, tokenizer_sha256,
+    format, system_turn, scorer. load reads the weights (or reaches the server): the scorer, and the policy's
+    provenance as it goes into the results. Both raise InputError for what cannot be asked.
+    """
+
+    known: dict[str, Any]
+    load: Callable[[], tuple[Scorer, dict[str, Any]]]
+
+
+def open_target(target: Target, config: RunConfig, planned: Plan) -> Opened:
+    """The checkpoint, opened by the scorer that the configuration names."""
+    return import_module(f"eval.scorers.{config.scorer}").open_target(target, config, planned)
