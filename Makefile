@@ -37,11 +37,14 @@ $(MODEL)/config.json: | $(STAMP)
 	$(BIN)/python -m eval.packaged_model $(MODEL)
 
 demo: $(MODEL)/config.json ## reward model, RLHF, evaluation of every checkpoint, report: the whole curve
-	@echo "[1/3] reward model from preference pairs"
+	@echo "[1/4] reward model from preference pairs"
 	$(LAUNCH) -m reward.train --config configs/demo/reward.yaml --output_dir $(RUN)/reward $(DATA_DIR)
-	@echo "[2/3] RLHF, each checkpoint evaluated when it is saved"
+	@echo "[2/4] RLHF, each checkpoint looked at when it is saved"
 	$(LAUNCH) -m train.rloo --config configs/demo/rloo.yaml --output_dir $(RUN)/rloo --reward_model $(RUN)/reward/model $(DATA_DIR)
-	@echo "[3/3] report"
+	@echo "[3/4] every checkpoint evaluated in full"
+	$(BIN)/python -m eval run --config configs/demo/eval.yaml --model $(RUN)/rloo --output $(RUN)/rloo/eval $(DATA_DIR)
+	@echo "[4/4] report"
+	$(BIN)/python -m eval publish $(RUN)/rloo
 	$(BIN)/python -m eval report $(RUN)/rloo
 
 test: $(MODEL)/config.json ## the tests

@@ -81,7 +81,8 @@ def publish(run_folder: Path) -> list[str]:
     """Sends the finished evaluations in `run_folder` that were not sent yet; returns the ids of the runs written.
 
     One publisher at a time (file lock). A checkpoint that comes late or out of order keeps its place, since the axis
-    is rlhf_step and not the order of logging. Raises InputError where there is no finished evaluation.
+    is rlhf_step and not the order of logging. Of each checkpoint and condition every experiment is sent once. Raises
+    InputError where there is no finished evaluation.
     """
     summaries = find_summaries(run_folder)
     described = json.loads((run_folder / RUN_FILE).read_text("utf-8")) if (run_folder / RUN_FILE).is_file() else {}
@@ -92,17 +93,24 @@ def publish(run_folder: Path) -> list[str]:
         ledger_path = run_folder / LEDGER
         ledger = json.loads(ledger_path.read_text("utf-8")) if ledger_path.is_file() else {"policy": name, "sent": []}
         policy, sent = ledger["policy"], set(ledger["sent"])
+        axis = step_name(summaries).lower().replace(" ", "_")
         for condition in CONDITIONS.values():
             rows = {s["step"]: _row(s, condition.name) for s in summaries}
-            keys = {step: f"{condition.slug}@{step}" for step, row in rows.items() if row}
-            if new := {step: key for step, key in keys.items() if key not in sent}:
+            new: dict[int, dict[str, float]] = {}
+            keys: set[str] = set()
+            for step, row in sorted(rows.items()):
+                whole = f"{condition.slug}@{step}"  # the key before experiments had keys of their own
+                for name, value in row.items():
+                    key = f"{whole}/{name.split('/')[1]}"
+                    if not {key, whole} & sent:
+                        new.setdefault(step, {axis: step})[name] = value
+                        keys.add(key)
+            if new:
                 config = {k: {**summaries[0], **described}.get(k) for k in CONFIG_KEYS}
                 config |= {"condition": condition.name, "policy": policy}
                 run_id = f"eval-{policy}-{condition.slug}"
-                axis = step_name(summaries).lower().replace(" ", "_")
-                of_steps = {step: {axis: step, **rows[step]} for step in sorted(new)}
-                _log(run_folder, policy, run_id, config, axis, of_steps, rows[max(keys)])
-                sent |= set(new.values())
+                _log(run_folder, policy, run_id, config, axis, new, rows[max(s for s in rows if rows[s])])
+                sent |= keys
                 write_json(ledger_path, {"policy": policy, "sent": sorted(sent)})
                 written.append(run_id)
     return written

@@ -38,15 +38,16 @@ def last_checkpoint(folder: Path, *needed: str) -> Path | None:
     return max(found, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
 
 
-def train_from(trainer: Any, resumed: Path | None) -> bool:
-    """trainer.train, from the checkpoint `resumed` where there is one; False where that is of the last step.
+def train_from(trainer: Any, resumed: Path | None, ended: bool = False) -> bool:
+    """trainer.train, from the checkpoint `resumed` where there is one; False where that is of the last step, or where
+    training `ended` with it.
 
     From there transformers would train one step more: then the trainer is only brought to where the checkpoint is.
     """
     from transformers import TrainerState
 
     state = TrainerState.load_from_json(str(resumed / "trainer_state.json")) if resumed else None
-    if resumed is None or state is None or state.global_step < state.max_steps:
+    if resumed is None or state is None or (state.global_step < state.max_steps and not ended):
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
         return True
     state.is_world_process_zero = trainer.is_world_process_zero()

@@ -119,7 +119,10 @@ def test_a_run_stops_at_an_alert_and_keeps_its_last_policy(tiny: Path, tiny_rewa
     assert (tmp_path / f"checkpoint-{result['steps']}" / "policy.json").is_file()
     (alert, *_) = [json.loads(line) for line in (tmp_path / "alerts.jsonl").read_text().splitlines()]
     assert alert["alert"] == "kl" and alert["samples"][0]["prompt"]
-    assert run("rloo", tiny, tiny_reward, tmp_path, *more, "--kl_alert", 1e-3, "--stop_on_alert", "true") == result
+    again = ("--kl_alert", 1e-3, "--stop_on_alert", "true")
+    assert run("rloo", tiny, tiny_reward, tmp_path, *more, *again) == result
+    (tmp_path / "rloo.json").unlink()  # as if killed after the last save
+    assert run("rloo", tiny, tiny_reward, tmp_path, *more, *again) == result
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,24 @@ def test_publishing_again_sends_only_what_is_new(tmp_path: Path) -> None:
         assert entry["summary"]["final/winogender/rho"] == 0.5 + k  # of the largest step, not of the last sent
 
 
+def test_an_experiment_that_is_asked_later_is_sent_alone(tmp_path: Path) -> None:
+    """An evaluation in the training may ask less than one afterwards: what was sent then is not sent again."""
+    summary(tmp_path, 20, 0.5)
+    tracking.publish(tmp_path)
+    path = tmp_path / "eval" / "step-000020" / "summary.json"
+    more = json.loads(path.read_text())
+    more["metrics"] += [{**m, "experiment": "admissions", "name": "gap"} for m in more["metrics"]]
+    path.write_text(json.dumps(more))
+    assert len(tracking.publish(tmp_path)) == len(CONDITIONS)
+    assert tracking.publish(tmp_path) == []
+    for entry in read_back(tmp_path).values():
+        assert [("eval/winogender/rho" in r, "eval/admissions/gap" in r) for r in entry["rows"]] == [
+            (True, False), (False, True),
+        ]  # fmt: skip
+        assert {r["rlhf_step"] for r in entry["rows"]} == {20}
+        assert {"final/winogender/rho", "final/admissions/gap"} <= entry["summary"].keys()
+
+
 def test_mode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert tracking.mode() == "disabled"

@@ -95,6 +95,13 @@ def departures(entries: Sequence[dict[str, Any]], options: PolicyArguments) -> d
     return found
 
 
+def alerted_steps(path: Path) -> set[int]:
+    """The steps of the alerts in a file that Alerts writes; none where there is no file."""
+    if not path.is_file():
+        return set()
+    return {json.loads(line)["step"] for line in path.read_text(encoding="utf-8").splitlines()}
+
+
 class Alerts(TrainerCallback):
     """Tells, with answers, when a run leaves a band; once for each time that it does. OUTPUT/alerts.jsonl has them all.
 

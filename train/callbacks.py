@@ -105,11 +105,11 @@ class ScheduledCheckpoints(TrainerCallback):
         PartialState().wait_for_everyone()
 
 
-def go_on(trainer: Any, resumed: Path | None, checkpoints: ScheduledCheckpoints) -> None:
-    """Trains, from the checkpoint `resumed` where there is one; from that of the last step only what a kill left undone
-    of it is done.
+def go_on(trainer: Any, resumed: Path | None, checkpoints: ScheduledCheckpoints, ended: bool = False) -> None:
+    """Trains, from the checkpoint `resumed` where there is one; from that of the last step, or where training `ended`
+    with it, only what a kill left undone of it is done.
     """
-    if not train_from(trainer, resumed):
+    if not train_from(trainer, resumed, ended):
         given = {"model": trainer.model, "processing_class": trainer.processing_class}
         checkpoints.on_train_begin(trainer.args, trainer.state, trainer.control, **given)
 

@@ -16,6 +16,8 @@ from reward.stage import Stage, last_checkpoint
 from train.arguments import PolicyArguments
 from train.prompts import Prompts
 
+ALERTS = "alerts.jsonl"
+
 
 def announce(trainer: Any, output: Path, policy: dict[str, Any], evaluation: EvaluationConfig | None) -> Any:
     """Writes what the run is, for those who watch it; returns its run on W&B, on the main process where it has one."""
@@ -73,7 +75,8 @@ class Run:
         keep = self.arguments.keep_optimizer_states
         checkpoints = ScheduledCheckpoints(self.trainer, self.policy, saved, keep)
         self.trainer.add_callback(checkpoints)
-        go_on(self.trainer, last_checkpoint(self.output, *RESUMABLE), checkpoints)
+        resumed = last_checkpoint(self.output, *RESUMABLE)
+        go_on(self.trainer, resumed, checkpoints, self._stopped_with(resumed))
         self.trainer.accelerator.wait_for_everyone()
         result = self._result()
         if self.main:
@@ -89,7 +92,14 @@ class Run:
         if self.arguments.kl_target and adaptive:
             self.trainer.add_callback(AdaptiveKL(self.trainer, self.arguments.kl_target))
         tell = self.tracked.alert if self.tracked is not None else None
-        self.trainer.add_callback(Alerts(self.arguments, self.output / "alerts.jsonl", self._latest, tell))
+        self.trainer.add_callback(Alerts(self.arguments, self.output / ALERTS, self._latest, tell))
+
+    def _stopped_with(self, resumed: Path | None) -> bool:
+        """Whether the run had stopped at an alert, of which `resumed` is the checkpoint, before it was killed."""
+        from train.budget import alerted_steps
+
+        told = alerted_steps(self.output / ALERTS) if self.arguments.stop_on_alert and resumed else set()
+        return resumed is not None and int(resumed.name.rpartition("-")[2]) in told
 
     def _latest(self) -> tuple[list[str], list[str]]:
         """The last step's (prompts' last turns, answers)."""
