@@ -73,10 +73,17 @@ def test_the_chain_as_the_readme_says_it(tiny: Path, tmp_path: Path) -> None:
         documented("accelerate launch -m reward.train --config configs/demo"), tmp_path, *small, "--save_steps", "2"
     )
     assert "held-out pairwise accuracy" in out
-    (tmp_path / "eval.yaml").write_text("limit: 4\ncategories: [Age]\ncot_limit: 4\ncot_max_new_tokens: 2\n")
+    shipped = (ROOT / "configs" / "demo" / "in-training.yaml").read_text()
+    (tmp_path / "eval.yaml").write_text(shipped.replace("limit: 60", "limit: 4"))
     more = ("--checkpoint_steps", "0", "2", "--max_prompt_tokens", "1000", "--evaluation", "eval.yaml")
     out = execute(documented("accelerate launch -m train.rloo --config configs/demo"), tmp_path, *small, *more)
     assert "2 RLHF steps: learned reward" in out
+    watched = execute(documented("python -m eval watch"), tmp_path)
+    assert "2 of 2 checkpoints done" in watched and "done already" in watched
+    few = ("--limit", "4", "--categories", "Age", "--cot_limit", "4", "--cot_max_new_tokens", "2")
+    out = execute(documented("python -m eval run --config configs/demo"), tmp_path, *few)
+    assert "2 of 2 checkpoints done" in out and "bias_ambig" in out
+    assert "3 runs written (offline)" in execute(documented("python -m eval publish"), tmp_path)
     tracked = read_back(tmp_path / "runs" / "demo" / "rloo")
     (policy,) = {entry["run"]["run_group"] for entry in tracked.values()}
     assert policy.startswith("demo-rloo-")
@@ -88,11 +95,11 @@ def test_the_chain_as_the_readme_says_it(tiny: Path, tmp_path: Path) -> None:
     assert {"train/samples", "train/prompts", "train/beta"} <= logged
     assert any(name.startswith("samples/step-000002") for name in logged)
     assert {r["rlhf_step"] for r in tracked[names[0]]["rows"]} == {0, 2}
-    watched = execute(documented("python -m eval watch"), tmp_path)
-    assert "2 of 2 checkpoints done" in watched and "done already" in watched
+    sent = [(r["rlhf_step"], name) for r in tracked[names[0]]["rows"] for name in r if name.startswith("eval/")]
+    assert len(set(sent)) == len(sent) and {n.split("/")[1] for _, n in sent} == {"bbq", "winogender", "admissions"}
     assert "model-index" in (tmp_path / "runs" / "demo" / "rloo" / "checkpoint-2" / "README.md").read_text()
     (run,) = [c for c in COMMANDS if c.startswith("python -m eval run") and "--adapter" in c]
-    run = run.replace("checkpoint-24", "checkpoint-2").replace("bfloat16", "float32")
+    run = run.replace("checkpoint-60", "checkpoint-2").replace("bfloat16", "float32")
     out = execute(run, tmp_path, "--limit", "4", "--cot_limit", "4", "--cot_max_new_tokens", "2")
     assert "rho" in out
     assert "runs" not in (out := execute(documented("python -m eval list"), tmp_path)).splitlines()[2]
@@ -100,7 +107,7 @@ def test_the_chain_as_the_readme_says_it(tiny: Path, tmp_path: Path) -> None:
     command = documented("python -m eval compare").replace("runs/eval/real", "runs/demo/rloo/eval/step-000002")
     out = execute(command, tmp_path)
     assert re.search(r"^dtype +bfloat16 +float32$", out, re.M) and re.search(r"^admissions +Q +8 +0 +0 ", out, re.M)
-    (curve,) = [c for c in COMMANDS if c.startswith("python -m eval run") and "--model runs/demo/rloo" in c]
+    curve = documented("python -m eval run --model runs/demo/rloo")
     few = ("--limit", "4", "--experiments", "winogender", "--conditions", "Q")
     assert "2 of 2 checkpoints done" in execute(curve, tmp_path, *few)
     assert "done already" in execute(curve, tmp_path, *few)
