@@ -76,7 +76,7 @@ def draw_panel(axes: Axes, summaries: list[dict[str, Any]], experiment: str) -> 
     axes.set_xlabel(f"{step_name(summaries)}\n({SIGNS[experiment]})", fontsize=7)
     axes.tick_params(labelsize=7)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     if alone:
         step = summaries[0]["step"]
         axes.set_xticks([step])

@@ -1,0 +1,261 @@
+"""Every scorer that runs on this machine on the same questions: the numbers that each gives, and how fast.
+
+python -m benchmarks.scorers --data-dir FOLDER [--rows NAMES] [--rounds 3] [-- options of `eval run`]
+
+Rows: the transformers scorer by each of its tiers, in two processes, vLLM's engine, and an endpoint, which is a vLLM
+server started here, by log-probs and by sampled answers. Each row is `python -m eval run` (a tier, which `eval run`
+chooses by itself, through the same code with the tier given) into a folder of its own. Rounds are interleaved: each row
+in turn, the order reversed in every second round. All cores are given to each row: one process with as many threads, or
+two with half of them each.
+
+What is told of a row: the headline metrics with their intervals; how far its log-probabilities are from those of plain
+fp32 forward passes (row fp32-plain, asked once); prompts a second while it asks, and the seconds of the command beside
+that (loading, compiling, the self-check's imports, the metrics at the end), medians over the rounds; a server's start
+apart. The sampled row is asked once: it is about precision and not speed.
+
+vLLM is that of an environment of its own (`make vllm`); without it its rows are left out, which is told. Everything is
+kept in benchmarks/results/scorers.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+
+from benchmarks.scoring_numbers import MALLOC, machine, merge, read, say, versions
+from eval.config import InputError, parse, run_main
+from eval.results import record_key
+
+REFERENCE = "fp32-plain"
+TIERS = {REFERENCE: "plain", "fused": "fused", "tree": "tree", "plain": "plain"}
+SERVED = ("served", "sampled")
+ROWS = (*TIERS, "two-processes", "vllm", *SERVED)
+ONCE = (REFERENCE, "sampled")
+HEADLINES = (("bbq", "bias_ambig_expected"), ("winogender", "rho"), ("admissions", "gap"))
+CONDITIONS = ("Q", "Q+IF")
+DEFAULT = ["--limit", "60", "--orders", "1", "--conditions", *CONDITIONS]
+PORT = 8137
+
+
+def options(argv: Sequence[str]) -> argparse.Namespace:
+    at = list(argv).index("--") if "--" in argv else len(argv)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--data-dir", default=os.environ.get("SELFCORRECT_DATA"), help="folder with bbq/, winogender/, admissions/")
+    add("--model", default="models/smollm2-135m-instruct")
+    add("--dtype", default="bfloat16", help="of all rows but the reference")
+    add("--rows", nargs="+", default=list(ROWS), metavar="NAME", help=f"of {', '.join(ROWS)}")
+    add("--rounds", type=int, default=3)
+    add("--answer_samples", type=int, default=50, help="answers of each prompt in the sampled row")
+    add("--vllm", type=Path, default=Path(os.environ.get("SELFCORRECT_VLLM", ".venv-vllm")), help="its environment")
+    add("--scratch", type=Path, default=Path("runs/bench-scorers"))
+    add("--output", type=Path, default=Path("benchmarks/results/scorers.json"))
+    chosen = parser.parse_args(argv[:at])
+    if unknown := [r for r in chosen.rows if r not in ROWS]:
+        raise InputError(f"rows: unknown '{unknown[0]}'; known: {', '.join(ROWS)}")
+    if not chosen.data_dir:
+        raise InputError("data_dir: none given; say --data-dir FOLDER or set SELFCORRECT_DATA")
+    chosen.passed = list(argv[at + 1 :]) or DEFAULT
+    return chosen
+
+
+def command(row: str, chosen: argparse.Namespace, output: Path) -> tuple[list[str], dict[str, str]]:
+    """A row's command line and what it adds to the environment."""
+    cores = os.cpu_count() or 1
+    asked = ["--data-dir", chosen.data_dir, "--output", str(output), *chosen.passed]
+    here = ["--model", chosen.model, "--dtype", "float32" if row == REFERENCE else chosen.dtype]
+    alone = {"OMP_NUM_THREADS": str(cores)}
+    if row in TIERS:
+        return [sys.executable, "-m", "benchmarks.scorers", "--tier", TIERS[row], *here, *asked], alone
+    if row == "two-processes":
+        start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "eval", "run"]
+        return [*start, *here, *asked], {"OMP_NUM_THREADS": str(max(1, cores // 2))}
+    if row == "vllm":
+        return [str(chosen.vllm / "bin" / "python"), "-m", "eval", "run", "--scorer", "vllm", *here, *asked], {}
+    served = ["--scorer", "endpoint", "--base-url", f"http://127.0.0.1:{PORT}/v1", "--model", chosen.model]
+    if row == "sampled":
+        served += ["--method", "sampling", "--answer_samples", str(chosen.answer_samples)]
+    return [sys.executable, "-m", "eval", "run", *served, "--tokenizer", chosen.model, *asked], alone
+
+
+def run_tier(tier: str, argv: Sequence[str]) -> None:
+    """`eval run` of one checkpoint with the tier given instead of found."""
+    from eval.checkpoints import load_checkpoint
+    from eval.evaluate import evaluate
+    from eval.plan import plan
+    from eval.run_config import RunConfig
+    from eval.scorers.transformers import TransformersScorer
+
+    (config,) = parse([RunConfig], argv, "benchmarks.scorers")
+    planned = plan(config)
+    loaded = load_checkpoint(config.model[0], dtype=config.dtype)
+    scorer = TransformersScorer(loaded.model, loaded.tokenizer, config.format, tier=tier)
+    evaluate(scorer, config, Path(config.output), loaded.provenance, 0, planned)
+
+
+@contextmanager
+def server(chosen: argparse.Namespace) -> Iterator[float]:
+    """A vLLM server of the model while the block runs; gives the seconds that it took to start."""
+    call = [str(chosen.vllm / "bin" / "vllm"), "serve", chosen.model, "--port", str(PORT), "--dtype", chosen.dtype]
+    call += ["--host", "127.0.0.1", "--max-model-len", "2048", "--generation-config", "vllm"]
+    log = chosen.scratch / "server.log"
+    began = time.monotonic()
+    with log.open("w") as out, subprocess.Popen(call, stdout=out, stderr=out, start_new_session=True) as process:
+        try:
+            while True:
+                if process.poll() is not None:
+                    raise InputError(f"the vLLM server ended with status {process.returncode}; its log: {log}")
+                try:
+                    httpx.get(f"http://127.0.0.1:{PORT}/health", timeout=2).raise_for_status()
+                    break
+                except httpx.HTTPError:
+                    time.sleep(0.5)
+            yield time.monotonic() - began
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def timed(row: str, chosen: argparse.Namespace, round_: int) -> dict[str, float]:
+    """Runs a row; seconds asking (of the slowest process) and of the whole command, and what was asked."""
+    output = chosen.scratch / row / f"round-{round_}"
+    shutil.rmtree(output, ignore_errors=True)
+    words, more = command(row, chosen, output)
+    began = time.monotonic()
+    done = subprocess.run(words, env=os.environ | MALLOC | more, capture_output=True, text=True)
+    whole = time.monotonic() - began
+    if done.returncode:
+        raise InputError(f"{row} ended with status {done.returncode}: {done.stderr.strip()[-1500:]}")
+    summary = read(output / "summary.json")
+    asking = max(sum(sum(parts.values()) for parts in s["seconds"].values()) for s in summary["sessions"])
+    records = sum(n for conditions in summary["records"].values() for n in conditions.values())
+    return {"whole_s": whole, "asking_s": asking, "prompts": records}
+
+
+def measure(chosen: argparse.Namespace) -> dict[str, Any]:
+    """Every row in every round, interleaved; a server lives for its rows of a round."""
+    rows = [r for r in chosen.rows if chosen.vllm.is_dir() or r not in ("vllm", *SERVED)]
+    for left in set(chosen.rows) - set(rows):
+        say(f"{left}: left out, there is no {chosen.vllm} (make vllm)")
+    found: dict[str, Any] = {row: {"runs": []} for row in rows}
+    starts: list[float] = []
+    for round_ in range(chosen.rounds):
+        now = [r for r in rows if round_ == 0 or r not in ONCE]
+        for row in now if round_ % 2 == 0 else reversed(now):
+            say(f"round {round_ + 1} of {chosen.rounds}: {row}")
+            if row not in SERVED:
+                found[row]["runs"].append(timed(row, chosen, round_))
+                continue
+            with server(chosen) as seconds:
+                starts.append(seconds)
+                found[row]["runs"].append(timed(row, chosen, round_))
+    for row in rows:
+        found[row] |= told(row, chosen)
+        if row in SERVED:
+            found[row]["server_start_s"] = statistics.median(starts)
+    return found
+
+
+def told(row: str, chosen: argparse.Namespace) -> dict[str, Any]:
+    """Headline metrics, and the differences from the reference, of a row's first round."""
+    folder = chosen.scratch / row / "round-0"
+    summary = read(folder / "summary.json")
+    metrics = [
+        {k: m[k] for k in ("experiment", "condition", "name", "value", "low", "high", "n_items")}
+        for m in summary["metrics"]
+        if (m["experiment"], m["name"]) in HEADLINES and m["category"] == "all" and m["condition"] in CONDITIONS
+    ]
+    asked = {k: summary.get(k) for k in ("scorer", "method", "tier", "dtype", "versions", "sampling")}
+    reference = chosen.scratch / REFERENCE / "round-0"
+    apart = differences(reference, folder, row == "sampled") if reference.is_dir() else {}
+    return {"metrics": metrics, "asked": asked, **apart}
+
+
+def differences(a: Path, b: Path, sampled: bool) -> dict[str, float]:
+    """Largest and mean absolute difference of log-probabilities, and of probabilities among the candidates.
+
+    A share of sampled answers has no log-probability worth comparing: of those only the latter.
+    """
+    one, other = (
+        {record_key(r): np.array(r["logprobs"]) for r in map(json.loads, (f / "records.jsonl").open(encoding="utf-8"))}
+        for f in (a, b)
+    )
+    if one.keys() != other.keys():
+        raise InputError(f"{a} and {b} are not of the same questions; remove {b.parent} and run again")
+
+    def apart(change: Any) -> tuple[float, float]:
+        gaps = [np.abs(change(one[k]) - change(other[k])) for k in one]
+        return float(max(g.max() for g in gaps)), float(np.mean([g.mean() for g in gaps]))
+
+    def normalised(logprobs: np.ndarray) -> np.ndarray:
+        p = np.exp(logprobs - logprobs.max())
+        return p / p.sum()
+
+    found: dict[str, float] = dict(zip(("max_abs_p", "mean_abs_p"), apart(normalised), strict=True))
+    return (
+        found
+        if sampled
+        else found | dict(zip(("max_abs_logprob", "mean_abs_logprob"), apart(lambda x: x), strict=True))
+    )
+
+
+def table(results: dict[str, Any]) -> str:
+    """The rows as Markdown."""
+    cells = [(e, c) for e, _ in HEADLINES for c in CONDITIONS]
+    head = ["scorer", *(f"{e} {n}, {c}" for (e, n) in HEADLINES for c in CONDITIONS)]
+    head += ["largest (mean) difference of log-prob", "of p", "prompts/s", "beside asking, s"]
+    lines = [head, ["---"] * len(head)]
+    for row in (r for r in ROWS if r in results):
+        found = results[row]
+        by_cell = {(m["experiment"], m["condition"]): m for m in found["metrics"]}
+        numbers = [interval(by_cell.get(cell)) for cell in cells]
+        runs = found["runs"]
+        speed = statistics.median(r["prompts"] / r["asking_s"] for r in runs)
+        beside = statistics.median(r["whole_s"] - r["asking_s"] for r in runs)
+        start = f" + {found['server_start_s']:.0f} (server)" if "server_start_s" in found else ""
+        gaps = [pair(found, "logprob"), pair(found, "p")]
+        lines.append([row, *numbers, *gaps, f"{speed:.1f}", f"{beside:.0f}{start}"])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def interval(metric: dict[str, Any] | None) -> str:
+    if metric is None or metric["value"] is None:
+        return "-"
+    return f"{metric['value']:.3f} [{metric['low']:.3f}, {metric['high']:.3f}]"
+
+
+def pair(found: dict[str, Any], name: str) -> str:
+    if f"max_abs_{name}" not in found:
+        return "-"
+    return f"{found[f'max_abs_{name}']:.2g} ({found[f'mean_abs_{name}']:.2g})"
+
+
+def main() -> None:
+    if "--tier" in sys.argv:
+        run_tier(sys.argv[2], sys.argv[3:])
+        return
+    chosen = options(sys.argv[1:])
+    chosen.scratch.mkdir(parents=True, exist_ok=True)
+    found = measure(chosen)
+    merge(
+        chosen.output,
+        {**found, "asked": chosen.passed, "versions": versions(), "machine": machine(os.cpu_count() or 1)},
+    )
+    print(table(read(chosen.output)))
+
+
+if __name__ == "__main__":
+    run_main(main)
