@@ -28,13 +28,14 @@ STEPS = (0, 2, 4)
 FEW = {"limit": 4, "experiments": ["winogender"], "conditions": ["Q"]}
 
 
-@pytest.fixture(scope="module", params=["float32 adapter", "bfloat16 adapter", "bfloat16 whole"])
+@pytest.fixture(scope="module", params=["float32 adapter", "bfloat16 adapter", "bfloat16 whole", "float32 autocast"])
 def run(request: pytest.FixtureRequest, tiny: Path, tiny_reward: Path, tmp_path_factory) -> Path:
     """A training evaluated in its own process, of a model that is stored in fp32."""
     dtype, kind = request.param.split()
     folder = tmp_path_factory.mktemp("run")
     (folder / "eval.yaml").write_text(EVALUATION)
     more = ("--use_peft", str(kind == "adapter").lower(), "--max_steps", 2, "--checkpoint_steps", 0, 2)
+    more += ("--bf16", str(kind == "autocast").lower())  # fp32 weights, whose products are in bf16 in the training
     rloo(tiny, tiny_reward, folder / "run", "--evaluation", folder / "eval.yaml", "--dtype", dtype, *more)
     return folder / "run"
 

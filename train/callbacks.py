@@ -58,6 +58,21 @@ def undisturbed(model: torch.nn.Module) -> Iterator[None]:
             torch.cuda.set_rng_state_all(cuda)
 
 
+@contextmanager
+def as_saved(model: Any) -> Iterator[None]:
+    """Inside, the model computes as one that is loaded from its checkpoint: in the dtype of its weights, without the
+    autocast that accelerate puts around its forward passes where training is in mixed precision.
+    """
+    found = {name: model.__dict__[name] for name in ("forward", "_original_forward") if name in model.__dict__}
+    if "_original_forward" in found:
+        model.forward = found["_original_forward"]
+    try:
+        yield
+    finally:
+        if "_original_forward" in found:
+            model.forward = found["forward"]
+
+
 class ScheduledCheckpoints(TrainerCallback):
     """Saves at the scheduled steps; step 0 is the policy before training.
 
@@ -157,7 +172,8 @@ class CheckpointEvaluator:
         )  # fmt: skip
         results = self.output / "eval" / step_folder(step)
         try:
-            evaluate(scorer, self.config, results, provenance, step, self.planned)
+            with as_saved(model):
+                evaluate(scorer, self.config, results, provenance, step, self.planned)
         except Busy:
             log.warning("step %d is being evaluated by another process: left to it", step)
             return
