@@ -7,8 +7,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Container, Iterable
-from functools import partial
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -110,10 +109,10 @@ def evaluate(
     planned = planned or plan(config)
     store = Store(folder)
     described = describe_run(config, planned, scorer, policy, step)
-    ask = partial(_ask_chunk, scorer, config, described["format"])
+    style = described["format"]
     if us is not None and us.rank > 0:
-        with tqdm(disable=True) as none:
-            follow(us, scorer, planned, store, described, partial(ask, none, ()))
+        with tqdm(disable=True) as bar:
+            follow(us, scorer, planned, store, described, Asking(scorer, config, style, bar))
         return []
     with store.locked():
         known = _begun(store, config, planned, described)
@@ -125,7 +124,8 @@ def evaluate(
         if us is not None:
             with _bar(planned, title) as bar:
                 bar.update(sum(_cost(known.questions[key]) for key in known.done))
-                lead(us, config, scorer, planned, store, known, described, partial(ask, bar, known.done), bar.update)
+                ask = Asking(scorer, config, style, bar, known)
+                lead(us, config, scorer, planned, store, known, described, ask, bar.update)
             known = _begun(store, config, planned, described | scorer.describe())
         asked, stops = _ask_all(scorer, config, store, planned, known, title)
         in_order(store, [q.key for q in asked])
@@ -213,6 +213,7 @@ def _ask_all(
     asked: list[Question] = []
     stops: list[Stop] = []
     with _bar(planned, title) as bar:
+        ask = Asking(scorer, config, store.state["format"], bar, known)
         for job in planned.jobs:
             bar.set_postfix_str(f"{job.experiment} {'with' if job.reasoning else 'without'} CoT")
             watch = None if config.precision is None else job.watch(config.precision)
@@ -221,9 +222,7 @@ def _ask_all(
                 together = known.left(chunk)
                 bar.update(sum(_cost(q) for q in chunk) - sum(_cost(q) for q in together))
                 if together:
-                    _ask_chunk(
-                        scorer, config, store.state["format"], bar, known.done, job, together, store, known.learn
-                    )
+                    ask(job, together, store)
                 asked += chunk
                 if watch is not None and watch.look([known.done[q.key] for q in chunk]):
                     break
@@ -239,18 +238,31 @@ def _bar(planned: Plan, title: str) -> tqdm:
     return tqdm(total=total, desc=title, unit="prompt", smoothing=0.05, leave=False)
 
 
-def _ask_chunk(
-    scorer: Scorer, config: EvaluationConfig, style: str, bar: Any, done: Container[Key],
-    job: Job, together: list[Question], store: Store, learn: Callable[[list[Record]], None] = lambda _: None,
-) -> int:  # fmt: skip
-    """Asks questions of a job's chunk together, appends and learns what is not done; its worth on the progress bar."""
-    store.begin_session()
-    began = time.monotonic()
-    new = [r for r in _ask(scorer, config, style, together, bar) if record_key(r) not in done]
-    learn(new)
-    part = job.experiment, "with_reasoning" if job.reasoning else "without_reasoning"
-    store.append(new, part, time.monotonic() - began, scorer.describe())
-    return sum(_cost(q) for q in together)
+class Asking:
+    """Asks questions of a chunk together and appends to a store what is not known; with each, the bar moves on.
+
+    Returns what they are worth on it.
+    """
+
+    def __init__(
+        self, scorer: Scorer, config: EvaluationConfig, style: str, bar: Any, known: Known | None = None
+    ) -> None:
+        self.scorer = scorer
+        self.config = config
+        self.style = style
+        self.bar = bar
+        self.known = known
+
+    def __call__(self, job: Job, together: list[Question], store: Store) -> int:
+        store.begin_session()
+        began = time.monotonic()
+        new = _ask(self.scorer, self.config, self.style, together, self.bar)
+        if self.known is not None:
+            new = [r for r in new if record_key(r) not in self.known.done]
+            self.known.learn(new)
+        part = job.experiment, "with_reasoning" if job.reasoning else "without_reasoning"
+        store.append(new, part, time.monotonic() - began, self.scorer.describe())
+        return sum(_cost(q) for q in together)
 
 
 def _cost(question: Question) -> int:
