@@ -101,17 +101,22 @@ class Share:
     on which one process would have: the first of that job and of those before it.
     """
 
-    def __init__(self, us: Team, scorer: Scorer, planned: Plan, shard: Store, ask: Ask) -> None:
+    def __init__(
+        self, us: Team, scorer: Scorer, planned: Plan, shard: Shard, described: dict[str, Any], ask: Ask
+    ) -> None:
         self.us = us
         self.scorer = scorer
         self.jobs = planned.jobs
         self.chunks = [(number, chunk) for number, job in enumerate(planned.jobs) for chunk in job.chunks]
         self.shard = shard
+        self.described = described | {"rank": us.rank, "processes": us.size, "done": {}}
         self.ask = ask
         self.checked = 0
 
     def do(self, portions: list[Portion], after_each: Callable[[int], object]) -> None:
         """Asks the portions, and tells after each what it was worth. Raises Elsewhere where another process failed."""
+        if portions and self.shard.session is None:
+            self.shard.begin(self.described)
         for number, chosen in portions:
             self.us.look()
             of, chunk = self.chunks[number]
@@ -140,7 +145,7 @@ def lead(
     """
     job = secrets.token_hex(4)
     us.say("begun", {"job": job, "described": alike(described)})
-    mine = Share(us, scorer, planned, _shard(us, store, job, described), ask)
+    mine = Share(us, scorer, planned, Shard(store.folder, f"{job}-rank-0"), described, ask)
     before, heard, read = store.state["done"], 0, {}
 
     def note(anew: bool = False) -> None:  # so that `eval list` knows how far it is
@@ -178,7 +183,8 @@ def follow(us: Team, scorer: Scorer, planned: Plan, store: Store, described: dic
                 f"rank {us.rank} has another {name} than rank 0 ({json.dumps(here)[:60]} here, "
                 f"{json.dumps(there)[:60]} there); give all processes the same files, and the same kind of device"
             )
-    mine = Share(us, scorer, planned, _shard(us, store, begun["job"], described), ask)
+    shard = Shard(store.folder, f"{begun['job']}-rank-{us.rank}")
+    mine = Share(us, scorer, planned, shard, described, ask)
     for number in itertools.count():
         portions = us.hear(f"deal {number}")
         if portions is None:
@@ -190,9 +196,3 @@ def follow(us: Team, scorer: Scorer, planned: Plan, store: Store, described: dic
 def alike(described: dict[str, Any]) -> dict[str, Any]:
     """What must be the same in all processes of a job."""
     return {name: described[name] for name in (*IDENTITY, *SELECTION) if name in described}
-
-
-def _shard(us: Team, store: Store, job: str, described: dict[str, Any]) -> Store:
-    shard = Shard(store.folder, f"{job}-rank-{us.rank}")
-    shard.begin(described | {"rank": us.rank, "processes": us.size, "done": {}})
-    return shard
