@@ -27,6 +27,7 @@ from eval.run_config import RunConfig
 from eval.scorers.oracle import Oracle, Preferences
 from eval.sharing import assigned
 from eval.targets import alone
+from tests.test_commands import documented, execute
 
 ROOT = Path(__file__).parent.parent
 SMALL: dict[str, Any] = {
@@ -40,8 +41,9 @@ APART = {"started", "ended", "seconds", "sessions", "command", "model"}
 """What a summary says of how it came about."""
 
 
-def start(n: int, *arguments: object, module: str = "eval", grief: str = "") -> subprocess.CompletedProcess[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(n), "-m", module]
+def start(grief: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Two processes, of which the second comes to grief."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "tests.one_of_several"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GRIEF": grief}
     return subprocess.run(
         [*launcher, *map(str, arguments)], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300
@@ -133,26 +135,29 @@ def one(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_two_processes_end_with_the_records_of_one(tiny: Path, one: Path, tmp_path: Path) -> None:
-    done = start(2, "run", "--model", tiny, "--output", tmp_path, *OPTIONS)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert records(tmp_path) == records(one)
-    assert summary(tmp_path) == summary(one)
-    assert (tmp_path / "breakdown.jsonl").read_bytes() == (one / "breakdown.jsonl").read_bytes()
-    found = writers(tmp_path)
+    """By the README's command."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "smollm2-135m-instruct").symlink_to(tiny)
+    out = execute(documented("torchrun"), tmp_path, *map(str, OPTIONS))
+    folder = tmp_path / "runs" / "eval" / "shared"
+    assert records(folder) == records(one)
+    assert summary(folder) == summary(one)
+    assert (folder / "breakdown.jsonl").read_bytes() == (one / "breakdown.jsonl").read_bytes()
+    found = writers(folder)
     assert set(found) == {0, 1} and min(found.values()) > 0.2 * sum(found.values())
-    assert not (tmp_path / "shards").exists()
-    assert done.stdout.count("records, breakdown and summary") == 1
-    state = json.loads((tmp_path / "provenance.json").read_text())
-    assert state["done"] == state["planned"] == sessions_too(tmp_path)["records"]
+    assert not (folder / "shards").exists()
+    assert out.count("records, breakdown and summary") == out.count("2 processes share the questions") == 1
+    state = json.loads((folder / "provenance.json").read_text())
+    assert state["done"] == state["planned"] == sessions_too(folder)["records"]
     parts = [seconds for s in state["sessions"] for parts in s["seconds"].values() for seconds in parts.values()]
-    told = [seconds for parts in sessions_too(tmp_path)["seconds"].values() for seconds in parts.values()]
+    told = [seconds for parts in sessions_too(folder)["seconds"].values() for seconds in parts.values()]
     assert sum(told) == pytest.approx(sum(parts), abs=0.01) and len(parts) > len(told)
 
 
 def test_one_killed_and_the_next_run_finishes(tiny: Path, one: Path, tmp_path: Path) -> None:
     killed = tmp_path / "killed"
     options = ["run", "--model", tiny, "--output", killed, *OPTIONS]
-    done = start(2, *options, module="tests.one_of_several", grief="killed")
+    done = start("killed", *options)
     assert done.returncode == 1 and "SIGKILL" in done.stderr
     left = {path.suffix: path for path in (killed / "shards").glob("*-rank-1.json*")}
     assert left[".jsonl"].read_bytes()[-1:] != b"\n"
@@ -177,9 +182,7 @@ def test_one_killed_and_the_next_run_finishes(tiny: Path, one: Path, tmp_path: P
 def test_one_checkpoint_that_fails_in_one_process_is_told_once(tiny: Path, one: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny, other := tmp_path / "other")
     models = ["--model", tiny, "--model", tmp_path / "none", "--model", other]
-    done = start(
-        2, "run", *models, "--output", tmp_path / "out", *OPTIONS, module="tests.one_of_several", grief="error"
-    )
+    done = start("error", "run", *models, "--output", tmp_path / "out", *OPTIONS)
     assert done.returncode == 1
     assert done.stderr.count("failed, going on with the rest: ") == 2
     assert f"rank 1: failed, going on with the rest: {tiny}" in done.stderr
