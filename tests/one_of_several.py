@@ -18,12 +18,12 @@ from eval.results import Store
 append, calls = Store.append, 0
 
 
-def grief(store: Store, records: list[dict[str, Any]], *rest: Any) -> None:
+def grief(store: Any, *written: Any) -> None:
     global calls
     calls += 1
     if calls == 2 and os.environ["GRIEF"] == "error":
         raise ValueError("the model\nbroke")
-    append(store, records, *rest)
+    append(store, *written)
     if calls == 2:
         with store.records_path.open("rb+") as handle:
             handle.truncate(handle.seek(-40, os.SEEK_END))
@@ -32,5 +32,5 @@ def grief(store: Store, records: list[dict[str, Any]], *rest: Any) -> None:
 
 if __name__ == "__main__":
     if os.environ["RANK"] == "1":
-        Store.append = grief
+        setattr(Store, "append", grief)  # noqa: B010 (not the method's own signature)
     run_main(main)

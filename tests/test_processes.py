@@ -78,7 +78,8 @@ def writers(folder: Path) -> dict[int | None, int]:
 
 def in_threads(n: int, work: Any) -> list[Any]:
     """What work(team) returns or raises in each of n processes' places, threads here."""
-    store, ends = HashStore(), [None] * n
+    store = HashStore()
+    ends: list[Any] = [None] * n
 
     def one(rank: int) -> None:
         try:
