@@ -159,7 +159,8 @@ def team() -> Team | None:
     from torch.distributed.rendezvous import rendezvous
 
     store, rank, size = next(iter(rendezvous("env://")))
-    return Team(PrefixStore("selfcorrect", store), rank, size, int(os.environ["LOCAL_RANK"]))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun --max_restarts may keep the store
+    return Team(PrefixStore(f"selfcorrect {attempt}", store), rank, size, int(os.environ["LOCAL_RANK"]))
 
 
 @contextlib.contextmanager

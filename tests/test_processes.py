@@ -381,6 +381,19 @@ def test_what_is_done_loads_no_model_on_any_rank(tiny: Path, one: Path, monkeypa
     assert ends == [sessions_too(one), {}]
 
 
+def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    second = Team(HashStore(), rank=5, size=8, local_rank=1)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert second.device("auto") == "auto"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.set_device", lambda _: None)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert [second.device(asked) for asked in ("auto", "cuda", "cuda:0", "cpu")] == ["cuda:1"] * 2 + ["cuda:0", "cpu"]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(InputError, match="more processes than GPUs"):
+        second.device("auto")
+
+
 def test_a_training_in_several_processes_evaluates_on_one_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
