@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from eval.commands import JSON_HELP, Told, dispatch
 from eval.config import InputError, run_main
+from eval.processes import one_voice
 
 USAGE = """usage: python -m eval COMMAND [options] [--json]
 
@@ -191,7 +193,8 @@ POSITIONAL = {
 
 
 def main() -> None:
-    dispatch("eval", USAGE, COMMANDS, config_type, POSITIONAL)
+    with one_voice(sys.argv[1] if len(sys.argv) > 1 else ""):
+        dispatch("eval", USAGE, COMMANDS, config_type, POSITIONAL)
 
 
 if __name__ == "__main__":

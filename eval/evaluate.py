@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,14 @@ from tqdm import tqdm
 
 from eval.config import EvaluationConfig, InputError
 from eval.measure import Cell, measure
-from eval.plan import Plan, Question, plan
+from eval.plan import Job, Plan, Question, plan
+from eval.processes import Team
 from eval.provenance import command, git_commit, machine, versions
 from eval.records import Answer, Metric, Record, Scorer
 from eval.results import RECORDS_VERSION, REMEDY, Key, Store, by_cell, record_key
 from eval.sequential import RULE, Stop, told
+from eval.shards import in_order, open_whole
+from eval.sharing import follow, lead
 
 log = logging.getLogger(__name__)
 
@@ -91,25 +95,40 @@ def evaluate(
     policy: dict[str, Any],
     step: int = 0,
     planned: Plan | None = None,
+    us: Team | None = None,
 ) -> list[Metric]:
     """Asks what `folder` does not hold yet, writes records and summary there, and returns the metrics.
 
     A finished folder costs nothing; an interrupted one is continued and ends with the same records; one that was asked
     something else of the same model is asked what is missing. Raises InputError where it is of another model, where a
     record in it was asked otherwise than it would be now, and where another process writes it.
+
+    With `us`, the processes of this job, each calls it and asks its share (eval.sharing). The first does the rest; the
+    others return no metrics.
     """
     planned = planned or plan(config)
     store = Store(folder)
     described = describe_run(config, planned, scorer, policy, step)
+    style = described["format"]
+    if us is not None and us.rank > 0:
+        with tqdm(disable=True) as bar:
+            follow(us, scorer, planned, store, described, Asking(scorer, config, style, bar))
+        return []
     with store.locked():
-        before = store.open(described)
-        known = Known(store, config, planned, described["format"], before)
-        store.begin(described | {"planned": by_cell(q.key for q in planned.questions), "done": by_cell(known.done)})
-        if known.stale_weights:
-            known.rewrite_weights()
+        known = _begun(store, config, planned, described)
         if summary := store.finished(described, by_cell(known.done)):
+            if us is not None:
+                us.say("begun", None)
             return [Metric(**m) for m in summary["metrics"]]
-        asked, stops = _ask_all(scorer, config, store, planned, known, f"evaluating step {step}")
+        title = f"evaluating step {step}"
+        if us is not None:
+            with _bar(planned, title) as bar:
+                bar.update(sum(_cost(known.questions[key]) for key in known.done))
+                ask = Asking(scorer, config, style, bar, known)
+                lead(us, config, scorer, planned, store, known, described, ask, bar.update)
+            known = _begun(store, config, planned, described | scorer.describe())
+        asked, stops = _ask_all(scorer, config, store, planned, known, title)
+        in_order(store, [q.key for q in asked])
         measured = measure(cells(store, asked), config.seed)
         measured.metrics = told(measured.metrics, stops)
         for m in measured.metrics:
@@ -119,6 +138,15 @@ def evaluate(
         used = {"records": by_cell(q.key for q in asked)}
         store.finish(measured, described | scorer.describe() | used | stopping)
     return measured.metrics
+
+
+def _begun(store: Store, config: EvaluationConfig, planned: Plan, described: dict[str, Any]) -> Known:
+    """Opens the folder for these questions: what it knows of them already, written down."""
+    known = Known(store, config, planned, described["format"], open_whole(store, described))
+    store.begin(described | {"planned": by_cell(q.key for q in planned.questions), "done": by_cell(known.done)})
+    if known.stale_weights:
+        known.rewrite_weights()
+    return known
 
 
 class Known:
@@ -134,14 +162,24 @@ class Known:
         self.done: dict[Key, Record] = {}
         self.earlier: set[Key] = set()
         self.stale_weights = False
+        self.watched = config.precision is not None
         for number, record in enumerate(store.read()):
             question = self.questions.get(record_key(record))
             if question is None:
                 continue
             self._check(record, question.columns(style, config))
-            self.done[question.key] = record if config.precision is not None else {}
+            self.learn([record])
             if number < before:
                 self.earlier.add(question.key)
+
+    def learn(self, records: Iterable[Record]) -> None:
+        """Takes in records of planned questions."""
+        self.done.update({record_key(r): r if self.watched else {} for r in records})
+
+    def left(self, chunk: list[Question]) -> list[Question]:
+        """What of a chunk is asked together, if any of it is not known: all but what was there before."""
+        together = [q for q in chunk if q.key not in self.earlier]
+        return [] if all(q.key in self.done for q in together) else together
 
     def _check(self, record: Record, now: Record) -> None:
         """A weight may differ: that of a profile is its number of students among the rows that --limit takes."""
@@ -172,36 +210,59 @@ def _ask_all(
     scorer: Scorer, config: EvaluationConfig, store: Store, planned: Plan, known: Known, title: str
 ) -> tuple[list[Question], list[Stop]]:
     """Asks what is not known yet; what was asked now or earlier, and with a precision where each job stopped."""
-    done, watched = known.done, config.precision is not None
-    style = store.state["format"]
     asked: list[Question] = []
     stops: list[Stop] = []
-    total = sum(_cost(q) for q in planned.questions)
-    with tqdm(total=total, desc=title, unit="prompt", smoothing=0.05, leave=False) as bar:
+    with _bar(planned, title) as bar:
+        ask = Asking(scorer, config, store.state["format"], bar, known)
         for job in planned.jobs:
-            part = job.experiment, "with_reasoning" if job.reasoning else "without_reasoning"
             bar.set_postfix_str(f"{job.experiment} {'with' if job.reasoning else 'without'} CoT")
             watch = None if config.precision is None else job.watch(config.precision)
             before = len(asked)
             for chunk in job.chunks:
-                together = [q for q in chunk if q.key not in known.earlier]
-                if all(q.key in done for q in together):
-                    together = []
+                together = known.left(chunk)
                 bar.update(sum(_cost(q) for q in chunk) - sum(_cost(q) for q in together))
                 if together:
-                    store.begin_session()
-                    began = time.monotonic()
-                    new = [r for r in _ask(scorer, config, style, together, bar) if record_key(r) not in done]
-                    done |= {record_key(r): r if watched else {} for r in new}
-                    store.append(new, part, time.monotonic() - began, scorer.describe())
+                    ask(job, together, store)
                 asked += chunk
-                if watch is not None and watch.look([done[q.key] for q in chunk]):
+                if watch is not None and watch.look([known.done[q.key] for q in chunk]):
                     break
             if watch is not None:
                 stops.append(watch.stop)
                 log.info("%s", watch.stop)
                 bar.update(sum(_cost(q) for q in job.questions[len(asked) - before :]))
     return asked, stops
+
+
+def _bar(planned: Plan, title: str) -> tqdm:
+    total = sum(_cost(q) for q in planned.questions)
+    return tqdm(total=total, desc=title, unit="prompt", smoothing=0.05, leave=False)
+
+
+class Asking:
+    """Asks questions of a chunk together and appends to a store what is not known; with each, the bar moves on.
+
+    Returns what they are worth on it.
+    """
+
+    def __init__(
+        self, scorer: Scorer, config: EvaluationConfig, style: str, bar: Any, known: Known | None = None
+    ) -> None:
+        self.scorer = scorer
+        self.config = config
+        self.style = style
+        self.bar = bar
+        self.known = known
+
+    def __call__(self, job: Job, together: list[Question], store: Store) -> int:
+        store.begin_session()
+        began = time.monotonic()
+        new = _ask(self.scorer, self.config, self.style, together, self.bar)
+        if self.known is not None:
+            new = [r for r in new if record_key(r) not in self.known.done]
+            self.known.learn(new)
+        part = job.experiment, "with_reasoning" if job.reasoning else "without_reasoning"
+        store.append(new, part, time.monotonic() - began, self.scorer.describe())
+        return sum(_cost(q) for q in together)
 
 
 def _cost(question: Question) -> int:

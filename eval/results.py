@@ -43,9 +43,9 @@ SELECTION = ("evaluation", "data", "data_sha256")
 """The fields that say which questions are asked, in which company, and what the bootstrap draws."""
 SESSION = (
     "command", "git_commit", "versions", "machine", "device", "device_name", "tier", "tier_reason", "kernels",
-    "batch_tokens",
+    "batch_tokens", "rank", "processes",
 )  # fmt: skip
-"""What is kept of every process that wrote records."""
+"""What is kept of every process that wrote records; rank and processes where several shared the questions."""
 REMEDY = "choose another --output or remove the folder"
 
 
@@ -181,6 +181,10 @@ class Store:
         files = {**self.state.get("data_files", {}), **provenance["data_files"]}
         kept = {name: self.state[name] for name in ("records_before", "sessions")}
         self.state = {**provenance, "data_files": files, **kept}
+        self.write_state()
+
+    def write_state(self) -> None:
+        """Writes provenance.json."""
         self._write_json(self.provenance_path, self.state)
 
     def begin_session(self) -> None:
@@ -191,7 +195,7 @@ class Store:
             told = {name: self.state[name] for name in SESSION if name in self.state}
             self.session = {"started": now(), "ended": now(), "first_record": lines, "seconds": {}, **told}
             self.state["sessions"] = [*kept, self.session]
-            self._write_json(self.provenance_path, self.state)
+            self.write_state()
 
     def _drop_torn_line(self) -> None:
         """A kill in the middle of a write leaves a last line without its end: it is cut off and asked again."""
@@ -232,17 +236,25 @@ class Store:
         spent[part[1]] = round(spent.get(part[1], 0.0) + seconds, 3)
         told = {name: self.state[name] for name in SESSION if name in self.state}
         self.session |= {"ended": now(), **told}
-        self._write_json(self.provenance_path, self.state)
+        self.write_state()
 
     def rewrite(self, records: Iterable[Record]) -> None:
         """Replaces all records atomically."""
+        self.write_lines(json.dumps(r, allow_nan=False) + "\n" for r in records)
+
+    def write_lines(self, lines: Iterable[str]) -> None:
+        """The same, of the lines as they are to stand in the file."""
         try:
-            write_text(self.records_path, "".join(json.dumps(r, allow_nan=False) + "\n" for r in records))
+            write_text(self.records_path, "".join(lines))
         except OSError as error:
             raise _not_written(self.records_path, error) from error
 
     def read(self) -> Iterator[Record]:
         """The records, in the order in which they were written; a last line that is still being written is none."""
+        return (record for _, record in self.read_lines())
+
+    def read_lines(self) -> Iterator[tuple[str, Record]]:
+        """The records beside the lines that they stand in."""
         if self.records_path.is_file():
             with self.records_path.open("rb") as handle:
                 for number, line in enumerate(handle, 1):
@@ -253,7 +265,7 @@ class Store:
                         record_key(record)
                     except (ValueError, KeyError, TypeError) as error:
                         raise InputError(f"{self.records_path}:{number} is damaged; remove the folder") from error
-                    yield record
+                    yield line.decode(), record
 
     def finish(self, measured: Measured, provenance: dict[str, Any]) -> None:
         """Writes breakdown.jsonl, then summary.json."""

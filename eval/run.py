@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from eval.config import InputError, prepare_output
 from eval.evaluate import evaluate, finished
 from eval.plan import Plan, plan
+from eval.processes import Elsewhere, Team, team
 from eval.run_config import RunConfig
 from eval.scorers.opening import open_target
 from eval.targets import Target, targets
@@ -39,23 +41,33 @@ def run(config: RunConfig) -> tuple[str, dict[str, Any]]:
     """Evaluates everything that `config` names; returns the text for the terminal and the object for --json.
 
     Raises InputError for bad input and, where there is only one checkpoint, for what is wrong with it. Failures of
-    several stand in the object's 'failed'.
+    several stand in the object's 'failed'. Under torchrun or accelerate launch the processes share each checkpoint's
+    questions, and the first alone tells of them.
     """
+    us = team()
     output, chosen = targets(config)
+    if us is not None:
+        chosen = same_targets(us, chosen)
+        config.device = us.device(config.device)
+        log.info("%d processes share the questions; the progress bar is that of all", us.size)
     prepare_output(output)
     planned = plan(config)
     if [t.folder for t in chosen] == [output]:
-        summary = evaluate_target(chosen[0], config, planned)
-        return _told(summary, output), {**summary, "output": str(output)}
+        summary = evaluate_target(chosen[0], config, planned, us)
+        return (_told(summary, output), {**summary, "output": str(output)}) if summary else ("", {})
     done: list[tuple[Target, dict[str, Any]]] = []
     failed: list[Failure] = []
     for number, target in enumerate(chosen, 1):
         log.info("checkpoint %d of %d: %s, into %s", number, len(chosen), target, target.folder)
         try:
-            done.append((target, evaluate_target(target, config, planned)))
+            done.append((target, evaluate_target(target, config, planned, us)))
+        except Elsewhere as error:
+            failed.append(Failure(target, str(error)))
         except FAILURES as error:
             failed.append(Failure(target, told_failure(target, error)))
         free_memory()
+    if us is not None and us.rank > 0:
+        return "", {}
     shown = [(target.folder, summary) for target, summary in done]
     return told_of_several(output, shown, [(str(f.target), f.error) for f in failed]), {
         "output": str(output),
@@ -78,30 +90,45 @@ def told_failure(what: object, error: Exception) -> str:
     return f"{type(error).__name__}: {why[:200]}"
 
 
-def evaluate_target(target: Target, config: RunConfig, planned: Plan) -> dict[str, Any]:
+def same_targets(us: Team, chosen: list[Target]) -> list[Target]:
+    """Those that the first process has found: a training may have saved another checkpoint since."""
+    found = us.of_first("targets", [{**vars(t), "folder": str(t.folder)} for t in chosen])
+    return [Target(**{**t, "folder": Path(t["folder"])}) for t in found]
+
+
+def evaluate_target(target: Target, config: RunConfig, planned: Plan, us: Team | None = None) -> dict[str, Any]:
     """Evaluates one checkpoint into its folder, or finds it done there; returns its summary.
 
-    Where its results go beside a checkpoint of our trainers, its model card is written too.
+    Where its results go beside a checkpoint of our trainers, its model card is written too. With `us` each process does
+    its share, and on others than the first there is no summary: {}.
     """
     from eval.model_card import write_card
 
-    summary = _evaluated(target, config, planned)
-    if checkpoint := target.own_checkpoint:
-        write_card(checkpoint, summary)
+    with nullcontext() if us is None else us.task(str(target.folder)):
+        summary = _evaluated(target, config, planned, us)
+        if summary and (checkpoint := target.own_checkpoint):
+            write_card(checkpoint, summary)
     return summary
 
 
-def _evaluated(target: Target, config: RunConfig, planned: Plan) -> dict[str, Any]:
+def _evaluated(target: Target, config: RunConfig, planned: Plan, us: Team | None) -> dict[str, Any]:
     """The summary, of what is done already without loading the model."""
     from eval.results import Store
 
     opened = open_target(target, config, planned)
     opened.known["step_name"] = target.step_name
-    if summary := finished(config, planned, target.folder, opened.known, target.step):
+    first = us is None or us.rank == 0
+    summary = finished(config, planned, target.folder, opened.known, target.step) if first else None
+    complete = summary is not None
+    if us is not None:
+        complete = us.of_first("complete", complete)
+    if complete:
         log.info("done already: %s", target.folder)
-        return summary
+        return summary or {}
     scorer, provenance = opened.load()
-    evaluate(scorer, config, target.folder, {**provenance, "step_name": target.step_name}, target.step, planned)
+    evaluate(scorer, config, target.folder, {**provenance, "step_name": target.step_name}, target.step, planned, us)
+    if not first:
+        return {}
     summary = Store(target.folder).summary()
     assert summary is not None  # evaluate has written it
     return summary

@@ -53,6 +53,7 @@ def test_every_command_is_covered() -> None:
         "accelerate launch -m train.rloo",
         "accelerate launch -m train.sft",
         "accelerate launch --config_file configs/accelerate/",  # parsed in test_launch.py
+        "torchrun --nproc_per_node 2 -m eval run",  # run in test_processes.py
         "python -m eval",
         "python -m reward",
         "python -m benchmarks.",

@@ -188,6 +188,12 @@ class TransformersScorer:
             self._fused = weights, FusedDecoder(self.model, self.dtype)
         return self._fused[1]
 
+    @torch.no_grad()
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Chooses the tier on these prompts, as asking them would."""
+        encoded = encode(prompts, self.tokenizer, self.style)
+        self._check([e if e.candidates else _sampled_from(e) for e in encoded])
+
     def _check(self, encoded: list[Encoded]) -> None:
         """Chooses the tier, and again where prompts are longer than those it was checked on; then only downwards."""
         if self.forced or not encoded:
@@ -226,7 +232,7 @@ class TransformersScorer:
         """
         encoded = encode([Prompt(p.turns) for p in prompts], self.tokenizer, self.style)
         ids = [e.context for e in encoded]
-        self._check([Encoded(c[:-1], (c[-1:],), 0) for c in ids])
+        self._check([_sampled_from(e) for e in encoded])
         order = sorted(range(len(prompts)), key=lambda i: len(ids[i]))  # alike in length: little padding
         rows_at_once = min(self.sample_batch, ROWS) if self.tier == "fused" else self.sample_batch
         waiting = [order[at : at + rows_at_once] for at in range(0, len(order), rows_at_once)]
@@ -305,6 +311,11 @@ def open_target(target: Target, config: RunConfig, planned: Plan) -> Opened:
         return scorer, loaded.provenance
 
     return Opened(known, load_scorer)
+
+
+def _sampled_from(prompt: Encoded) -> Encoded:
+    """A prompt to sample from as one to score: its last token as the candidate after the others."""
+    return Encoded(prompt.context[:-1], (prompt.context[-1:],), 0)
 
 
 def _stop_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
