@@ -177,6 +177,7 @@ def start(described: Described, style: Format, dtype: str, config: RunConfig) ->
         _check_device(config.device)
         try:
             llm = vllm.LLM(**_arguments(described, dtype, config), **_on_cpu(given), **given)
+            llm.generate({"prompt_token_ids": [0]}, vllm.SamplingParams(max_tokens=1), use_tqdm=False)  # a first step
         except REFUSALS as error:
             raise InputError(
                 f"model {model} cannot be started by vLLM: {_cause(error)}; see --vllm_options, or use "
@@ -193,6 +194,8 @@ def _arguments(described: Described, dtype: str, config: RunConfig) -> dict[str,
         "trust_remote_code": known["trust_remote_code"], "dtype": dtype, "generation_config": "vllm",
         "logprobs_mode": "raw_logprobs", "tensor_parallel_size": config.tensor_parallel_size,
     }  # fmt: skip
+    if dtype != "float32" and getattr(described.config, "quantization_config", None) is None:
+        found["hf_overrides"] = {"head_dtype": "float32"}  # else logits come out rounded to half precision
     if config.most_batch_tokens is not None:
         found["max_num_batched_tokens"] = config.most_batch_tokens
     if known["adapter"]:
