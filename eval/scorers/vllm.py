@@ -102,10 +102,11 @@ def open_target(target: Target, config: RunConfig, planned: Plan) -> Opened:
 
         context = config.vllm_arguments().get("max_model_len")
         local.check(vllm_engine.shortened(described, context), style, target, config, planned)
+        size = vllm_engine.parameters(described)
         scorer = vllm_engine.start(described, style, dtype, config)
         if scorer.context != context:  # vLLM's own limit may be lower than the one in the model's configuration
             local.check(vllm_engine.shortened(described, scorer.context), style, target, config, planned)
-        return scorer, {**described.provenance, "model_params": vllm_engine.parameters(described)}
+        return scorer, {**described.provenance, "model_params": size}
 
     return Opened(known, load_scorer)
 

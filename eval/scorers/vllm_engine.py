@@ -22,7 +22,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from eval import checkpoints
@@ -35,6 +34,7 @@ from eval.records import Answer, Prompt
 from eval.run_config import RunConfig
 from eval.scorers.memory import keep_freed_memory
 from eval.scorers.vllm import not_served
+from eval.suitability import check_all_loaded
 
 IN_FLIGHT = 512  # requests in the engine at once: more than it takes into a batch, so that no batch is short
 CPU_BLOCK = 32  # tokens of a block of the prefix cache: the smallest that vLLM's CPU kernels are made for
@@ -281,11 +281,22 @@ def shortened(described: Described, context: Any) -> Described:
 
 
 def parameters(described: Described) -> int | None:
-    """The base's number of parameters as eval.checkpoints counts it, from an empty model of its configuration."""
-    with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(
-            described.config, trust_remote_code=described.provenance["trust_remote_code"]
-        )
+    """The base's number of parameters, as eval.checkpoints counts it. No weights are read.
+
+    Raises InputError where weights are missing from the checkpoint: of a tensor that vLLM merges from several, it
+    leaves what is missing unset and says nothing.
+    """
+    known = described.provenance
+    try:
+        pair: Any = AutoModelForCausalLM.from_pretrained(
+            known["model"], revision=known["commit"], trust_remote_code=known["trust_remote_code"],
+            device_map="meta", output_loading_info=True,
+        )  # fmt: skip
+    except checkpoints.UNREADABLE as error:
+        why = checkpoints.load_error(error, known["model"], known["revision"])
+        raise InputError(f"model {known['model']} cannot be loaded: {why}") from error
+    empty, found = pair
+    check_all_loaded(found, known["model"])
     return checkpoints.base_parameters(empty)
 
 
