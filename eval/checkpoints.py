@@ -251,7 +251,7 @@ def check_adapter(adapter: str, model: str, weights: str, differs_accepted: bool
     if Path(adapter).is_dir() and not (Path(adapter) / "adapter_config.json").is_file():
         raise InputError(f"adapter folder {adapter} is no adapter: it has no adapter_config.json")
     try:
-        config = PeftConfig.from_pretrained(adapter, **_adapter_commit(adapter))
+        config = PeftConfig.from_pretrained(adapter, **adapter_options(adapter))
     except (*UNREADABLE, TypeError) as error:
         raise InputError(f"adapter {adapter} cannot be read: {load_error(error, adapter)}") from error
     if getattr(config, "is_prompt_learning", False):
@@ -289,8 +289,8 @@ def _with_adapter(model: Any, adapter: str) -> Any:
     from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
 
     try:
-        wrapped = PeftModel.from_pretrained(model, adapter, **_adapter_commit(adapter))
-        given = set(load_peft_weights(adapter, device="cpu", **_adapter_commit(adapter)))
+        wrapped = PeftModel.from_pretrained(model, adapter, **adapter_options(adapter))
+        given = set(load_peft_weights(adapter, device="cpu", **adapter_options(adapter)))
     except UNREADABLE as error:
         raise InputError(f"adapter {adapter} does not fit the model: {load_error(error, adapter)}") from error
     expected = set(get_peft_model_state_dict(wrapped))
@@ -300,7 +300,8 @@ def _with_adapter(model: Any, adapter: str) -> Any:
     return wrapped
 
 
-def _adapter_commit(adapter: str) -> dict[str, Any]:
+def adapter_options(adapter: str) -> dict[str, Any]:
+    """What peft's from_pretrained is called with for this adapter: its commit, where it is on the hub."""
     return {} if Path(adapter).is_dir() else {"revision": commit_of(adapter)}
 
 

@@ -40,12 +40,13 @@ def describe_run(
     config: EvaluationConfig, planned: Plan, scorer: Scorer, policy: dict[str, Any], step: int
 ) -> dict[str, Any]:
     """The provenance: everything a number depends on, and the command that gave it."""
+    described = scorer.describe()
     return {
         **policy,
-        **scorer.describe(),
+        **described,
         **_asked(config, planned, step),
         "git_commit": git_commit(),
-        "versions": versions(),
+        "versions": versions(described.get("scorer", "")),
         "machine": machine(),
         "command": command(),
     }

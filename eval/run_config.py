@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from eval.commands import JSON_HELP
 from eval.config import EvaluationConfig, InputError, nearest, split_commas
 from eval.scorers.opening import SCORERS
+from eval.scorers.vllm import VllmOptions
 
 
 @dataclass
-class RunConfig(EvaluationConfig):
+class RunConfig(EvaluationConfig, VllmOptions):
     """`python -m eval run`: evaluate one checkpoint, or several in turn."""
 
     model: list[str] = field(
@@ -41,6 +42,7 @@ class RunConfig(EvaluationConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        VllmOptions.__post_init__(self)
         self.revision = split_commas(self.revision)
         if not self.model and not self.models:
             raise InputError("eval run: --model is missing; give a hub id, a folder, a GGUF file, or --models FILE")

@@ -15,6 +15,7 @@ import pytest
 from eval.public_data import PINNED
 from tests.file_server import serving
 from tests.test_tracking import read_back
+from tests.tiny_models import build_model
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = [
@@ -57,6 +58,7 @@ def test_every_command_is_covered() -> None:
         "python -m eval",
         "python -m reward",
         "python -m benchmarks.",
+        ".venv-vllm/bin/python -m eval run --scorer vllm",
     )
     assert [c for c in COMMANDS if not c.startswith(known)] == []
     assert {c.split()[3] for c in COMMANDS if c.startswith("python -m eval")} == {
@@ -168,6 +170,15 @@ def test_plain_evaluation_with_a_data_folder(tiny: Path, tmp_path: Path, real_da
     (tmp_path / "models" / "smollm2-135m-instruct").symlink_to(tiny)
     run = run.replace("../shared/data", str(real_data.resolve()))
     assert "gap" in execute(run, tmp_path, "--limit", "4", "--cot_limit", "4", "--cot_max_new_tokens", "2")
+
+
+@pytest.mark.skipif(not (ROOT / ".venv-vllm").is_dir(), reason="vLLM is not installed: run `make vllm`")
+def test_vllm_as_the_readme_says_it(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    build_model(tmp_path / "models" / "smollm2-135m-instruct", head_dim=32)
+    (tmp_path / ".venv-vllm").symlink_to(ROOT / ".venv-vllm")
+    few = ("--limit", "4", "--cot_limit", "4", "--cot_max_new_tokens", "2")
+    assert "gap" in execute(documented(".venv-vllm/bin/python"), tmp_path, *few)
 
 
 @pytest.mark.real_data
