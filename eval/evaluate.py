@@ -7,17 +7,19 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from eval import sampled_answers
 from eval.config import EvaluationConfig, InputError
 from eval.measure import Cell, measure
 from eval.plan import Plan, Question, plan
 from eval.provenance import command, git_commit, machine, versions
-from eval.records import Answer, Metric, Record, Scorer
+from eval.records import Answer, AnswersAlone, Metric, Record, Scorer
 from eval.results import RECORDS_VERSION, REMEDY, Key, Store, by_cell, record_key
 from eval.sequential import RULE, Stop, told
 
@@ -26,6 +28,7 @@ log = logging.getLogger(__name__)
 PROMPT_VERSION = 1
 """Raised whenever the words or their joining change, so that old results are never continued with new prompts."""
 SAMPLED_COST = 8  # a sampled reasoning counts as so many scored prompts on the progress bar
+KEPT_EVERY = 1.0  # seconds after which answers that stand alone are written
 SETTINGS = (
     "experiments", "conditions", "categories", "limit", "cot_limit", "orders", "cot_max_new_tokens",
     "sample_batch", "seed", "paraphrases", "admissions_races", "admissions_vary",
@@ -110,13 +113,16 @@ def evaluate(
         if summary := store.finished(described, by_cell(known.done)):
             return [Metric(**m) for m in summary["metrics"]]
         asked, stops = _ask_all(scorer, config, store, planned, known, f"evaluating step {step}")
-        measured = measure(cells(store, asked), config.seed)
+        found, left_out = sampled_answers.answered(cells(store, asked))
+        measured = measure(found, config.seed)
         measured.metrics = told(measured.metrics, stops)
+        noise = sampled_answers.noise(found, config.seed)
+        sampled_answers.note(measured, left_out, noise)
         for m in measured.metrics:
             if m.note.startswith("warning:"):
                 log.warning("%s, %s, %s = %.2f: %s", m.experiment, m.condition, m.name, m.value, m.note)
         stopping = {} if config.precision is None else {"stopping": [dataclasses.asdict(s) for s in stops]}
-        used = {"records": by_cell(q.key for q in asked)}
+        used = {"records": by_cell(q.key for q in asked), **sampled_answers.told(left_out, noise)}
         store.finish(measured, described | scorer.describe() | used | stopping)
     return measured.metrics
 
@@ -185,15 +191,19 @@ def _ask_all(
             before = len(asked)
             for chunk in job.chunks:
                 together = [q for q in chunk if q.key not in known.earlier]
+                if isinstance(scorer, AnswersAlone):
+                    together = [q for q in together if q.key not in done]
                 if all(q.key in done for q in together):
                     together = []
                 bar.update(sum(_cost(q) for q in chunk) - sum(_cost(q) for q in together))
                 if together:
                     store.begin_session()
                     began = time.monotonic()
-                    new = [r for r in _ask(scorer, config, style, together, bar) if record_key(r) not in done]
-                    done |= {record_key(r): r if watched else {} for r in new}
-                    store.append(new, part, time.monotonic() - began, scorer.describe())
+                    for records in _as_they_come(scorer, config, style, together, bar):
+                        new = [r for r in records if record_key(r) not in done]
+                        done |= {record_key(r): r if watched else {} for r in new}
+                        store.append(new, part, time.monotonic() - began, scorer.describe())
+                        began = time.monotonic()
                 asked += chunk
                 if watch is not None and watch.look([done[q.key] for q in chunk]):
                     break
@@ -208,6 +218,44 @@ def _cost(question: Question) -> int:
     return SAMPLED_COST if question.condition.reasoning else 1
 
 
+def _as_they_come(
+    scorer: Scorer, config: EvaluationConfig, style: str, chunk: list[Question], bar: Any
+) -> Iterator[list[Record]]:
+    """The records of a chunk: all at once, or, where answers stand alone, those of each second, also before an end by
+    an error or by Ctrl-C.
+    """
+    if not isinstance(scorer, AnswersAlone):
+        yield _ask(scorer, config, style, chunk, bar)
+        return
+    records: list[Record] = []
+    kept = time.monotonic()
+    try:
+        for i, reasoning, answer in _alone(scorer, config, chunk):
+            records.append(_record(chunk[i].columns(style, config), _checked(answer, chunk[i]), reasoning))
+            bar.update(_cost(chunk[i]))
+            if time.monotonic() - kept > KEPT_EVERY:
+                yield records
+                records, kept = [], time.monotonic()
+    except (Exception, KeyboardInterrupt):
+        if records:
+            yield records
+        raise
+    yield records
+
+
+def _alone(
+    scorer: AnswersAlone, config: EvaluationConfig, chunk: list[Question]
+) -> Iterator[tuple[int, str | None, Answer]]:
+    """(index into the chunk, reasoning, answer), as they are done."""
+    if not chunk[0].condition.reasoning:
+        yield from ((i, None, answer) for i, answer in scorer.score([q.prompt() for q in chunk]))
+        return
+    seeds = [q.seed(config.seed) for q in chunk]
+    yield from scorer.reason(
+        [q.prompt() for q in chunk], seeds, config.cot_max_new_tokens, lambda i, text: chunk[i].prompt(text)
+    )
+
+
 def _ask(scorer: Scorer, config: EvaluationConfig, style: str, chunk: list[Question], bar: Any) -> list[Record]:
     """The records of a chunk, in its order; reasoning is sampled first where the condition has it."""
     reasoning: list[str | None] = [None for _ in chunk]
@@ -219,21 +267,27 @@ def _ask(scorer: Scorer, config: EvaluationConfig, style: str, chunk: list[Quest
     prompts = [q.prompt(text) for q, text in zip(chunk, reasoning, strict=True)]
     answers = {}
     for i, answer in scorer.score(prompts):
-        if not np.isfinite(answer.logprobs).all():
-            raise InputError(
-                f"{chunk[i].key}: log-probabilities {answer.logprobs.tolist()} are not finite; the model or its dtype "
-                "overflows: try --dtype float32"
-            )
-        answers[i] = answer
+        answers[i] = _checked(answer, chunk[i])
         bar.update(1)
     return [_record(q.columns(style, config), answers[i], reasoning[i]) for i, q in enumerate(chunk)]
 
 
+def _checked(answer: Answer, question: Question) -> Answer:
+    """The answer; InputError for log-probabilities that are none."""
+    if "no_answer" not in answer.extra and not np.isfinite(answer.logprobs).all():
+        raise InputError(
+            f"{question.key}: log-probabilities {answer.logprobs.tolist()} are not finite; the model or its dtype "
+            "overflows: try --dtype float32"
+        )
+    return answer
+
+
 def _record(columns: Record, answer: Answer, reasoning: str | None) -> Record:
     given = {
-        "logprobs": [float(x) for x in answer.logprobs],
+        "logprobs": None if "no_answer" in answer.extra else [float(x) for x in answer.logprobs],
         "prompt_tokens": answer.prompt_tokens,
         "boundary_moved": answer.boundary_moved,
+        **answer.extra,
     }
     return columns | given | ({} if reasoning is None else {"reasoning": reasoning})
 
