@@ -16,7 +16,7 @@ from eval.config import InputError
 from eval.dialogue import Format, choose_format
 from eval.plan import Plan
 from eval.provenance import tokenizer_sha256
-from eval.records import Answer, Prompt, Turn
+from eval.records import Prompt, Turn
 from eval.run_config import RunConfig
 from eval.scorers.exact import Echo, Path, Top, bound_share
 from eval.scorers.http_client import GaveUp, Refused
@@ -33,7 +33,10 @@ TRIED = 5  # questions of each set of candidates
 UNCUT = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
 """Turns off what a server may have as its default (vLLM takes a model's generation_config.json for one)."""
 CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}
-OPEN_ENDED = Prompt((Turn("human", "Write down twenty random words."), Turn("assistant", "The words are")))
+OPEN_ENDED = Prompt(
+    (Turn("human", "Write down twenty random words."), Turn("assistant", "The words are")), (" a", " the")
+)
+"""What is asked where no planned question is needed; the same for every model."""
 
 
 class Lacking(Exception):
@@ -147,7 +150,6 @@ class Probe:
             few = self.found.setdefault(prompt.candidates, [])
             if len(few) < TRIED and prompt not in few:
                 few.append(prompt)
-        self.prompts = [p for few in self.found.values() for p in few[:2]]
         self.flags: dict[str, Any] | None = None
 
     def run(self, job: Coroutine[Any, Any, Any]) -> Any:
@@ -179,8 +181,7 @@ class Probe:
             try:
                 if route.name == "ids":
                     self._check_tokenizer(scorer, route)
-                for prompt in self.prompts:
-                    self.run(scorer.score(prompt))
+                self.run(scorer.score(OPEN_ENDED))
                 return scorer
             except Lacking as error:
                 why = why or error
@@ -189,7 +190,7 @@ class Probe:
 
     def _check_tokenizer(self, scorer: Echo, route: Route) -> None:
         """InputError where the server reads our token ids as other texts."""
-        ids = list(route.ids(self.prompts[0]))
+        ids = list(route.ids(OPEN_ENDED))
         (row,) = self.run(scorer.rows([ids]))
         ours, theirs = [str(self.served.tokenizer.decode([i])) for i in ids], [token for token, _ in row]
         if sum(a.strip() != b.strip() for a, b in zip(ours, theirs, strict=True)) > len(ids) // 10:
@@ -201,21 +202,19 @@ class Probe:
     def top(self, route: Route) -> Top:
         """Lists of the most probable tokens, where every candidate's tokens are listed or nearly impossible."""
         scorer = self._longest_list(route)
-        if not any(text.startswith(" ") for text in self.run(scorer.ask(self.prompts[0])).logprobs):
+        if not any(text.startswith(" ") for text in self.run(scorer.ask(OPEN_ENDED)).logprobs):
             raise Lacking("the listed tokens have no white space, so they cannot be told apart")
         if route.name != "ids":
             paths = {candidates: self._paths(scorer, few) for candidates, few in self.found.items()}
             scorer = Top(route, scorer.listed, paths)
-        for prompt in (p for few in self.found.values() for p in few):
-            answer: Answer = self.run(scorer.score(prompt))
-            share = bound_share(answer)
-            if share > MOST_BOUND:
-                line = (
-                    f"an answer is not among the {scorer.listed} most probable tokens and may have {share:.2g} of them"
-                )
-                if self.wanted.config.answer_method == "auto" and self.wanted.held is None:
-                    raise Lacking(line)
-                log.warning("%s: its probability is taken at its upper bound", line)
+        share = max(bound_share(self.run(scorer.score(p))) for few in self.found.values() for p in few)
+        if share > MOST_BOUND:
+            line = (
+                f"an answer is not among the {scorer.listed} most probable tokens and may have a share of {share:.2g}"
+            )
+            if self.wanted.config.answer_method == "auto" and self.wanted.held is None:
+                raise Lacking(line)
+            log.warning("%s: such an answer's probability is taken at its upper bound", line)
         return scorer
 
     def _longest_list(self, route: Route) -> Top:
@@ -223,7 +222,7 @@ class Probe:
         for n in LISTED:
             scorer = Top(route, n, {})
             try:
-                self.run(scorer.ask(self.prompts[0]))
+                self.run(scorer.ask(OPEN_ENDED))
                 return scorer
             except Lacking as error:
                 why = error
@@ -316,7 +315,7 @@ class Probe:
         """Prompt tokens of a question with a beginning of so many words; None where the flags are refused."""
         messages = [{"role": "user", "content": "What is it?"}]
         if words:
-            messages.append({"role": "assistant", "content": " ".join(["the"] * words)})
+            messages.append({"role": "assistant", "content": " ".join(["a"] * words)})
         read: Callable[[Any], int | None] = prompt_tokens
         body = {"model": self.served.model, "messages": messages, "max_tokens": 1, "temperature": 1.0, **flags}
         try:

@@ -231,7 +231,8 @@ class Client:
 
 
 def _close(loop: asyncio.AbstractEventLoop, http: httpx.AsyncClient) -> None:
-    if not loop.is_closed() and not loop.is_running():
+    """Closes connections and loop, unless memory is being freed in the middle of another loop's work."""
+    if asyncio._get_running_loop() is None and not loop.is_closed():
         loop.run_until_complete(http.aclose())
         loop.close()
 
