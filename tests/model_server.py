@@ -75,6 +75,7 @@ class ModelServer(ThreadingHTTPServer):
         self.folder, self.model = folder, Model(folder)
         self.echo, self.listed, self.continues, self.several = True, 20, "flags", True
         self.seeds, self.refuses_unknown, self.ids, self.completions, self.usage = True, False, True, True, True
+        self.strips = False  # white space at the ends of what is said on /chat/completions
         self.says: str | None = None  # what is said instead of what the model would
         self.script: list[Answer] = []
         self.after = 10**9  # so many requests are answered before the script begins
@@ -146,7 +147,7 @@ class Handler(BaseHTTPRequestHandler):
             self.refuse(404, "no such route")
 
     def reply(self, answer: Any, status: int = 200, **headers: str) -> None:
-        self.raw(json.dumps(answer).encode(), status, **headers)
+        self.raw(json.dumps(answer).encode(), status, None, **headers)
 
     def raw(self, content: bytes, status: int = 200, length: int | None = None, **headers: str) -> None:
         self.send_response(status)
@@ -182,16 +183,17 @@ class Handler(BaseHTTPRequestHandler):
             server.continues == "always" or (server.continues == "flags" and body.get("continue_final_message"))
         )
         begin = not going_on and body.get("add_generation_prompt", True)
-        text = server.model.tokenizer.apply_chat_template(
+        rendered = server.model.tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=begin, continue_final_message=going_on
         )
-        ids = server.model.tokenizer(text, add_special_tokens=False).input_ids
+        ids = server.model.tokenizer(rendered, add_special_tokens=False).input_ids
         n = body.get("n", 1) if server.several else 1
         choices = []
         for k in range(n):
             drawn = self.drawn(ids, {**body, "logprobs": body.get("top_logprobs")}, k)
             listed = drawn.pop("logprobs")
-            said = {"message": {"role": "assistant", "content": drawn.pop("text")}}
+            text = drawn.pop("text")
+            said = {"message": {"role": "assistant", "content": text.strip() if server.strips else text}}
             if body.get("logprobs"):
                 if body["top_logprobs"] > server.listed:
                     self.refuse(400, f"top_logprobs must be at most {server.listed}")

@@ -137,7 +137,7 @@ ANSWERING = {"": [" "], " ": ["("], "(": ["a", "b", "c"], "a": [")"], "b": [")"]
         ({}, "paper", "sampling/text"),
         ({"continues": "always"}, "auto", "sampling/chat"),
         ({"several": False, "refuses_unknown": True}, "chat", "sampling/chat"),
-        ({"seeds": False}, "chat", "sampling/chat"),
+        ({"seeds": False, "strips": True}, "chat", "sampling/chat"),
     ],
 )
 def test_sampled_answers_are_within_their_error(
@@ -161,6 +161,7 @@ def test_sampled_answers_are_within_their_error(
     assert noise["metric"] == "bias_ambig_expected" and noise["sd"] > 0
     (metric,) = [m for m in told["metrics"] if m["name"] == noise["metric"] and m["category"] == "all"]
     assert f"{noise['sd']:.4f}" in metric["note"]
+    assert told["sampled_with"]["white_space_stripped"] == ("strips" in abilities)
     settings = [b for _, b in server.seen if b.get("max_tokens", 0) > 1]
     assert all(b["temperature"] == 1 and b["top_p"] == 1 for _, b in server.seen if "top_p" in b)
     if "seeds" not in abilities:
@@ -472,9 +473,9 @@ def test_questions_without_an_answer_are_left_out_and_counted(server: ModelServe
     given: dict[str, Any] = {"experiments": ["bbq"], "orders": 3, "answer_method": "sampling", "format": "paper"}
     right = sampled.counted
 
-    def unreadable(prompt: Prompt, route: Any, said: Any, tokens: Any) -> Any:
+    def unreadable(prompt: Prompt, route: Any, said: Any, tokens: Any, loose: bool) -> Any:
         lost = prompt.turns[0].text.count("(a)") and len(server.answered) % 5 == 0
-        return right(prompt, route, [Said("", False, False)] * 4 if lost else said, tokens)
+        return right(prompt, route, [Said("", False, False)] * 4 if lost else said, tokens, False)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampled, "counted", unreadable)

@@ -102,16 +102,21 @@ def test_log_probabilities(
 
 
 def test_sampled_answers_and_reasoning(url: str, real_model: Path, tmp_path: Path) -> None:
-    given: dict[str, Any] = {"answer_method": "sampling", "format": "chat", "answer_samples": 100}
+    given: dict[str, Any] = {"answer_method": "sampling", "format": "chat", "answer_samples": 100, "limit": 1}
     got, told = served(url, tmp_path / "served", **given)
     assert told["method"] == "sampling/chat" and told["sampled_with"]["together"]
-    right, _ = records(tmp_path / "here", model=[str(real_model)], dtype="float32", format="chat")
+    right, _ = records(tmp_path / "here", model=[str(real_model)], dtype="float32", format="chat", limit=1)
     for a, b in zip(got, right, strict=True):
         counts, p = np.array(a["counts"]), np.exp(b["logprobs"])
         assert sum(counts) + sum(a["unread"].values()) == 100
         # 4.5 standard errors; a word may go on with letters although its first token is the candidate: 0.03
         assert (abs(counts / 100 - p) < 4.5 * np.sqrt(p * (1 - p) / 100) + 0.03).all(), (counts, p)
-    cot: dict[str, Any] = {"conditions": ["Q+IF+CoT"], "experiments": ["winogender"], "cot_max_new_tokens": 12}
+    cot: dict[str, Any] = {
+        "conditions": ["Q+IF+CoT"],
+        "experiments": ["winogender"],
+        "cot_max_new_tokens": 12,
+        "limit": 2,
+    }
     got, told = served(url, tmp_path / "cot", tokenizer=str(real_model), **cot)
     assert told["method"] == "echo/ids" and all(r["reasoning"] for r in got)
     assert all(math.isfinite(x) for r in got for x in r["logprobs"])

@@ -7,6 +7,7 @@ ones are not is recorded. A folder that holds records goes on by the method it h
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
@@ -263,7 +264,7 @@ class Probe:
         """
         scorer, why = None, None
         for settings, seeded in ((UNCUT, True), ({}, True), ({}, False)):
-            scorer = Sampling(route, self.samples, self.seed, False, seeded, settings)
+            scorer = Sampling(route, self.samples, self.seed, False, seeded, route.chat, settings)
             try:
                 texts = [self._drawn(scorer, 1, seed) for seed in range(4)]
                 break
@@ -277,11 +278,13 @@ class Probe:
                 f"{self.served.client.base_url} gives the same answer to four requests at temperature 1 "
                 f"({texts[0][0][:40]!r}): it does not sample (a cache, or a fixed temperature?)"
             )
-        try:
-            together = len(set(self._drawn(scorer, 4, 5))) > 1
-        except Lacking:
-            together = False
-        return Sampling(route, self.samples, self.seed, together, scorer.seeded, scorer.settings)
+        more: list[str] = []
+        with contextlib.suppress(Lacking):  # then they are asked for one by one
+            more = self._drawn(scorer, 4, 5)
+        together = len(set(more)) > 1
+        strips = not any(text[:1].isspace() for text in [*more, *(t for (t,) in texts)])
+        loose = route.name == "instructed" or (route.chat and strips)
+        return Sampling(route, self.samples, self.seed, together, scorer.seeded, loose, scorer.settings)
 
     def _drawn(self, scorer: Sampling, n: int, seed: int) -> list[str]:
         said, _ = self.run(scorer.ask(scorer.route.body(OPEN_ENDED), n, seed, 16))

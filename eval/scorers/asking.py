@@ -31,6 +31,8 @@ class EndpointScorer:
             )
         if ability.route.name == "text" and served.tokenizer is None:
             log.warning("without --tokenizer questions are in the paper's format, whatever the model's own is")
+        if isinstance(ability.scorer, Sampling) and ability.scorer.loose and ability.route.name == "chat":
+            log.warning("the server strips white space from what it says: an answer on a new line is read as well")
         if ability.method == "sampling":
             log.warning(
                 "probabilities are counted in %d sampled answers: the standard error at .5 is %.3f (0.01 takes 2,500), "
@@ -66,7 +68,10 @@ class EndpointScorer:
         if self.served.tokenizer is not None:
             told["tokenizer_sha256"] = tokenizer_sha256(self.served.tokenizer)
         if draws is not None:
-            told["sampled_with"] = {"seeded": draws.seeded, "together": draws.together, **draws.settings}
+            told["sampled_with"] = {
+                "seeded": draws.seeded, "together": draws.together, "white_space_stripped": draws.loose,
+                **draws.settings,
+            }  # fmt: skip
         if isinstance(self.ability.scorer, Sampling):
             told |= {
                 "answer_samples": self.samples,

@@ -1,10 +1,10 @@
 """Probabilities counted in sampled answers, for servers that give no log-probabilities.
 
 n answers of a few tokens are drawn at temperature 1, each with a recorded seed, and each is read by one rule: it is the
-longest candidate that the continuation begins with, a whole word (" her" is not " he"). White space at the beginning
-counts on /completions and does not on /chat/completions, where servers strip it. Where the beginning is only asked for
-(route instructed) the reply must begin with it, or directly with a candidate. What cannot be read has a reason and is
-counted as such; it is never a candidate and never an abstention.
+longest candidate that the continuation begins with, to the letter, a whole word (" her" is not " he"). White space at
+the beginning counts as well, since another line is another answer, unless the server strips it (loose). Where the
+beginning is only asked for (route instructed) the reply must begin with it, or directly with a candidate. What cannot
+be read has a reason and is counted as such; it is never a candidate and never an abstention.
 
 A probability is count / n, all n answers. A count of 0 gives log(FLOOR), not a smoothed value, which would bias every
 expected metric. Its standard error at p = .5 is .5 / sqrt(n): 0.05 for 100 answers, 0.01 takes 2,500.
@@ -33,13 +33,16 @@ MOST_AT_ONCE = 128  # answers in a request
 
 @dataclass(frozen=True)
 class Sampling:
-    """together: a request may ask for several answers. settings: what else every request sends (see abilities)."""
+    """together: a request may ask for several answers. settings: what else every request sends (see abilities).
+    loose: the server strips white space from what it says.
+    """
 
     route: Route
     samples: int
     seed: int
     together: bool = True
     seeded: bool = True
+    loose: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
 
     async def score(self, prompt: Prompt) -> Answer:
@@ -49,7 +52,7 @@ class Sampling:
         body, most = self.route.body(prompt), self._tokens(prompt)
         parts = await asyncio.gather(*(self.ask(body, n, self.seed_of(prompt, k), most) for k, n in enumerate(sizes)))
         said = [answer for answers, _ in parts for answer in answers]
-        return counted(prompt, self.route, said, parts[0][1])
+        return counted(prompt, self.route, said, parts[0][1], self.loose)
 
     async def ask(
         self, body: dict[str, Any], n: int, seed: int, max_tokens: int, **more: Any
@@ -71,10 +74,10 @@ class Sampling:
         return most + (len(prompt.turns[-1].text) // 2 if self.route.name == "instructed" else 0)
 
 
-def counted(prompt: Prompt, route: Route, said: Sequence[Said], prompt_tokens: int | None) -> Answer:
+def counted(prompt: Prompt, route: Route, said: Sequence[Said], prompt_tokens: int | None, loose: bool) -> Answer:
     """The answer from what was sampled. extra: counts, samples, unread (by reason), no_answer where all are unread."""
     beginning = prompt.turns[-1].text if route.name == "instructed" else ""
-    read = [read_answer(s, prompt.candidates, beginning, route.chat) for s in said]
+    read = [read_answer(s, prompt.candidates, beginning, loose) for s in said]
     counts = [sum(r == k for r in read) for k in range(len(prompt.candidates))]
     unread = Counter(r for r in read if isinstance(r, str))
     extra: dict[str, Any] = {"counts": counts, "samples": len(said), "unread": dict(sorted(unread.items()))}
