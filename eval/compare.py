@@ -22,12 +22,16 @@ from eval.results import Store, record_key, selected_alike
 from eval.statistics import Bootstrap, Quantity
 from eval.tables import columns
 
-ANSWER = {"logprobs", "prompt_tokens", "boundary_moved", "reasoning", "seed", "max_new_tokens"}
+ANSWER = {
+    "logprobs", "prompt_tokens", "boundary_moved", "reasoning", "seed", "max_new_tokens", "counts", "samples", "unread",
+    "no_answer", "bounded",
+}  # fmt: skip
 ASKED = {"format", "prompt_sha256", "weight"}
 """Columns in which a pair may differ beside its answers; the others are its data."""
 DESCRIBED = (
     "model", "revision", "commit", "weights", "config_sha256", "adapter", "adapter_weights", "tokenizer_sha256",
-    "format", "system_turn", "dtype", "step", "prompt_version", "tier", "kernels", "device", "device_name", "machine",
+    "format", "system_turn", "dtype", "step", "prompt_version", "scorer", "method", "answer_samples", "tier", "kernels",
+    "device", "device_name", "machine",
     "data", "data_files", "evaluation", "git_commit", "versions", "oracle",
 )  # fmt: skip
 METRICS = ("experiment", "condition", "metric", "A", "B", "B - A", "95% interval", "p", "p (Holm)", "items", "clusters")

@@ -106,7 +106,7 @@ def _head(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
 def render(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, style: Format) -> str:
     """The dialogue as text, ending with the assistant's beginning."""
     if style.name == "paper":
-        return "".join(PAPER_TURNS[t.role] + t.text for t in prompt.turns)
+        return paper_text(prompt)
     messages = [{"role": CHAT_ROLES[t.role], "content": t.text} for t in prompt.turns]
     text = tokenizer.apply_chat_template(messages, tokenize=False, continue_final_message=True)
     assert isinstance(text, str)
@@ -122,6 +122,11 @@ def render(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, style: Format) ->
             raise InputError("system_turn drop: the template's opening depends on the dialogue; use --system_turn keep")
         text = style.bos + text.removeprefix(style.opening)
     return text
+
+
+def paper_text(prompt: Prompt) -> str:
+    """The dialogue in the paper's format, which needs no tokenizer."""
+    return "".join(PAPER_TURNS[t.role] + t.text for t in prompt.turns)
 
 
 def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:

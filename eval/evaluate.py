@@ -6,20 +6,20 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
+from eval import sampled_answers
+from eval.asking import Asking, cost
 from eval.config import EvaluationConfig, InputError
 from eval.measure import Cell, measure
-from eval.plan import Job, Plan, Question, plan
+from eval.plan import Plan, Question, plan
 from eval.processes import Team
 from eval.provenance import command, git_commit, machine, versions
-from eval.records import Answer, Metric, Record, Scorer
+from eval.records import AnswersAlone, Metric, Record, Scorer
 from eval.results import RECORDS_VERSION, REMEDY, Key, Store, by_cell, record_key
 from eval.sequential import RULE, Stop, told
 from eval.shards import in_order, open_whole
@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 
 PROMPT_VERSION = 1
 """Raised whenever the words or their joining change, so that old results are never continued with new prompts."""
-SAMPLED_COST = 8  # a sampled reasoning counts as so many scored prompts on the progress bar
 SETTINGS = (
     "experiments", "conditions", "categories", "limit", "cot_limit", "orders", "cot_max_new_tokens",
     "sample_batch", "seed", "paraphrases", "admissions_races", "admissions_vary",
@@ -116,7 +115,7 @@ def evaluate(
             follow(us, scorer, planned, store, described, Asking(scorer, config, style, bar))
         return []
     with store.locked():
-        known = _begun(store, config, planned, described)
+        known = _begun(store, config, planned, described, isinstance(scorer, AnswersAlone))
         if summary := store.finished(described, by_cell(known.done)):
             if us is not None:
                 us.say("begun", None)
@@ -124,26 +123,29 @@ def evaluate(
         title = f"evaluating step {step}"
         if us is not None:
             with _bar(planned, title) as bar:
-                bar.update(sum(_cost(known.questions[key]) for key in known.done))
+                bar.update(sum(cost(known.questions[key]) for key in known.done))
                 ask = Asking(scorer, config, style, bar, known)
                 lead(us, config, scorer, planned, store, known, described, ask, bar.update)
-            known = _begun(store, config, planned, described | scorer.describe())
+            known = _begun(store, config, planned, described | scorer.describe(), known.alone)
         asked, stops = _ask_all(scorer, config, store, planned, known, title)
         in_order(store, [q.key for q in asked])
-        measured = measure(cells(store, asked), config.seed)
+        found, left_out = sampled_answers.answered(cells(store, asked))
+        measured = measure(found, config.seed)
         measured.metrics = told(measured.metrics, stops)
+        noise = sampled_answers.noise(found, config.seed)
+        sampled_answers.note(measured, left_out, noise)
         for m in measured.metrics:
             if m.note.startswith("warning:"):
                 log.warning("%s, %s, %s = %.2f: %s", m.experiment, m.condition, m.name, m.value, m.note)
         stopping = {} if config.precision is None else {"stopping": [dataclasses.asdict(s) for s in stops]}
-        used = {"records": by_cell(q.key for q in asked)}
+        used = {"records": by_cell(q.key for q in asked), **sampled_answers.told(left_out, noise)}
         store.finish(measured, described | scorer.describe() | used | stopping)
     return measured.metrics
 
 
-def _begun(store: Store, config: EvaluationConfig, planned: Plan, described: dict[str, Any]) -> Known:
+def _begun(store: Store, config: EvaluationConfig, planned: Plan, described: dict[str, Any], alone: bool) -> Known:
     """Opens the folder for these questions: what it knows of them already, written down."""
-    known = Known(store, config, planned, described["format"], open_whole(store, described))
+    known = Known(store, config, planned, described["format"], open_whole(store, described), alone)
     store.begin(described | {"planned": by_cell(q.key for q in planned.questions), "done": by_cell(known.done)})
     if known.stale_weights:
         known.rewrite_weights()
@@ -154,11 +156,15 @@ class Known:
     """The records on disk that answer a planned question, each found to be of the very question that is planned.
 
     done: their keys, with the record where a precision watches; earlier: those of them that were there before these
-    questions were asked, which are left out of the chunks. Raises InputError for a record that was asked otherwise.
+    questions were asked, which are left out of the chunks; alone: nothing that is done is asked again for company, as
+    each answer stands alone (AnswersAlone). Raises InputError for a record that was asked otherwise.
     """
 
-    def __init__(self, store: Store, config: EvaluationConfig, planned: Plan, style: str, before: int) -> None:
+    def __init__(
+        self, store: Store, config: EvaluationConfig, planned: Plan, style: str, before: int, alone: bool = False
+    ) -> None:
         self.store = store
+        self.alone = alone
         self.questions = {q.key: q for q in planned.questions}
         self.done: dict[Key, Record] = {}
         self.earlier: set[Key] = set()
@@ -179,7 +185,7 @@ class Known:
 
     def left(self, chunk: list[Question]) -> list[Question]:
         """What of a chunk is asked together, if any of it is not known: all but what was there before."""
-        together = [q for q in chunk if q.key not in self.earlier]
+        together = [q for q in chunk if q.key not in (self.done if self.alone else self.earlier)]
         return [] if all(q.key in self.done for q in together) else together
 
     def _check(self, record: Record, now: Record) -> None:
@@ -221,7 +227,7 @@ def _ask_all(
             before = len(asked)
             for chunk in job.chunks:
                 together = known.left(chunk)
-                bar.update(sum(_cost(q) for q in chunk) - sum(_cost(q) for q in together))
+                bar.update(sum(cost(q) for q in chunk) - sum(cost(q) for q in together))
                 if together:
                     ask(job, together, store)
                 asked += chunk
@@ -230,74 +236,13 @@ def _ask_all(
             if watch is not None:
                 stops.append(watch.stop)
                 log.info("%s", watch.stop)
-                bar.update(sum(_cost(q) for q in job.questions[len(asked) - before :]))
+                bar.update(sum(cost(q) for q in job.questions[len(asked) - before :]))
     return asked, stops
 
 
 def _bar(planned: Plan, title: str) -> tqdm:
-    total = sum(_cost(q) for q in planned.questions)
+    total = sum(cost(q) for q in planned.questions)
     return tqdm(total=total, desc=title, unit="prompt", smoothing=0.05, leave=False)
-
-
-class Asking:
-    """Asks questions of a chunk together and appends to a store what is not known; with each, the bar moves on.
-
-    Returns what they are worth on it.
-    """
-
-    def __init__(
-        self, scorer: Scorer, config: EvaluationConfig, style: str, bar: Any, known: Known | None = None
-    ) -> None:
-        self.scorer = scorer
-        self.config = config
-        self.style = style
-        self.bar = bar
-        self.known = known
-
-    def __call__(self, job: Job, together: list[Question], store: Store) -> int:
-        store.begin_session()
-        began = time.monotonic()
-        new = _ask(self.scorer, self.config, self.style, together, self.bar)
-        if self.known is not None:
-            new = [r for r in new if record_key(r) not in self.known.done]
-            self.known.learn(new)
-        part = job.experiment, "with_reasoning" if job.reasoning else "without_reasoning"
-        store.append(new, part, time.monotonic() - began, self.scorer.describe())
-        return sum(_cost(q) for q in together)
-
-
-def _cost(question: Question) -> int:
-    return SAMPLED_COST if question.condition.reasoning else 1
-
-
-def _ask(scorer: Scorer, config: EvaluationConfig, style: str, chunk: list[Question], bar: Any) -> list[Record]:
-    """The records of a chunk, in its order; reasoning is sampled first where the condition has it."""
-    reasoning: list[str | None] = [None for _ in chunk]
-    if chunk[0].condition.reasoning:
-        seeds = [q.seed(config.seed) for q in chunk]
-        for i, text in scorer.sample([q.prompt() for q in chunk], seeds, config.cot_max_new_tokens):
-            reasoning[i] = text
-            bar.update(SAMPLED_COST - 1)
-    prompts = [q.prompt(text) for q, text in zip(chunk, reasoning, strict=True)]
-    answers = {}
-    for i, answer in scorer.score(prompts):
-        if not np.isfinite(answer.logprobs).all():
-            raise InputError(
-                f"{chunk[i].key}: log-probabilities {answer.logprobs.tolist()} are not finite; the model or its dtype "
-                "overflows: try --dtype float32"
-            )
-        answers[i] = answer
-        bar.update(1)
-    return [_record(q.columns(style, config), answers[i], reasoning[i]) for i, q in enumerate(chunk)]
-
-
-def _record(columns: Record, answer: Answer, reasoning: str | None) -> Record:
-    given = {
-        "logprobs": [float(x) for x in answer.logprobs],
-        "prompt_tokens": answer.prompt_tokens,
-        "boundary_moved": answer.boundary_moved,
-    }
-    return columns | given | ({} if reasoning is None else {"reasoning": reasoning})
 
 
 def cells(store: Store, questions: list[Question]) -> dict[Cell, list[Record]]:

@@ -92,7 +92,7 @@ def _row(found: dict[str, Any], root: Path) -> tuple[str, ...]:
     model += f"@{found['revision']}" if found["revision"] else ""
     model += f" + {Path(found['adapter']).name}" if found["adapter"] else ""
     return (
-        _name(found, root), model, str(found["step"]), found["dtype"], found["format"], found["data"],
+        _name(found, root), model, str(found["step"]), found["dtype"] or "", found["format"], found["data"],
         f"{found['done']}/{found['planned']}", found["state"], (found["date"] or "").removesuffix("+00:00"),
     )  # fmt: skip
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -59,11 +59,16 @@ class Item:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a scorer says of one prompt: natural-log probabilities, one per candidate, over the full vocabulary."""
+    """What a scorer says of one prompt: natural-log probabilities, one per candidate, over the full vocabulary.
+
+    extra: further columns of the record. With `no_answer` in it, the reason, there is none: logprobs are NaN.
+    prompt_tokens is None where a server does not say it.
+    """
 
     logprobs: np.ndarray
-    prompt_tokens: int
+    prompt_tokens: int | None
     boundary_moved: int
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 Record = dict[str, Any]
@@ -136,4 +141,17 @@ class Scorer(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """What belongs into the provenance: format, tier, dtype ..."""
+        ...
+
+
+@runtime_checkable
+class AnswersAlone(Scorer, Protocol):
+    """A scorer whose answer to a question is the same whatever is asked beside it: each is kept as soon as it is there,
+    and only what is missing is asked again.
+    """
+
+    def reason(
+        self, prompts: Sequence[Prompt], seeds: Sequence[int], max_new_tokens: int, then: Callable[[int, str], Prompt]
+    ) -> Iterator[tuple[int, str, Answer]]:
+        """Samples from each prompt, scores what `then(index, text)` makes of it; yields (index, text, Answer)."""
         ...

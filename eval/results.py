@@ -34,7 +34,7 @@ RECORDS_VERSION = 3
 """Raised whenever the columns of the records change (docs/results.md)."""
 IDENTITY = (
     "scorer", "weights", "config_sha256", "adapter_weights", "tokenizer_sha256", "format", "system_turn", "dtype",
-    "prompt_version", "step",
+    "prompt_version", "step", "method", "answer_samples", "answer_seed", "served_root",
 )  # fmt: skip
 """The fields of the provenance that must agree for a folder's records to be used. One that its writer, or who goes on,
 does not know is not compared: the evaluation during training takes the model from memory.
@@ -43,7 +43,8 @@ SELECTION = ("evaluation", "data", "data_sha256")
 """The fields that say which questions are asked, in which company, and what the bootstrap draws."""
 SESSION = (
     "command", "git_commit", "versions", "machine", "device", "device_name", "tier", "tier_reason", "kernels",
-    "batch_tokens", "tensor_parallel_size", "max_model_len", "vllm_options", "rank", "processes",
+    "batch_tokens", "tensor_parallel_size", "max_model_len", "vllm_options", "base_url", "server", "served", "used",
+    "rank", "processes",
 )  # fmt: skip
 """What is kept of every process that wrote records; rank and processes where several shared the questions."""
 REMEDY = "choose another --output or remove the folder"

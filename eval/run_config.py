@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 
 from eval.commands import JSON_HELP
 from eval.config import EvaluationConfig, InputError, nearest, split_commas
+from eval.scorers import endpoint
 from eval.scorers.opening import SCORERS
 from eval.scorers.vllm import VllmOptions
 
 
 @dataclass
-class RunConfig(EvaluationConfig, VllmOptions):
+class RunConfig(EvaluationConfig, VllmOptions, endpoint.EndpointOptions):
     """`python -m eval run`: evaluate one checkpoint, or several in turn."""
 
     model: list[str] = field(
@@ -54,3 +55,4 @@ class RunConfig(EvaluationConfig, VllmOptions):
             raise InputError(f"dtype must be auto, float32, bfloat16 or float16, not '{self.dtype}'")
         if self.step is not None and self.step < 0:
             raise InputError(f"step must be at least 0, not {self.step}")
+        endpoint.check(self)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from eval.experiments.registry import EXPERIMENTS
+from eval.sampled_answers import SAMPLED
 from eval.sequential import EARLY
 
 COLUMNS = ("step", "experiment", "condition", "metric", "value", "95% interval", "items", "clusters")
@@ -32,7 +33,7 @@ def remarks(metrics: list[dict[str, Any]]) -> list[str]:
     """
     conditions: dict[tuple[str, str, str], list[str]] = {}
     for m in metrics:
-        if m["category"] == "all" and (m["value"] is None or m["note"].startswith(("warning:", EARLY))):
+        if m["category"] == "all" and (m["value"] is None or m["note"].startswith(("warning:", EARLY, SAMPLED))):
             conditions.setdefault((m["experiment"], m["name"], m["note"].partition(";")[0]), []).append(m["condition"])
     return [f"{e}, {name} ({', '.join(found)}): {note}" for (e, name, note), found in conditions.items()]
 

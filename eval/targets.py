@@ -88,6 +88,11 @@ def targets(config: RunConfig) -> tuple[Path, list[Target]]:
     output = Path(config.output or Path("runs") / "eval" / ("" if several else Path(models[0]).name))
     found: dict[Path, Target] = {}
     for entry in listed:
+        if config.scorer == "endpoint":  # a name that is served, even where a folder is called so here
+            folder = output / safe_name(entry.name.replace("/", "--")) if several else output
+            revision = entry.revision[0] if entry.revision else None
+            found[folder] = Target(entry.name, entry.adapter, revision, entry.step or 0, RLHF_STEP, folder)
+            continue
         for target in _expanded(entry, output / folder_name(entry.name, entry.adapter) if several else output, several):
             if found.setdefault(target.folder, target) != target:
                 raise InputError(f"{target} is given twice, with steps {found[target.folder].step} and {target.step}")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from eval.run_config import RunConfig
     from eval.targets import Target
 
-SCORERS = ("transformers", "vllm")
+SCORERS = ("transformers", "vllm", "endpoint")
 """The values of --scorer, each the name of its module beside this one."""
 
 

@@ -1,0 +1,133 @@
+"""The scorer of --scorer endpoint: questions to a served model by the method that abilities found."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from eval.dialogue import TURN_MARKS, clean
+from eval.provenance import tokenizer_sha256
+from eval.records import Answer, Prompt
+from eval.scorers.abilities import Ability
+from eval.scorers.exact import Top, bound_share
+from eval.scorers.sampled import Sampling
+from eval.scorers.served import Served
+
+log = logging.getLogger(__name__)
+
+
+class EndpointScorer:
+    """eval.records.Scorer and AnswersAlone over a served model."""
+
+    def __init__(self, served: Served, ability: Ability, samples: int, seed: int) -> None:
+        self.served, self.ability, self.samples, self.seed = served, ability, samples, seed
+        self.bounded, self.largest_bound = 0, 0.0
+        log.info("%s: answers by %s", served.client.base_url, self.method)
+        if ability.route.name == "instructed":
+            log.warning(
+                "the server continues no beginning of an answer: each question asks for it in words of ours, so it is "
+                "not the paper's question"
+            )
+        if ability.route.name == "text" and served.tokenizer is None:
+            log.warning("without --tokenizer questions are in the paper's format, whatever the model's own is")
+        if isinstance(ability.scorer, Sampling) and ability.scorer.loose and ability.route.name == "chat":
+            log.warning("the server strips white space from what it says: an answer on a new line is read as well")
+        if ability.method == "sampling":
+            log.warning(
+                "probabilities are counted in %d sampled answers: the standard error at .5 is %.3f (0.01 takes 2,500), "
+                "and correlations come out smaller than they are",
+                samples, self.standard_error,
+            )  # fmt: skip
+
+    @property
+    def method(self) -> str:
+        return f"{self.ability.method}/{self.ability.route.name}"
+
+    @property
+    def standard_error(self) -> float:
+        """Of a probability of one half."""
+        return 0.5 / self.samples**0.5
+
+    def describe(self) -> dict[str, Any]:
+        """Server, method and its cost, format; used: requests, retries and tokens of this process so far."""
+        route, draws = self.ability.route, self.ability.reasons
+        told: dict[str, Any] = {
+            "scorer": "endpoint",
+            "method": self.method,
+            "method_reasons": list(self.ability.lacking),
+            "base_url": self.served.client.base_url,
+            "server": self.served.server,
+            "served": self.served.info,
+            "served_root": self.served.info.get("root"),
+            "format": route.format,
+            "system_turn": route.system_turn,
+            "dtype": None,
+            "used": dict(self.served.client.used),
+        }
+        if self.served.tokenizer is not None:
+            told["tokenizer_sha256"] = tokenizer_sha256(self.served.tokenizer)
+        if draws is not None:
+            told["sampled_with"] = {
+                "seeded": draws.seeded, "together": draws.together, "white_space_stripped": draws.loose,
+                **draws.settings,
+            }  # fmt: skip
+        if isinstance(self.ability.scorer, Sampling):
+            told |= {
+                "answer_samples": self.samples,
+                "answer_seed": self.seed,
+                "standard_error": round(self.standard_error, 4),
+            }
+        if isinstance(self.ability.scorer, Top):
+            told |= {
+                "listed": self.ability.scorer.listed,
+                "bounded": {"questions": self.bounded, "largest_share": round(self.largest_bound, 6)},
+            }
+        return told
+
+    def score(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
+        """Yields answers as they are done. InputError where the server stays away or refuses."""
+
+        async def answered(i: int, prompt: Prompt) -> tuple[int, Answer]:
+            return i, await self._answer(prompt)
+
+        yield from self.served.client.each([answered(i, p) for i, p in enumerate(prompts)])
+
+    def sample(self, prompts: Sequence[Prompt], seeds: Sequence[int], max_new_tokens: int) -> Iterator[tuple[int, str]]:
+        """Yields sampled texts as they are done: temperature 1, nothing cut off, each with its own seed."""
+
+        async def drawn(i: int, prompt: Prompt) -> tuple[int, str]:
+            return i, await self._draw(prompt, seeds[i], max_new_tokens)
+
+        yield from self.served.client.each([drawn(i, p) for i, p in enumerate(prompts)])
+
+    def reason(
+        self, prompts: Sequence[Prompt], seeds: Sequence[int], max_new_tokens: int, then: Callable[[int, str], Prompt]
+    ) -> Iterator[tuple[int, str, Answer]]:
+        """eval.records.AnswersAlone: each prompt is sampled from and its final prompt scored, as they are done."""
+
+        async def both(i: int, prompt: Prompt) -> tuple[int, str, Answer]:
+            text = await self._draw(prompt, seeds[i], max_new_tokens)
+            return i, text, await self._answer(then(i, text))
+
+        yield from self.served.client.each([both(i, p) for i, p in enumerate(prompts)])
+
+    async def _answer(self, prompt: Prompt) -> Answer:
+        answer = await self.ability.scorer.score(prompt)
+        if "bounded" in answer.extra:
+            self.bounded += 1
+            self.largest_bound = max(self.largest_bound, bound_share(answer))
+        return answer
+
+    async def _draw(self, prompt: Prompt, seed: int, max_new_tokens: int) -> str:
+        draws = self.ability.reasons
+        assert draws is not None  # abilities looked for it where reasoning is planned
+        route = draws.route
+        stop: dict[str, Any] = {"stop": list(TURN_MARKS)} if route.format == "paper" else {}
+        # 31 bits of the question's seed: some servers take no more
+        (said,), _ = await draws.ask(route.body(prompt), 1, seed & 0x7FFFFFFF, max_new_tokens, **stop)
+        text = clean(said.text)
+        beginning = prompt.turns[-1].text.strip()
+        if route.name == "instructed" and text.startswith(beginning):
+            text = clean(text[len(beginning) :])
+        return text

@@ -1,0 +1,286 @@
+"""An OpenAI-compatible server on 127.0.0.1 of a tiny real model, which can do as much as it is told, and misbehaves on
+demand, one scripted answer after another.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+Answer = Callable[["Handler", dict[str, Any]], None]
+
+
+class Model:
+    """Log-probabilities of the tiny model, and samples by a seed, one sequence at a time.
+
+    steered: {the last token's text ("" for any other): texts of tokens that are made far more probable after it}.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.model: Any = AutoModelForCausalLM.from_pretrained(folder).eval()
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self.known: dict[tuple[int, ...], np.ndarray] = {}
+        self.lock = threading.Lock()
+        self.steered: dict[str, list[str]] = {}
+
+    @torch.no_grad()
+    def all_logprobs(self, ids: list[int]) -> np.ndarray:
+        """After each of the tokens, (T, V)."""
+        logits_TV = self.model(input_ids=torch.tensor([ids])).logits[0]
+        if self.steered:
+            for logits_V, last in zip(logits_TV, ids, strict=True):
+                for text in self.steered.get(self.tokenizer.decode([last]), self.steered[""]):
+                    (token,) = self.tokenizer(text).input_ids
+                    logits_V[token] += 11
+        return torch.log_softmax(logits_TV, dim=-1).numpy()
+
+    def next(self, ids: list[int]) -> np.ndarray:
+        """After all of them, (V,)."""
+        with self.lock:
+            if tuple(ids) not in self.known:
+                self.known[tuple(ids)] = self.all_logprobs(ids)[-1]
+            return self.known[tuple(ids)]
+
+    def draw(self, ids: list[int], n: int, rng: np.random.Generator) -> list[int]:
+        new: list[int] = []
+        for _ in range(n):
+            p = np.exp(self.next(ids + new).astype(float))
+            new.append(int(rng.choice(len(p), p=p / p.sum())))
+            if new[-1] == self.tokenizer.eos_token_id:
+                break
+        return new
+
+
+class ModelServer(ThreadingHTTPServer):
+    """Serves `model` as "tiny". What it can do: echo, listed (most top log-probabilities), continues (flags, always or
+    never), several (n), seeds, unknown (extra settings are refused), ids. `script`: answers that come first, each once.
+    """
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.folder, self.model = folder, Model(folder)
+        self.echo, self.listed, self.continues, self.several = True, 20, "flags", True
+        self.seeds, self.refuses_unknown, self.ids, self.completions, self.usage = True, False, True, True, True
+        self.strips = False  # white space at the ends of what is said on /chat/completions
+        self.says: str | None = None  # what is said instead of what the model would
+        self.script: list[Answer] = []
+        self.after = 10**9  # so many requests are answered before the script begins
+        self.seen: list[tuple[str, dict[str, Any]]] = []  # (path, body)
+        self.answered: list[dict[str, Any]] = []  # bodies of requests whose answer went out
+        self.keys: set[str | None] = set()
+        self.slow = 0.0
+        self.at_once, self.most_at_once, self.lock = 0, 0, threading.Lock()
+        self.released = threading.Event()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+    def do(self, *script: Answer, after: int = 0) -> None:
+        """These answers come first, once so many more requests have been seen."""
+        self.script, self.after = list(script), len(self.seen) + after
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: ModelServer  # pyright: ignore[reportIncompatibleVariableOverride]
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self.server.keys.add(self.headers["Authorization"])
+        if self.path == "/v1/models":
+            made = {"created": int(time.time() * 1000), "root": "/models/tiny", "permission": []}
+            self.reply({"data": [{"id": "tiny", **made}, {"id": "tiny-lora", **made}]})
+        else:
+            self.reply({"error": {"message": "not here"}}, 404)
+
+    def do_POST(self) -> None:
+        server = self.server
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with server.lock:
+            server.keys.add(self.headers["Authorization"])
+            server.seen.append((self.path, body))
+            server.at_once += 1
+            server.most_at_once = max(server.most_at_once, server.at_once)
+            scripted = server.script.pop(0) if server.script and len(server.seen) > server.after else None
+        try:
+            time.sleep(server.slow)
+            if scripted is not None:
+                scripted(self, body)
+            else:
+                self.answer(body)
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        finally:
+            with server.lock:
+                server.at_once -= 1
+
+    def answer(self, body: dict[str, Any]) -> None:
+        """As the model has it."""
+        if body.get("model") not in ("tiny", "tiny-lora"):
+            self.refuse(404, f"The model `{body.get('model')}` does not exist.")
+        elif self.server.refuses_unknown and (odd := body.keys() & {"top_k", "min_p", "repetition_penalty"}):
+            self.refuse(400, f"Unrecognized request arguments: {sorted(odd)}")
+        elif not self.server.seeds and "seed" in body:
+            self.refuse(422, "seed: extra fields not permitted")
+        elif self.path == "/v1/completions" and self.server.completions:
+            self.complete(body)
+        elif self.path == "/v1/chat/completions":
+            self.chat(body)
+        else:
+            self.refuse(404, "no such route")
+
+    def reply(self, answer: Any, status: int = 200, **headers: str) -> None:
+        self.raw(json.dumps(answer).encode(), status, None, **headers)
+
+    def raw(self, content: bytes, status: int = 200, length: int | None = None, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(content) if length is None else length))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def refuse(self, status: int, message: str, **headers: str) -> None:
+        self.reply({"error": {"message": message}}, status, **headers)
+
+    def complete(self, body: dict[str, Any]) -> None:
+        server, prompt = self.server, body["prompt"]
+        prompts = prompt if isinstance(prompt, list) and not isinstance(prompt[0], int) else [prompt]
+        if not server.ids and not isinstance(prompts[0], str):
+            self.refuse(400, "prompt: a string is expected")
+            return
+        rows = [server.model.tokenizer(p).input_ids if isinstance(p, str) else p for p in prompts]
+        if body.get("logprobs") is not None and body["logprobs"] > server.listed:
+            self.refuse(400, f"logprobs must be at most {server.listed}")
+            return
+        if body.get("echo") and server.echo:
+            self.done(body, [self.echoed(ids) for ids in rows], sum(map(len, rows)))
+        else:
+            n = body.get("n", 1) if server.several else 1
+            choices = [self.drawn(ids, body, k) for ids in rows for k in range(n)]
+            self.done(body, choices, sum(map(len, rows)))
+
+    def chat(self, body: dict[str, Any]) -> None:
+        server, messages = self.server, body["messages"]
+        going_on = messages[-1]["role"] == "assistant" and (
+            server.continues == "always" or (server.continues == "flags" and body.get("continue_final_message"))
+        )
+        begin = not going_on and body.get("add_generation_prompt", True)
+        rendered = server.model.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=begin, continue_final_message=going_on
+        )
+        ids = server.model.tokenizer(rendered, add_special_tokens=False).input_ids
+        n = body.get("n", 1) if server.several else 1
+        choices = []
+        for k in range(n):
+            drawn = self.drawn(ids, {**body, "logprobs": body.get("top_logprobs")}, k)
+            listed = drawn.pop("logprobs")
+            text = drawn.pop("text")
+            said = {"message": {"role": "assistant", "content": text.strip() if server.strips else text}}
+            if body.get("logprobs"):
+                if body["top_logprobs"] > server.listed:
+                    self.refuse(400, f"top_logprobs must be at most {server.listed}")
+                    return
+                first = {"token": listed["tokens"][0], "logprob": listed["token_logprobs"][0]}
+                top = [{"token": t, "logprob": v} for t, v in listed["top_logprobs"][0].items()]
+                said["logprobs"] = {"content": [{**first, "top_logprobs": top}]}
+            choices.append({**drawn, **said})
+        self.done(body, choices, len(ids))
+
+    def echoed(self, ids: list[int]) -> dict[str, Any]:
+        logprobs = self.server.model.all_logprobs(ids)
+        values = [None, *(float(logprobs[i, t]) for i, t in enumerate(ids[1:]))]
+        tokens = [self.server.model.tokenizer.decode([i]) for i in ids]
+        return {"text": "".join(tokens), "logprobs": {"tokens": tokens, "token_logprobs": values}}
+
+    def drawn(self, ids: list[int], body: dict[str, Any], k: int) -> dict[str, Any]:
+        model = self.server.model
+        seed = body.get("seed", int(time.time_ns()))
+        new = model.draw(ids, body.get("max_tokens", 16), np.random.default_rng([seed, k]))
+        logprobs = model.next(ids)
+        top = np.argsort(-logprobs)[: body.get("logprobs") or 0]
+        if not new:
+            return {"text": "", "finish_reason": "length", "logprobs": None}
+        listed = {model.tokenizer.decode([i]): float(logprobs[i]) for i in [*top, new[0]]}
+        first = {"tokens": [model.tokenizer.decode([new[0]])], "token_logprobs": [float(logprobs[new[0]])]}
+        text = model.tokenizer.decode(new, skip_special_tokens=True) if self.server.says is None else self.server.says
+        for mark in body.get("stop", []):
+            text = text.partition(mark)[0]
+        ended = new[-1] == model.tokenizer.eos_token_id
+        return {
+            "text": text,
+            "finish_reason": "stop" if ended else "length",
+            "logprobs": {**first, "top_logprobs": [listed]},
+        }
+
+    def done(self, body: dict[str, Any], choices: list[dict[str, Any]], prompt_tokens: int) -> None:
+        answer: dict[str, Any] = {"choices": [{"index": k, **c} for k, c in enumerate(choices)]}
+        if self.server.usage:
+            answer["usage"] = {"prompt_tokens": prompt_tokens, "completion_tokens": len(choices)}
+        assert all(
+            math.isfinite(v) for c in choices for v in ((c.get("logprobs") or {}).get("token_logprobs") or [])[1:]
+        )
+        self.reply(answer)
+        with self.server.lock:
+            self.server.answered.append(body)
+
+
+def status(code: int, message: str = "busy", **headers: str) -> Answer:
+    return lambda handler, body: handler.refuse(code, message, **headers)
+
+
+def no_json(handler: Handler, body: dict[str, Any]) -> None:
+    handler.raw(b"<html>502 Bad Gateway</html>")
+
+
+def no_choices(handler: Handler, body: dict[str, Any]) -> None:
+    handler.reply({"object": "text_completion", "note": "nothing today"})
+
+
+def half(handler: Handler, body: dict[str, Any]) -> None:
+    handler.raw(b'{"choices": [{"index": 0, "te')
+
+
+def breaks_off(handler: Handler, body: dict[str, Any]) -> None:
+    handler.raw(b'{"choices"', length=1000)
+    handler.close_connection = True
+
+
+def hangs_up(handler: Handler, body: dict[str, Any]) -> None:
+    handler.close_connection = True
+
+
+def stalls(handler: Handler, body: dict[str, Any]) -> None:
+    handler.server.released.wait(60)
+    handler.close_connection = True
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[ModelServer]:
+    server = ModelServer(folder)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.released.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()

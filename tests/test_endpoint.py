@@ -1,0 +1,492 @@
+"""A served model: the numbers of the transformers scorer by every exact method, within its error by sampling, and
+nothing lost, asked twice or told to others where the server misbehaves.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from eval.__main__ import main
+from eval.config import InputError
+from eval.results import Store, record_key
+from eval.run import run
+from eval.run_config import RunConfig
+from eval.scorers import http_client
+from eval.scorers.sampled import CUT_OFF, EMPTY, OTHER, REFUSED, read_answer
+from eval.scorers.served import BEGIN, Said
+from tests import model_server
+from tests.model_server import ModelServer, serving
+
+ROOT = Path(__file__).parent.parent
+KEY = "sk-test-0123456789abcdef"
+FEW: dict[str, Any] = {"limit": 3, "categories": ["Age"], "orders": 1, "cot_max_new_tokens": 6, "cot_limit": 2}
+Q = {"conditions": ["Q"]}
+
+
+@pytest.fixture
+def server(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelServer]:
+    monkeypatch.setattr(http_client, "FIRST_WAIT", 0.02)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with serving(tiny) as found:
+        yield found
+
+
+def asked(server: ModelServer, output: Path, **settings: Any) -> list[dict[str, Any]]:
+    """The records of an evaluation over the server, by key."""
+    given = {**FEW, "scorer": "endpoint", "base_url": server.url, "model": ["tiny"], "output": str(output), **settings}
+    run(RunConfig(**given))
+    return sorted(Store(output).read(), key=record_key)
+
+
+def reference(tiny: Path, output: Path, **settings: Any) -> list[dict[str, Any]]:
+    run(RunConfig(**{**FEW, "model": [str(tiny)], "output": str(output), **settings}))
+    return sorted(Store(output).read(), key=record_key)
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def apart(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> float:
+    assert [record_key(r) for r in a] == [record_key(r) for r in b] and a
+    return max(float(np.abs(np.subtract(x["logprobs"], y["logprobs"])).max()) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("method", "form", "with_tokenizer", "found"),
+    [
+        ("auto", "auto", True, "echo/ids"),
+        ("auto", "paper", True, "echo/ids"),
+        ("auto", "auto", False, "echo/text"),
+        ("top", "auto", True, "top/ids"),
+        ("top", "chat", False, "top/chat"),
+        ("top", "paper", False, "top/text"),
+    ],
+)
+def test_exact_methods_give_the_transformers_scorers_numbers(
+    tiny: Path, server: ModelServer, tmp_path: Path, method: str, form: str, with_tokenizer: bool, found: str
+) -> None:  # fmt: skip
+    """The tiny vocabulary is listed as a whole, so that no candidate is below the list."""
+    server.listed = 1000
+    given = {"tokenizer": str(tiny)} if with_tokenizer else {}
+    records = asked(server, tmp_path / "served", answer_method=method, format=form, **given, **Q)
+    told = summary(tmp_path / "served")
+    assert told["method"] == found
+    wanted = reference(tiny, tmp_path / "here", format="chat" if told["format"] == "chat" else "paper", **Q)
+    assert apart(records, wanted) < 1e-4
+    assert [r["boundary_moved"] for r in records] == [r["boundary_moved"] for r in wanted]
+    assert [r["prompt_tokens"] for r in records] == [r["prompt_tokens"] for r in wanted]
+
+
+def test_a_merge_across_the_boundary_is_told_from_the_echoed_text() -> None:
+    from eval.records import Prompt, Turn
+    from eval.scorers.exact import split
+
+    prompt = Prompt((Turn("human", "x"), Turn("assistant", 'is "')), ("yes", "no"))
+    rows: list[Any] = [
+        [("is", None), (' "', -1.0)],
+        [("is", None), (' "y', -2.0), ("es", -3.0)],
+        [("is", None), (' "', -1.0), ("no", -4.0)],
+    ]
+    answer = split(prompt, rows)
+    assert answer.logprobs.tolist() == [-5.0, -5.0]
+    assert (answer.prompt_tokens, answer.boundary_moved) == (1, 1)
+    rows[1] = [("is", None), (' "', -1.0), ("Yes", -4.0)]
+    with pytest.raises(InputError, match="do not tell where the answer 'yes' begins"):
+        split(prompt, rows)
+
+
+def test_what_is_below_the_list_is_bounded_and_counted(tiny: Path, server: ModelServer, tmp_path: Path) -> None:
+    server.listed = 20
+    records = asked(server, tmp_path / "top", answer_method="top", tokenizer=str(tiny), **Q)
+    wanted = reference(tiny, tmp_path / "here", **Q)
+    told = summary(tmp_path / "top")
+    assert told["listed"] == 20 and told["bounded"]["questions"] == sum("bounded" in r for r in records) > 0
+    for got, right in zip(records, wanted, strict=True):
+        for k, (a, b) in enumerate(zip(got["logprobs"], right["logprobs"], strict=True)):
+            assert a >= b - 1e-4
+            if k not in got.get("bounded", []):
+                assert a == pytest.approx(b, abs=1e-4)
+    server.echo = False
+    asked(server, tmp_path / "auto", tokenizer=str(tiny), answer_samples=4, **Q)
+    told = summary(tmp_path / "auto")
+    assert told["method"] == "sampling/ids" and "not among the 20 most probable" in " ".join(told["method_reasons"])
+
+
+ANSWERING = {"": [" "], " ": ["("], "(": ["a", "b", "c"], "a": [")"], "b": [")"], "c": [")"], ")": ["<|end|>"]}
+"""Steers the tiny model to give one of BBQ's answers, mostly."""
+
+
+@pytest.mark.parametrize(
+    ("abilities", "form", "found"),
+    [
+        ({}, "paper", "sampling/text"),
+        ({"continues": "always"}, "auto", "sampling/chat"),
+        ({"several": False, "refuses_unknown": True}, "chat", "sampling/chat"),
+        ({"seeds": False, "strips": True}, "chat", "sampling/chat"),
+    ],
+)
+def test_sampled_answers_are_within_their_error(
+    server: ModelServer, tmp_path: Path, abilities: dict[str, Any], form: str, found: str
+) -> None:
+    """Of the exact probabilities of the same server, by 5 standard errors."""
+    server.model.steered, server.listed = ANSWERING, 1000
+    for name, value in abilities.items():
+        setattr(server, name, value)
+    only = {"experiments": ["bbq"], **Q}
+    records = asked(server, tmp_path / "s", answer_method="sampling", format=form, answer_samples=120, **only)
+    told = summary(tmp_path / "s")
+    assert told["method"] == found and told["answer_samples"] == 120 and told["standard_error"] == 0.0456
+    right = asked(server, tmp_path / "x", answer_method="top", format=told["format"], **only)
+    for got, exact in zip(records, right, strict=True):
+        p, counts = np.exp(exact["logprobs"]), np.array(got["counts"])
+        assert p.sum() > 0.5 and got["samples"] == 120 == sum(counts) + sum(got["unread"].values())
+        assert (abs(counts / 120 - p) < 5 * np.sqrt(p * (1 - p) / 120) + 1e-9).all(), (counts, p)
+        assert got["logprobs"] == np.log(np.maximum(counts / 120, 1e-12)).tolist()
+    (noise,) = told["sampling_noise"]
+    assert noise["metric"] == "bias_ambig_expected" and noise["sd"] > 0
+    (metric,) = [m for m in told["metrics"] if m["name"] == noise["metric"] and m["category"] == "all"]
+    assert f"{noise['sd']:.4f}" in metric["note"]
+    assert told["sampled_with"]["white_space_stripped"] == ("strips" in abilities)
+    settings = [b for _, b in server.seen if b.get("max_tokens", 0) > 1]
+    assert all(b["temperature"] == 1 and b["top_p"] == 1 for _, b in server.seen if "top_p" in b)
+    if "seeds" not in abilities:
+        seeds = Counter(b["seed"] for b in settings[-3:])
+        assert max(seeds.values()) == 1
+
+
+def test_a_beginning_that_is_not_continued_is_asked_for(server: ModelServer, tmp_path: Path) -> None:
+    server.continues, server.completions, server.says = "never", False, "The answer is (b), since it says so."
+    with pytest.raises(InputError, match="same answer to four requests"):
+        asked(server, tmp_path / "same", experiments=["bbq"], **Q)
+    answers = iter(range(10**6))
+    server.says = None
+    server.model.draw = lambda ids, n, rng: [next(answers) % 500 + 5]  # pyright: ignore[reportAttributeAccessIssue]
+    records = asked(server, tmp_path / "s", experiments=["bbq"], answer_samples=8, **Q)
+    told = summary(tmp_path / "s")
+    assert told["method"] == "sampling/instructed" and told["format"] == "chat"
+    assert told["system_turn"].startswith("unknown")
+    assert all(r["logprobs"] is None and "no_answer" in r for r in records)
+    (messages,) = [b["messages"] for _, b in server.seen[-1:]]
+    assert messages[-1]["role"] == "user" and messages[-1]["content"].endswith(BEGIN + "The answer is")
+    assert told["metrics"] == [] and told["left_out"][0]["questions"] == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "cut_off", "read"),
+    [
+        (" he said", False, 1),
+        (" her", False, 2),
+        (" here", False, OTHER),
+        ("he said", False, OTHER),
+        (" he", True, CUT_OFF),
+        (" he", False, 1),
+        (" h", True, CUT_OFF),
+        (" h", False, OTHER),
+        ("", False, EMPTY),
+        (" \n", False, EMPTY),
+        ("", True, CUT_OFF),
+        (" He", False, OTHER),
+        (" he's", False, 1),
+    ],
+)
+def test_reading_a_sampled_answer(text: str, cut_off: bool, read: int | str) -> None:
+    assert read_answer(Said(text, cut_off, False), (" she", " he", " her")) == read
+
+
+def test_reading_a_reply_that_was_asked_to_begin() -> None:
+    begin, candidates = "The answer is", (" (a)", " (b)", " (c)")
+    for text, read in (
+        ("The answer is (b).", 1),
+        ("(c) since", 2),
+        (" The answer is: (b)", OTHER),
+        ("It is (b)", OTHER),
+        ("The ans", OTHER),
+    ):
+        assert read_answer(Said(text, False, False), candidates, begin, loose=True) == read, text
+    assert read_answer(Said("The ans", True, False), candidates, begin, loose=True) == CUT_OFF
+    assert read_answer(Said("The answer is", True, False), candidates, begin, loose=True) == CUT_OFF
+    assert read_answer(Said("(a)", False, True), candidates, begin, loose=True) == REFUSED
+
+
+def quick(server: ModelServer, output: Path, **settings: Any) -> list[dict[str, Any]]:
+    """As `asked`: Winogender's three questions by the tokenizer's ids."""
+    given = {"experiments": ["winogender"], "tokenizer": str(server.folder), **Q, **settings}
+    return asked(server, output, **given)
+
+
+def questions(bodies: list[dict[str, Any]]) -> Counter[str]:
+    """How often each prompt was asked with its candidates."""
+    return Counter(json.dumps(b["prompt"]) for b in bodies if "prompt" in b and b.get("max_tokens") == 0)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "after"),
+    [
+        ([model_server.status(429, Retry_After="0"), model_server.status(429), model_server.status(503)], 0),
+        ([model_server.status(500), model_server.status(502), model_server.status(504)], 4),
+        ([model_server.no_json, model_server.no_choices], 0),
+        ([model_server.half, model_server.breaks_off, model_server.hangs_up], 4),
+    ],
+)
+def test_trouble_that_passes_changes_nothing(
+    server: ModelServer, tmp_path: Path, trouble: list[model_server.Answer], after: int
+) -> None:
+    right = quick(server, tmp_path / "right")
+    server.do(*trouble, after=after)
+    assert quick(server, tmp_path / "out", concurrency=1) == right
+    assert server.script == []
+    assert summary(tmp_path / "out")["used"]["retries"] == len(trouble)
+
+
+def test_a_time_out_is_tried_again(server: ModelServer, tmp_path: Path) -> None:
+    server.do(model_server.stalls, model_server.stalls, after=3)
+    quick(server, tmp_path, timeout=1.5)
+    assert summary(tmp_path)["used"]["retries"] >= 2 and not server.script
+
+
+def test_retry_after_is_honoured_and_a_long_wait_told(
+    server: ModelServer, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_client, "LONG", 0.5)
+    caplog.set_level(logging.WARNING)
+    server.do(*[model_server.status(429, Retry_After="1")] * 2, after=3)
+    began = time.monotonic()
+    quick(server, tmp_path)
+    assert time.monotonic() - began > 1
+    assert len([r for r in caplog.records if r.message.startswith("waiting for")]) == 1
+    server.do(*[model_server.status(429, Retry_After="4000")] * 9)
+    with pytest.raises(InputError, match="asks to wait 4000 seconds: run the same command again"):
+        quick(server, tmp_path / "later")
+
+
+@pytest.mark.parametrize(
+    ("trouble", "said"),
+    [
+        (
+            model_server.status(401, f"Incorrect API key provided: {KEY}"),
+            r"status 401: Incorrect .*: \*\*\*; put the key",
+        ),
+        (model_server.status(403, "no access"), "status 403: no access; put a key"),
+        (model_server.no_json, "an answer without what was asked .*502 Bad Gateway.*3 tries.*OpenAI-compatible"),
+        (model_server.no_choices, "an answer without what was asked .*nothing today"),
+        (model_server.status(500), r"status 500: busy \(3 tries\)"),
+        (model_server.status(301, Location="http://elsewhere.example/v1"), "redirects to http://elsewhere.example/v1"),
+    ],
+)
+def test_trouble_that_stays_ends_with_one_line(
+    server: ModelServer, tmp_path: Path, trouble: model_server.Answer, said: str, ended: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    quick(server, tmp_path / "out", limit=1)
+    server.do(*[trouble] * 1000)
+    arguments = command(server, tmp_path / "out", "--limit", 3, "--retries", 2)
+    line = ended(main, *arguments)
+    assert KEY not in line
+    assert re.search(said, line), line
+    server.do()
+    kept = len(list(Store(tmp_path / "out").read()))
+    assert kept == 1
+    quick(server, tmp_path / "out")
+
+
+def command(server: ModelServer, output: Path, *more: object) -> list[object]:
+    return [
+        "run", "--scorer", "endpoint", "--base-url", server.url, "--model", "tiny", "--experiments", "winogender",
+        "--conditions", "Q", "--tokenizer", server.folder, "--output", output, *more,
+    ]  # fmt: skip
+
+
+def test_a_server_that_is_not_there(
+    server: ModelServer, tmp_path: Path, ended: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nowhere = [a if a != server.url else "http://127.0.0.1:9/v1" for a in command(server, tmp_path, "--retries", 2)]
+    assert "no connection" in ended(main, *nowhere) and not list(tmp_path.glob("*.json*"))
+    wrong = [a if a != "tiny" else "tiney" for a in command(server, tmp_path)]
+    assert ended(main, *wrong).endswith(
+        "does not serve 'tiney'; did you mean 'tiny'?; it serves tiny, tiny-lora; give one of them as --model"
+    )
+
+
+def test_never_more_requests_at_a_time_than_allowed(server: ModelServer, tmp_path: Path) -> None:
+    server.slow = 0.05
+    for n in (1, 3):
+        server.most_at_once = 0
+        quick(server, tmp_path / str(n), concurrency=n, limit=8)
+        assert server.most_at_once == n
+
+
+def test_stopped_in_the_middle_goes_on_and_asks_nothing_twice(server: ModelServer, tmp_path: Path) -> None:
+    """By an error, with chain of thought, at three places."""
+    given: dict[str, Any] = {"conditions": ["Q", "Q+IF+CoT"], "cot_limit": 3, "concurrency": 2}
+    right = quick(server, tmp_path / "right", **given)
+    for after in (5, 8, 11):
+        server.do(*[model_server.status(401)] * 50, after=after)
+        server.answered.clear()
+        with pytest.raises(InputError, match="status 401"):
+            quick(server, tmp_path / str(after), **given)
+        server.do()
+        assert quick(server, tmp_path / str(after), **given) == right
+        twice = [k for k, n in questions(server.answered).items() if n > 1]
+        probed = {json.dumps(b["prompt"]) for b in server.answered[:2]}
+        assert len(set(twice) - probed) <= 1, after  # one that was answered while the other request was refused
+        assert summary(tmp_path / str(after))["metrics"] == summary(tmp_path / "right")["metrics"]
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_killed_and_run_again(server: ModelServer, tmp_path: Path, how: signal.Signals) -> None:
+    right = quick(server, tmp_path / "right", limit=8)
+    server.slow = 0.6
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENAI_API_KEY": KEY}
+    words = [
+        sys.executable,
+        "-m",
+        "eval",
+        *map(str, command(server, tmp_path / "out", "--limit", 8, "--concurrency", 1)),
+    ]
+    process = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    records = tmp_path / "out" / "records.jsonl"
+    while not (records.is_file() and records.read_text().count("\n") >= 2):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(how)
+    began = time.monotonic()
+    _, said = process.communicate(timeout=30)
+    assert time.monotonic() - began < 5 and KEY not in said
+    assert process.returncode == (130 if how == signal.SIGINT else -how)
+    server.slow, kept = 0, list(Store(tmp_path / "out").read())
+    assert 2 <= len(kept) < 8
+    seen = len(server.seen)
+    assert quick(server, tmp_path / "out", limit=8) == right
+    assert len(server.seen) - seen <= 8 - len(kept) + 6  # the rest, and what the server can do
+
+
+def test_a_finished_folder_costs_no_request_and_another_is_refused(
+    server: ModelServer, tmp_path: Path, ended: Callable[..., str]
+) -> None:
+    quick(server, tmp_path / "echo")
+    seen = len(server.seen)
+    quick(server, tmp_path / "echo")
+    assert len(server.seen) == seen
+    more = ("--answer-method", "sampling", "--answer-samples", "4")
+    assert 'another method ("echo/ids" there, "sampling/ids" now)' in ended(
+        main, *command(server, tmp_path / "echo", "--limit", 3, *more)
+    )
+    other = [a if a != "tiny" else "tiny-lora" for a in command(server, tmp_path / "echo", "--limit", 3)]
+    assert "another weights" in ended(main, *other)
+    server.echo, server.listed = False, 0
+    quick(server, tmp_path / "s", answer_samples=4)
+    seen = len(server.seen)
+    quick(server, tmp_path / "s", answer_samples=4)
+    assert len(server.seen) == seen
+    line = ended(main, *command(server, tmp_path / "s", "--limit", 3, "--answer-samples", "8"))
+    assert "another answer_samples (4 there, 8 now)" in line
+    server.echo = True  # goes on as it began, although the server can do more now
+    quick(server, tmp_path / "s", answer_samples=4, limit=5)
+    assert summary(tmp_path / "s")["method"] == "sampling/ids"
+
+
+def test_the_key_is_sent_and_stands_nowhere(
+    server: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str], ended: Callable[..., str],
+) -> None:  # fmt: skip
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("MY_KEY", KEY)
+    server.says = f" she has {KEY}"
+    server.do(*[model_server.status(503, f"key {KEY} is busy")] * 2, after=1)
+    given = {"api_key_env": "MY_KEY", "conditions": ["Q+IF+CoT"], "answer_method": "echo"}
+    with pytest.raises(InputError, match="same answer to four requests") as error:
+        quick(server, tmp_path, **given)
+    server.says = None
+    quick(server, tmp_path, **given)
+    assert f"Bearer {KEY}" in server.keys
+    texts = [p.read_text() for p in tmp_path.rglob("*") if p.is_file()]
+    out = capsys.readouterr()
+    assert len(texts) > 3
+    assert all(KEY not in t for t in [*texts, caplog.text, out.out, out.err, str(error.value)])
+    line = ended(main, *command(server, tmp_path, "--api_key_env", KEY))
+    assert KEY not in line and "must name an environment variable" in line
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--base-url", "http://me:secret@host/v1"], "must not hold user:password@"),
+        (["--base-url", "http://host/v1?api_key=secret"], "must not have a ?query"),
+        (["--base-url", "host:8000"], "must begin with http:// or https://"),
+        (["--dtype", "bfloat16"], "--dtype does not go with --scorer endpoint"),
+        (["--device", "cpu"], "--device does not go with"),
+        (["--adapter", "x"], "--adapter does not go with"),
+        (["--revision", "main"], "--revision does not go with"),
+        (["--answer-method", "guess"], "answer_method must be auto or one of echo, top, sampling"),
+        (["--answer-method", "echo", "--format", "chat"], "needs --tokenizer"),
+        (["--precision", "0.1", "--answer-method", "sampling"], "--precision does not go with sampled answers"),
+        (["--concurrency", "0"], "concurrency must be at least 1"),
+        (["--scorer", "transformers"], "--base_url belongs to --scorer endpoint"),
+        (["--system-turn", "drop"], "--system_turn does not go with"),
+        (["--tokenizer", "/no/such"], "tokenizer /no/such: there is no such folder"),
+    ],
+)
+def test_bad_options(ended: Callable[..., str], tmp_path: Path, more: list[str], said: str) -> None:
+    arguments = ["run", "--scorer", "endpoint", "--base-url", "http://127.0.0.1:9/v1", "--model", "m"]
+    for name, value in zip(more[::2], more[1::2], strict=True):
+        if name in arguments:
+            arguments[arguments.index(name) + 1] = value
+        else:
+            arguments += [name, value]
+    line = ended(main, *arguments, "--output", tmp_path)
+    assert said in line and "secret" not in line
+
+
+def test_another_models_tokenizer_is_refused(server: ModelServer, tmp_path: Path) -> None:
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(["the quick brown fox"] * 3, vocab_size=300, special_tokens=["<|end|>"])
+    PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token="<|end|>").save_pretrained(tmp_path / "t")
+    with pytest.raises(InputError, match="is not that of 'tiny': the server reads its token ids as"):
+        quick(server, tmp_path / "out", tokenizer=str(tmp_path / "t"))
+
+
+def test_questions_without_an_answer_are_left_out_and_counted(server: ModelServer, tmp_path: Path) -> None:
+    """Of two option orders that could be read, and one that could not, none is measured."""
+    from eval.records import Prompt
+    from eval.scorers import sampled
+
+    server.model.steered = ANSWERING
+    given: dict[str, Any] = {"experiments": ["bbq"], "orders": 3, "answer_method": "sampling", "format": "paper"}
+    right = sampled.counted
+
+    def unreadable(prompt: Prompt, route: Any, said: Any, tokens: Any, loose: bool) -> Any:
+        lost = prompt.turns[0].text.count("(a)") and len(server.answered) % 5 == 0
+        return right(prompt, route, [Said("", False, False)] * 4 if lost else said, tokens, False)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampled, "counted", unreadable)
+        records = asked(server, tmp_path / "s", answer_samples=4, conditions=["Q", "Q+IF"], **given)
+    told = summary(tmp_path / "s")
+    for lost in told["left_out"]:
+        here = [r for r in records if r["condition"] == lost["condition"]]
+        without = {r["item"] for r in here if r["logprobs"] is None}
+        assert lost["questions"] == len(without) and lost["of"] == 3
+        metrics = [m for m in told["metrics"] if m["condition"] == lost["condition"] and m["category"] == "all"]
+        by_context = [m for m in metrics if m["name"] in ("accuracy_ambig", "accuracy_disambig")]
+        assert sum(m["n_items"] for m in by_context) == 3 - len(without)
+        assert not without or all(f"{len(without)} of 3 questions have no answer" in m["note"] for m in metrics)
+    assert any(lost["questions"] for lost in told["left_out"])
