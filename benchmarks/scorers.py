@@ -87,7 +87,7 @@ def command(row: str, chosen: argparse.Namespace, output: Path) -> tuple[list[st
         return [str(chosen.vllm / "bin" / "python"), "-m", "eval", "run", "--scorer", "vllm", *here, *asked], {}
     served = ["--scorer", "endpoint", "--base-url", f"http://127.0.0.1:{PORT}/v1", "--model", chosen.model]
     if row == "sampled":
-        served += ["--method", "sampling", "--answer_samples", str(chosen.answer_samples)]
+        served += ["--answer_method", "sampling", "--answer_samples", str(chosen.answer_samples)]
     return [sys.executable, "-m", "eval", "run", *served, "--tokenizer", chosen.model, *asked], alone
 
 
