@@ -20,7 +20,8 @@ from typing import Any
 from eval.public_data import known
 
 LIBRARIES = (
-    "torch", "transformers", "tokenizers", "trl", "peft", "accelerate", "datasets", "safetensors", "numpy", "scipy", "httpx",
+    "torch", "transformers", "tokenizers", "trl", "peft", "accelerate", "datasets", "safetensors", "numpy", "scipy",
+    "httpx",
 )  # fmt: skip
 
 
