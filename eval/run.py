@@ -145,12 +145,16 @@ def free_memory() -> None:
 
 def _told(summary: dict[str, Any], folder: Path) -> str:
     from eval.conditions import CONDITIONS
+    from eval.sampled_answers import left_out_lines
     from eval.tables import effects_table, remarks, text_table
 
     shown = [m for m in summary["metrics"] if m["category"] == "all" and m["condition"] in CONDITIONS]
     parts = [
         text_table([(summary["step"], m) for m in shown]),
         "\n".join(remarks(shown)),
+        "\n".join(
+            left_out_lines({(lost["experiment"], lost["condition"]): lost for lost in summary.get("left_out", [])})
+        ),
         effects_table(summary["effects"]),
         f"records, breakdown and summary: {folder}",
     ]

@@ -57,13 +57,13 @@ def answered(cells: Mapping[Cell, list[Record]]) -> tuple[dict[Cell, list[Record
 def note(measured: Measured, left_out: Mapping[Cell, dict[str, Any]], noise: Sequence[dict[str, Any]]) -> None:
     """Puts what was left out beside every metric and effect, and the noise beside the headline metrics; tells both."""
     for (experiment, condition), lost in left_out.items():
-        where = f"{experiment}, {condition}"
         if lost["unread"]:
+            where = f"{experiment}, {condition}"
             reasons = ", ".join(f"{n} {reason}" for reason, n in lost["unread"].items())
             log.warning("%s: %d of %d sampled answers could not be read: %s", where, sum(lost["unread"].values()),
                         lost["samples"], reasons)  # fmt: skip
-        if lost["questions"]:
-            log.warning("%s: %s", where, _left_out(lost))
+    for line in left_out_lines(left_out):
+        log.warning("%s", line)
     measured.metrics = [
         replace(m, note=_joined(m.note, _left_out(left_out.get((m.experiment, m.condition))))) for m in measured.metrics
     ]
@@ -80,6 +80,11 @@ def note(measured: Measured, left_out: Mapping[Cell, dict[str, Any]], noise: Seq
             else m
             for m in measured.metrics
         ]
+
+
+def left_out_lines(left_out: Mapping[Cell, dict[str, Any]]) -> list[str]:
+    """A line for every experiment and condition of which questions were left out."""
+    return [f"{e}, {c}: {said}" for (e, c), lost in left_out.items() if (said := _left_out(lost))]
 
 
 def told(left_out: Mapping[Cell, dict[str, Any]], noise: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from eval.scorers.sampled import CUT_OFF, EMPTY, OTHER, REFUSED, read_answer
 from eval.scorers.served import BEGIN, Said
 from tests import model_server
 from tests.model_server import ModelServer, serving
+from tests.test_commands import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 KEY = "sk-test-0123456789abcdef"
@@ -490,3 +492,29 @@ def test_questions_without_an_answer_are_left_out_and_counted(server: ModelServe
         assert sum(m["n_items"] for m in by_context) == 3 - len(without)
         assert not without or all(f"{len(without)} of 3 questions have no answer" in m["note"] for m in metrics)
     assert any(lost["questions"] for lost in told["left_out"])
+
+
+def test_the_readmes_commands(
+    server: ModelServer, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands = [shlex.split(c) for c in COMMANDS if c.startswith("python -m eval run --scorer endpoint")]
+    assert len(commands) == 2
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "smollm2-135m-instruct").symlink_to(tiny)
+    monkeypatch.chdir(tmp_path)
+    here = {"http://localhost:8000/v1": server.url, "smollm2-135m-instruct": "tiny"}
+    server.model.steered = {"": [" he", " she", " they"], " he": ["."], " she": ["."], " they": ["."]}
+    few = ["--limit", "4", "--experiments", "winogender", "--conditions", "Q", "--answer-samples", "40"]
+    for words in commands:
+        monkeypatch.setattr(sys, "argv", [here.get(w, w) for w in words[2:]] + few)
+        main()
+        assert "p_female" in capsys.readouterr().out
+    assert summary(Path("runs/eval/served"))["method"] == "echo/ids"
+    assert summary(Path("runs/eval/sampled"))["method"] == "sampling/chat"
+    monkeypatch.setattr(sys, "argv", ["eval", "list"])
+    main()
+    assert capsys.readouterr().out.count("complete") == 2
+    monkeypatch.setattr(sys, "argv", ["eval", "compare", "runs/eval/served", "runs/eval/sampled"])
+    main()
+    told = capsys.readouterr().out
+    assert "sampling/chat" in told and "questions have no answer that could be read and are left out" in told

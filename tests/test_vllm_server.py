@@ -19,7 +19,13 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from eval.config import EvaluationConfig
+from eval.dialogue import choose_format, encode
+from eval.plan import plan
+from eval.records import Prompt
 from eval.results import Store, record_key
 from eval.run import run
 from eval.run_config import RunConfig
@@ -101,16 +107,43 @@ def test_log_probabilities(
             assert x > y if k in a.get("bounded", []) else abs(x - y) < 1e-3
 
 
+class Beginnings:
+    """The probability that what the model says begins with a text, over all its tokenizations, computed here."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self.texts = [self.tokenizer.decode([i]) for i in range(len(self.tokenizer))]
+
+    @torch.no_grad()
+    def probability(self, ids: list[int], text: str) -> float:
+        """Of the text as a whole word behind the token ids."""
+        p_V = torch.softmax(self.model(input_ids=torch.tensor([ids])).logits[0, -1], dim=-1).tolist()
+        if not text:  # the end of a word: no letter may follow
+            return sum(p for p, t in zip(p_V, self.texts, strict=False) if not t[:1].isalnum())
+        total = 0.0
+        for token, (p, t) in enumerate(zip(p_V, self.texts, strict=False)):
+            if t.startswith(text) and t != text and not (text[-1].isalnum() and t[len(text)].isalnum()):
+                total += p
+            elif t and text.startswith(t) and p > 1e-6:
+                rest = text[len(t) :]
+                total += p if not rest and not text[-1].isalnum() else p * self.probability([*ids, token], rest)
+        return total
+
+
 def test_sampled_answers_and_reasoning(url: str, real_model: Path, tmp_path: Path) -> None:
+    """Counts within 5 standard errors of the probability that an answer begins with the candidate."""
     given: dict[str, Any] = {"answer_method": "sampling", "format": "chat", "answer_samples": 100, "limit": 1}
+    given["experiments"] = ["bbq", "winogender"]
     got, told = served(url, tmp_path / "served", **given)
     assert told["method"] == "sampling/chat" and told["sampled_with"]["together"]
-    right, _ = records(tmp_path / "here", model=[str(real_model)], dtype="float32", format="chat", limit=1)
-    for a, b in zip(got, right, strict=True):
-        counts, p = np.array(a["counts"]), np.exp(b["logprobs"])
-        assert sum(counts) + sum(a["unread"].values()) == 100
-        # 4.5 standard errors; a word may go on with letters although its first token is the candidate: 0.03
-        assert (abs(counts / 100 - p) < 4.5 * np.sqrt(p * (1 - p) / 100) + 0.03).all(), (counts, p)
+    truth = Beginnings(real_model)
+    asked = {q.key: q.prompt() for q in plan(EvaluationConfig(**{**FEW, "limit": 1})).questions}
+    for r in got:
+        (e,) = encode([Prompt(asked[record_key(r)].turns)], truth.tokenizer, choose_format("chat", truth.tokenizer))
+        p, counts = np.array([truth.probability([*e.context], c) for c in r["candidates"]]), np.array(r["counts"])
+        assert sum(counts) + sum(r["unread"].values()) == 100 and p.sum() > 0.05
+        assert (abs(counts / 100 - p) < 5 * np.sqrt(p * (1 - p) / 100)).all(), (counts, p)
     cot: dict[str, Any] = {
         "conditions": ["Q+IF+CoT"],
         "experiments": ["winogender"],

@@ -6,6 +6,9 @@ the beginning counts as well, since another line is another answer, unless the s
 beginning is only asked for (route instructed) the reply must begin with it, or directly with a candidate. What cannot
 be read has a reason and is counted as such; it is never a candidate and never an abstention.
 
+What is counted is whether the text begins with the candidate, over all tokens that write it so: more than echo's
+probability of its own tokens where a token joins its end with what follows, as ")." does with " (c)".
+
 A probability is count / n, all n answers. A count of 0 gives log(FLOOR), not a smoothed value, which would bias every
 expected metric. Its standard error at p = .5 is .5 / sqrt(n): 0.05 for 100 answers, 0.01 takes 2,500.
 """
