@@ -21,10 +21,10 @@ LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_pr
 DATA_DIR := $(if $(DATA),--data_dir $(DATA))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo bench vllm test lint format types check clean
+.PHONY: help setup model demo bench vllm test test-vllm lint format types check clean
 
 help: ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
 setup: $(STAMP) ## virtual environment with everything installed, pinned by constraints.txt
 
@@ -51,8 +51,11 @@ demo: $(MODEL)/config.json ## reward model, RLHF, evaluation of every checkpoint
 	$(BIN)/python -m eval publish $(RUN)/rloo
 	$(BIN)/python -m eval report $(RUN)/rloo
 
-test: $(MODEL)/config.json ## the tests
-	$(BIN)/python -m pytest
+test: $(MODEL)/config.json ## the tests, but for those that start vLLM
+	$(BIN)/python -m pytest -m "not vllm"
+
+test-vllm: $(MODEL)/config.json $(VLLM_VENV)/.installed ## those that start vLLM
+	$(BIN)/python -m pytest -m vllm
 
 $(BENCH_STAMP): $(STAMP)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[bench]"
@@ -81,7 +84,7 @@ format: $(STAMP) ## format and lint, mended
 types: $(STAMP) ## static types
 	$(BIN)/pyright
 
-check: lint types test ## everything that CI checks
+check: lint types test ## lint, types and tests; CI runs test-vllm too
 
 clean: ## remove runs, the model and the environment
 	rm -rf runs models $(VENV) $(VLLM_VENV)

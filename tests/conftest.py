@@ -21,6 +21,14 @@ ROOT = Path(__file__).parent.parent
 REAL_MODEL = ROOT / "models" / "smollm2-135m-instruct"
 
 
+VLLM = Path(os.environ.get("SELFCORRECT_VLLM", ROOT / ".venv-vllm"))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("vllm") and not (VLLM / "bin" / "python").is_file():
+        pytest.skip(f"no vLLM in {VLLM}: run `make vllm`, or set SELFCORRECT_VLLM")
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a tiny random Llama with a chat template."""

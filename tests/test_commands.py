@@ -172,11 +172,11 @@ def test_plain_evaluation_with_a_data_folder(tiny: Path, tmp_path: Path, real_da
     assert "gap" in execute(run, tmp_path, "--limit", "4", "--cot_limit", "4", "--cot_max_new_tokens", "2")
 
 
-@pytest.mark.skipif(not (ROOT / ".venv-vllm").is_dir(), reason="vLLM is not installed: run `make vllm`")
+@pytest.mark.vllm
 def test_vllm_as_the_readme_says_it(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     build_model(tmp_path / "models" / "smollm2-135m-instruct", head_dim=32)
-    (tmp_path / ".venv-vllm").symlink_to(ROOT / ".venv-vllm")
+    (tmp_path / ".venv-vllm").symlink_to(os.environ.get("SELFCORRECT_VLLM", ROOT / ".venv-vllm"))
     few = ("--limit", "4", "--cot_limit", "4", "--cot_max_new_tokens", "2")
     assert "gap" in execute(documented(".venv-vllm/bin/python"), tmp_path, *few)
 

@@ -37,8 +37,7 @@ from eval.scorers.vllm import check_adapter
 from tests.tiny_models import build_model
 
 ROOT = Path(__file__).parent.parent
-PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
-needs_vllm = pytest.mark.skipif(not PYTHON.is_file(), reason="vLLM is not installed: run `make vllm`")
+PYTHON = Path(os.environ.get("SELFCORRECT_VLLM", ROOT / ".venv-vllm")) / "bin" / "python"
 FEW = ("--limit", "4", "--categories", "Age", "--cot_limit", "4", "--cot_max_new_tokens", "8", "--sample_batch", "4")
 
 
@@ -82,7 +81,7 @@ def differences(a: dict[Key, Record], b: dict[Key, Record]) -> np.ndarray:
     return np.abs(np.concatenate([np.subtract(x, y) for x, y in pairs]))
 
 
-@needs_vllm
+@pytest.mark.vllm
 @pytest.mark.parametrize("style", ["chat", "paper"])
 def test_the_same_numbers_as_transformers(tiny_32: Path, tmp_path: Path, monkeypatch, ended: Callable, style) -> None:
     asked = ("--model", tiny_32, *FEW, "--dtype", "float32", "--format", style)
@@ -110,7 +109,7 @@ def test_the_same_numbers_as_transformers(tiny_32: Path, tmp_path: Path, monkeyp
         assert vllm_run(*asked, "--output", tmp_path / "vllm")[1] == told
 
 
-@needs_vllm
+@pytest.mark.vllm
 @pytest.mark.real_model
 @pytest.mark.parametrize(("dtype", "mean", "most"), [("float32", 1e-4, 1e-3), ("bfloat16", 0.1, 0.5)])
 def test_the_real_model(real_model: Path, tmp_path: Path, monkeypatch, dtype, mean, most) -> None:
@@ -122,7 +121,7 @@ def test_the_real_model(real_model: Path, tmp_path: Path, monkeypatch, dtype, me
     assert found.mean() < mean and found.max() < most
 
 
-@needs_vllm
+@pytest.mark.vllm
 def test_an_adapter(tiny_32: Path, tmp_path: Path, monkeypatch) -> None:
     torch.manual_seed(1)
     lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False,
@@ -138,7 +137,7 @@ def test_an_adapter(tiny_32: Path, tmp_path: Path, monkeypatch) -> None:
     assert differences(found, records(tmp_path / "base")).max() > 0.1
 
 
-@needs_vllm
+@pytest.mark.vllm
 def test_several_models_in_one_process(tiny_32: Path, tmp_path: Path) -> None:
     """The engine is started anew for each; what vLLM would not notice is refused, and the rest is done."""
     other = build_model(tmp_path / "other", seed=3, head_dim=32, num_hidden_layers=3)
@@ -164,7 +163,7 @@ def of_session(session: int) -> list[int]:
     return [int(pid) for pid, sid, state in rows if int(sid) == session and not state.startswith("Z")]
 
 
-@needs_vllm
+@pytest.mark.vllm
 def test_killed_and_interrupted_it_leaves_nothing_and_goes_on(tiny_32: Path, tmp_path: Path) -> None:
     asked = ("--model", tiny_32, *FEW, "--dtype", "float32", "--experiments", "bbq", "--limit", "16")
     long = ("--cot_limit", "16", "--cot_max_new_tokens", "400")
@@ -204,7 +203,7 @@ print(json.dumps([texts[i] for i in range(800)]))
 """
 
 
-@needs_vllm
+@pytest.mark.vllm
 def test_samples_are_of_the_whole_distribution_and_of_their_seed(tiny_32: Path, tmp_path: Path) -> None:
     command = [PYTHON, "-c", SAMPLER, tiny_32, tmp_path]
     texts = json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
@@ -238,7 +237,7 @@ def test_what_stands_in_the_options(ended: Callable) -> None:
     assert RunConfig(model=["m"], vllm_options="max_model_len: 64").vllm_arguments() == {"max_model_len": 64}
 
 
-@needs_vllm
+@pytest.mark.vllm
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -33,12 +33,7 @@ from eval.run_config import RunConfig
 ROOT = Path(__file__).parent.parent
 VLLM = Path(os.environ.get("SELFCORRECT_VLLM", ROOT / ".venv-vllm"))
 FEW: dict[str, Any] = {"limit": 2, "categories": ["Age"], "orders": 1, "conditions": ["Q"]}
-pytestmark = [
-    pytest.mark.real_model,
-    pytest.mark.skipif(
-        not (VLLM / "bin" / "python").is_file(), reason=f"no vLLM in {VLLM}: run `make vllm`, or set SELFCORRECT_VLLM"
-    ),
-]
+pytestmark = [pytest.mark.real_model, pytest.mark.vllm]
 
 
 @pytest.fixture(scope="module")
