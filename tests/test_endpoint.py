@@ -112,12 +112,16 @@ def test_a_merge_across_the_boundary_is_told_from_the_echoed_text() -> None:
         split(prompt, rows)
 
 
-def test_what_is_below_the_list_is_bounded_and_counted(tiny: Path, server: ModelServer, tmp_path: Path) -> None:
+def test_what_is_below_the_list_is_bounded_and_counted(
+    tiny: Path, server: ModelServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     server.listed = 20
     records = asked(server, tmp_path / "top", answer_method="top", tokenizer=str(tiny), **Q)
     wanted = reference(tiny, tmp_path / "here", **Q)
     told = summary(tmp_path / "top")
     assert told["listed"] == 20 and told["bounded"]["questions"] == sum("bounded" in r for r in records) > 0
+    said = [r for r in caplog.records if r.name == "eval.scorers.asking" and "upper bound" in r.message]
+    assert len(said) == (told["bounded"]["largest_share"] > 0.01) == 1
     for got, right in zip(records, wanted, strict=True):
         for k, (a, b) in enumerate(zip(got["logprobs"], right["logprobs"], strict=True)):
             assert a >= b - 1e-4

@@ -9,7 +9,7 @@ from typing import Any
 from eval.dialogue import TURN_MARKS, clean
 from eval.provenance import tokenizer_sha256
 from eval.records import Answer, Prompt
-from eval.scorers.abilities import Ability
+from eval.scorers.abilities import MOST_BOUND, Ability
 from eval.scorers.exact import Top, bound_share
 from eval.scorers.sampled import Sampling
 from eval.scorers.served import Served
@@ -116,7 +116,15 @@ class EndpointScorer:
         answer = await self.ability.scorer.score(prompt)
         if "bounded" in answer.extra:
             self.bounded += 1
-            self.largest_bound = max(self.largest_bound, bound_share(answer))
+            share = bound_share(answer)
+            if share > MOST_BOUND >= self.largest_bound:
+                log.warning(
+                    "%.2g of a question's probability is an upper bound: an answer is not among the most probable "
+                    "tokens; of how many questions that is true is told in the summary (bounded); for numbers to "
+                    "publish use --answer_method sampling, or a server that echoes",
+                    share,
+                )  # fmt: skip
+            self.largest_bound = max(self.largest_bound, share)
         return answer
 
     async def _draw(self, prompt: Prompt, seed: int, max_new_tokens: int) -> str:
