@@ -123,7 +123,7 @@ class EndpointScorer:
                     "tokens; of how many questions that is true is told in the summary (bounded); for numbers to "
                     "publish use --answer_method sampling, or a server that echoes",
                     share,
-                )  # fmt: skip
+                )
             self.largest_bound = max(self.largest_bound, share)
         return answer
 
