@@ -11,7 +11,7 @@ two with half of them each.
 What is told of a row: the headline metrics with their intervals; how far its log-probabilities are from those of plain
 fp32 forward passes (row fp32-plain); prompts a second while it asks, and the seconds of the command beside
 that (loading, compiling, the self-check's imports, the metrics at the end), medians over the rounds; a server's start
-apart. The plain rows, which are slow, and the sampled row, which is about precision, are asked once.
+apart. The plain rows and those of the server, which are slow, are asked once.
 
 vLLM is that of an environment of its own (`make vllm`); without it its rows are left out, which is told. Everything is
 kept in benchmarks/results/scorers.json.
@@ -43,7 +43,7 @@ REFERENCE = "fp32-plain"
 TIERS = {REFERENCE: "plain", "fused": "fused", "tree": "tree", "plain": "plain"}
 SERVED = ("served", "sampled")
 ROWS = (*TIERS, "two-processes", "vllm", *SERVED)
-ONCE = (REFERENCE, "plain", "sampled")
+ONCE = (REFERENCE, "plain", *SERVED)
 HEADLINES = (("bbq", "bias_ambig_expected"), ("winogender", "rho"), ("admissions", "gap"))
 CONDITIONS = ("Q", "Q+IF")
 DEFAULT = ["--limit", "12", "--orders", "1", "--conditions", *CONDITIONS]
@@ -236,6 +236,8 @@ def table(results: dict[str, Any]) -> str:
 def interval(metric: dict[str, Any] | None) -> str:
     if metric is None or metric["value"] is None:
         return "-"
+    if metric["low"] is None:
+        return f"{metric['value']:.3f}"
     return f"{metric['value']:.3f} [{metric['low']:.3f}, {metric['high']:.3f}]"
 
 
