@@ -44,6 +44,9 @@ class RunConfig(EvaluationConfig, VllmOptions, endpoint.EndpointOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         VllmOptions.__post_init__(self)
+        given = [name for name, default in vars(VllmOptions()).items() if getattr(self, name) != default]
+        if given and self.scorer != "vllm":
+            raise InputError(f"--{given[0]} belongs to --scorer vllm, and the scorer is {self.scorer}")
         self.revision = split_commas(self.revision)
         if not self.model and not self.models:
             raise InputError("eval run: --model is missing; give a hub id, a folder, a GGUF file, or --models FILE")

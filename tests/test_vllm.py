@@ -231,10 +231,15 @@ def test_what_stands_in_the_options(ended: Callable) -> None:
         ("quantization: fp8", "quantization is not taken, since it could change the numbers"),
     ):
         assert said in ended(main, "run", "--model", "m", "--scorer", "vllm", "--vllm_options", given)
+    assert "--tensor_parallel_size belongs to --scorer vllm" in ended(
+        main, "run", "--model", "m", "--tensor_parallel_size", "2"
+    )
     assert "tensor_parallel_size must be at least 1" in ended(
         main, "run", "--model", "m", "--tensor_parallel_size", "0"
     )
-    assert RunConfig(model=["m"], vllm_options="max_model_len: 64").vllm_arguments() == {"max_model_len": 64}
+    assert RunConfig(model=["m"], scorer="vllm", vllm_options="max_model_len: 64").vllm_arguments() == {
+        "max_model_len": 64
+    }
 
 
 @pytest.mark.vllm
