@@ -30,6 +30,7 @@ from eval.scorers import http_client
 from eval.scorers.sampled import CUT_OFF, EMPTY, OTHER, REFUSED, read_answer
 from eval.scorers.served import BEGIN, Said
 from tests import model_server
+from tests.interrupts import heed_interrupts
 from tests.model_server import ModelServer, serving
 from tests.test_commands import COMMANDS
 
@@ -365,7 +366,9 @@ def test_killed_and_run_again(server: ModelServer, tmp_path: Path, how: signal.S
         "eval",
         *map(str, command(server, tmp_path / "out", "--limit", 8, "--concurrency", 1)),
     ]
-    process = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    process = subprocess.Popen(
+        words, env=environment, stderr=subprocess.PIPE, text=True, cwd=ROOT, preexec_fn=heed_interrupts
+    )
     records = tmp_path / "out" / "records.jsonl"
     while not (records.is_file() and records.read_text().count("\n") >= 2):
         assert process.poll() is None

@@ -34,6 +34,7 @@ from eval.results import Key, Store, record_key
 from eval.run_config import RunConfig
 from eval.scorers.transformers import TransformersScorer
 from eval.scorers.vllm import check_adapter
+from tests.interrupts import heed_interrupts
 from tests.tiny_models import build_model
 
 ROOT = Path(__file__).parent.parent
@@ -168,7 +169,16 @@ def test_killed_and_interrupted_it_leaves_nothing_and_goes_on(tiny_32: Path, tmp
     asked = ("--model", tiny_32, *FEW, "--dtype", "float32", "--experiments", "bbq", "--limit", "16")
     long = ("--cot_limit", "16", "--cot_max_new_tokens", "400")
     for number, signum in enumerate((signal.SIGKILL, signal.SIGINT), 1):
-        process = started("--scorer", "vllm", *asked, *long, "--output", tmp_path / "out", start_new_session=True)
+        process = started(
+            "--scorer",
+            "vllm",
+            *asked,
+            *long,
+            "--output",
+            tmp_path / "out",
+            start_new_session=True,
+            preexec_fn=heed_interrupts,
+        )
         there, until = sum(1 for _ in Store(tmp_path / "out").read()), time.monotonic() + 120
         while sum(1 for _ in Store(tmp_path / "out").read()) == there and time.monotonic() < until:
             assert process.poll() is None
