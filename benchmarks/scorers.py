@@ -192,14 +192,19 @@ def differences(a: Path, b: Path, sampled: bool) -> dict[str, float]:
     A share of sampled answers has no log-probability worth comparing: of those only the latter.
     """
     one, other = (
-        {record_key(r): np.array(r["logprobs"]) for r in map(json.loads, (f / "records.jsonl").open(encoding="utf-8"))}
+        {
+            record_key(r): np.array(r["logprobs"] or [], dtype=float)
+            for r in map(json.loads, (f / "records.jsonl").open(encoding="utf-8"))
+        }
         for f in (a, b)
     )
     if one.keys() != other.keys():
         raise InputError(f"{a} and {b} are not of the same questions; remove {b.parent} and run again")
 
+    answered = [k for k in one if one[k].size and other[k].size]  # of some questions no sampled answer could be read
+
     def apart(change: Any) -> tuple[float, float]:
-        gaps = [np.abs(change(one[k]) - change(other[k])) for k in one]
+        gaps = [np.abs(change(one[k]) - change(other[k])) for k in answered]
         return float(max(g.max() for g in gaps)), float(np.mean([g.mean() for g in gaps]))
 
     def normalised(logprobs: np.ndarray) -> np.ndarray:
