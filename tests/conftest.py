@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -15,12 +15,11 @@ REAL_DATA = Path(os.environ.pop("SELFCORRECT_DATA", "../shared/data"))
 
 import pytest
 
+from tests.model_server import ModelServer, serving
 from tests.tiny_models import build_model, build_reward_model
 
 ROOT = Path(__file__).parent.parent
 REAL_MODEL = ROOT / "models" / "smollm2-135m-instruct"
-
-
 VLLM = Path(os.environ.get("SELFCORRECT_VLLM", ROOT / ".venv-vllm"))
 
 
@@ -77,3 +76,12 @@ def ended(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
         return lines[0]
 
     return run
+
+
+@pytest.fixture
+def server(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelServer]:
+    """A server of the tiny model by the OpenAI routes; requests that fail are tried again without long waits."""
+    monkeypatch.setattr("eval.scorers.http_client.FIRST_WAIT", 0.02)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with serving(tiny) as found:
+        yield found

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from http.server import BaseHTTPRequestHandler
+
+from tests.threaded import Stallable, running
 
 Answer = Callable[["Handler", bytes], None]
 
 
-class FileServer(ThreadingHTTPServer):
+class FileServer(Stallable):
     """Serves `files` by path. `script` holds answers that come first, each once; `seen` what was asked for."""
 
-    daemon_threads = True
-
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.files: dict[str, bytes] = {}
         self.script: dict[str, list[Answer]] = {}
         self.seen: list[tuple[str, str | None]] = []  # (path as on the request line, Range header)
         self.sent: dict[str, int] = {}  # bytes of bodies, by path
-        self.released = threading.Event()  # ends every stall
         self.scheme = "http"
 
     @property
@@ -109,15 +107,5 @@ def status(code: int, **headers: str) -> Answer:
     return lambda handler, body: handler.answer(code, b"busy", None, **headers)
 
 
-@contextmanager
-def serving() -> Iterator[FileServer]:
-    server = FileServer()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.released.set()
-        server.shutdown()
-        thread.join()
-        server.server_close()
+def serving() -> AbstractContextManager[FileServer]:
+    return running(FileServer())

@@ -8,15 +8,17 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.threaded import Stallable, running
 
 Answer = Callable[["Handler", dict[str, Any]], None]
 
@@ -62,16 +64,15 @@ class Model:
         return new
 
 
-class ModelServer(ThreadingHTTPServer):
+class ModelServer(Stallable):
     """Serves `model` as "tiny". What it can do: echo, listed (most top log-probabilities), continues (flags, always or
     never), several (n), seeds, unknown (extra settings are refused), ids. `script`: answers that come first, each once.
     """
 
-    daemon_threads = True
     request_queue_size = 64
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.folder, self.model = folder, Model(folder)
         self.echo, self.listed, self.continues, self.several = True, 20, "flags", True
         self.seeds, self.refuses_unknown, self.ids, self.completions, self.usage = True, False, True, True, True
@@ -84,7 +85,6 @@ class ModelServer(ThreadingHTTPServer):
         self.keys: set[str | None] = set()
         self.slow = 0.0
         self.at_once, self.most_at_once, self.lock = 0, 0, threading.Lock()
-        self.released = threading.Event()
 
     @property
     def url(self) -> str:
@@ -272,15 +272,5 @@ def stalls(handler: Handler, body: dict[str, Any]) -> None:
     handler.close_connection = True
 
 
-@contextmanager
-def serving(folder: Path) -> Iterator[ModelServer]:
-    server = ModelServer(folder)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.released.set()
-        server.shutdown()
-        thread.join()
-        server.server_close()
+def serving(folder: Path) -> AbstractContextManager[ModelServer]:
+    return running(ModelServer(folder))

@@ -9,36 +9,38 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from torch.distributed import HashStore
 
-from eval import evaluate as evaluating
-from eval import processes, results, run
+from eval import processes, run
 from eval.config import EvaluationConfig, InputError
 from eval.evaluate import evaluate
-from eval.plan import Plan, plan
+from eval.plan import plan
 from eval.processes import Elsewhere, Team, one_voice
-from eval.results import Busy, Store, record_key
+from eval.results import Busy, Store
 from eval.run_config import RunConfig
-from eval.scorers.oracle import Oracle, Preferences
 from eval.sharing import assigned
 from eval.targets import alone
+from tests.oracle_processes import (
+    POLICY,
+    SMALL,
+    Counting,
+    ask,
+    in_threads,
+    records,
+    sessions_too,
+    summary,
+    writers,
+)
 from tests.test_commands import documented, execute
 
 ROOT = Path(__file__).parent.parent
-SMALL: dict[str, Any] = {
-    "categories": ["Age"], "limit": 60, "cot_limit": 12, "cot_max_new_tokens": 4, "sample_batch": 5
-}  # fmt: skip
 OPTIONS = [
     word for name, value in SMALL.items() for word in (f"--{name}", value[0] if isinstance(value, list) else value)
 ]
-POLICY = {"model": "oracle", "model_params": 0, "weights": "w"}
-APART = {"started", "ended", "seconds", "sessions", "command", "model"}
-"""What a summary says of how it came about."""
 
 
 def start(grief: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -48,82 +50,6 @@ def start(grief: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*launcher, *map(str, arguments)], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300
     )
-
-
-def records(folder: Path) -> bytes:
-    return (folder / "records.jsonl").read_bytes()
-
-
-def summary(folder: Path) -> dict[str, Any]:
-    return {name: value for name, value in sessions_too(folder).items() if name not in APART}
-
-
-def sessions_too(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "summary.json").read_text())
-
-
-def writers(folder: Path) -> dict[int | None, int]:
-    """How many lines the sessions of each rank say that they wrote, after looking that each line has one session."""
-    found, n = Counter(), records(folder).count(b"\n")
-    lines = Counter()
-    for session in sessions_too(folder)["sessions"]:
-        for first, _, last in (part.partition("-") for part in session["lines"].split(",")):
-            found[session.get("rank")] += int(last) + 1 - int(first)
-            lines.update(range(int(first), int(last) + 1))
-        assert session["first_record"] == int(session["lines"].partition("-")[0])
-        assert "rank" not in session or session["processes"] == 2
-    assert lines == Counter(range(n))
-    return found
-
-
-def in_threads(n: int, work: Any) -> list[Any]:
-    """What work(team) returns or raises in each of n processes' places, threads here."""
-    store = HashStore()
-    ends: list[Any] = [None] * n
-
-    def one(rank: int) -> None:
-        try:
-            ends[rank] = work(Team(store, rank, n))
-        except BaseException as error:
-            ends[rank] = error
-
-    threads = [threading.Thread(target=one, args=(rank,)) for rank in range(n)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(120)
-        assert not thread.is_alive()
-    return ends
-
-
-class Counting(Oracle):
-    """An oracle that counts the prompts that it scores, and breaks after `patience`."""
-
-    def __init__(self, planned: Plan, patience: int = 10**9) -> None:
-        super().__init__(Preferences(), 3, planned.questions)
-        self.scored: list[Any] = []
-        self.patience = patience
-
-    def score(self, prompts: Any) -> Iterator[Any]:
-        for answer in super().score(prompts):
-            if len(self.scored) == self.patience:
-                raise RuntimeError("broken")
-            self.scored.append(prompts[answer[0]])
-            yield answer
-
-
-def ask(folder: Path, n: int = 1, patience: tuple[int, ...] = (), **settings: Any) -> tuple[int, list[Any]]:
-    """Evaluates an oracle in n processes: how many prompts were scored, and how each process ended."""
-    config = EvaluationConfig(**{**SMALL, **settings})
-    planned = plan(config)
-    oracles = [Counting(planned, patience[rank] if rank < len(patience) else 10**9) for rank in range(n)]
-
-    def work(us: Team) -> Any:
-        with us.task("oracle"):
-            return evaluate(oracles[us.rank], config, folder, POLICY, planned=planned, us=us if n > 1 else None)
-
-    ends = in_threads(n, work)
-    return sum(len(o.scored) for o in oracles), ends
 
 
 @pytest.fixture(scope="module")
@@ -267,90 +193,6 @@ def test_one_fails_and_all_end_and_the_next_go_on(tmp_path: Path, broken: tuple[
     for n, folder in ((1, tmp_path / "out"), (2, tmp_path / "other")):
         assert ask(folder, n)[0] == whole - there
         assert records(folder) == records(tmp_path / "one") and summary(folder) == summary(tmp_path / "one")
-
-
-class Killed(Exception):
-    """Stands for a kill."""
-
-
-def asked_only(folder: Path, **settings: Any) -> Path:
-    """Everything is in shards there, and the job was killed before they were put together."""
-    lead = evaluating.lead
-
-    def killed(*arguments: Any) -> None:
-        lead(*arguments)
-        raise Killed
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluating, "lead", killed)
-        assert isinstance(ask(folder, 2, **settings)[1][0], Killed)
-    return folder
-
-
-def test_killed_at_any_moment_while_the_shards_are_put_together(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Before each file that is written or removed from then on, in turn."""
-    ask(tmp_path / "one")
-    asked_only(tmp_path / "asked")
-    write, unlink = results.write_text, Path.unlink
-    moment, calls = 0, 0
-
-    def counted() -> None:
-        nonlocal calls
-        calls += 1
-        if calls == moment + 1:
-            raise Killed
-
-    while True:
-        folder, calls = tmp_path / str(moment), 0
-        shutil.copytree(tmp_path / "asked", folder)
-        with monkeypatch.context() as patch:
-            patch.setattr(results, "write_text", lambda *a: (counted(), write(*a)))
-            patch.setattr(Path, "unlink", lambda *a, **b: (counted(), unlink(*a, **b)))
-            (end,) = ask(folder)[1]
-        if not isinstance(end, Killed):
-            break
-        asked, _ = ask(folder, 1 + moment % 2)
-        assert asked == 0, moment
-        assert records(folder) == records(tmp_path / "one") and summary(folder) == summary(tmp_path / "one"), moment
-        assert set(writers(folder)) == {0, 1} and not (folder / "shards").exists(), moment
-        moment += 1
-    assert moment > 10
-
-
-def test_shards_with_torn_lines_and_doubles(tmp_path: Path) -> None:
-    ask(tmp_path / "one")
-    whole = records(tmp_path / "one").splitlines(keepends=True)
-    folder = asked_only(tmp_path / "asked")
-    first, second = sorted((folder / "shards").glob("*.jsonl"))
-    lines = second.read_bytes().splitlines(keepends=True)
-    first.write_bytes(first.read_bytes() + lines[0] + lines[1])
-    second.write_bytes(b"".join(lines[:-1]) + lines[-1][:50])
-    (folder / "records.jsonl").write_bytes(b"".join(whole[:3]))  # by a process alone, before
-    torn = record_key(json.loads(lines[-1]))
-    chunks = [[q.key for q in chunk] for job in plan(EvaluationConfig(**SMALL)).jobs for chunk in job.chunks]
-    assert ask(folder, 2)[0] == len(next(chunk for chunk in chunks if torn in chunk))  # in its company
-    assert records(folder) == b"".join(whole)
-
-
-def test_shards_of_one_selection_are_there_for_the_next(tmp_path: Path) -> None:
-    more: dict[str, Any] = {"experiments": ["bbq"], "limit": 120, "orders": 1}
-    asked_only(tmp_path, experiments=["bbq"])
-    lines = [line for path in (tmp_path / "shards").glob("*.jsonl") for line in path.read_text().splitlines()]
-    there = {record_key(json.loads(line)) for line in lines}
-    wanted = {q.key for q in plan(EvaluationConfig(**{**SMALL, **more})).questions}
-    assert there & wanted
-    assert ask(tmp_path, 2, **more)[0] == len(wanted - there)
-    keys = [record_key(r) for r in Store(tmp_path).read()]
-    assert len(keys) == len(set(keys)) and set(keys) == there | wanted
-
-
-def test_shards_of_something_else_are_refused(tmp_path: Path) -> None:
-    for path in (asked_only(tmp_path) / "shards").glob("*.json"):
-        path.write_text(path.read_text().replace('"weights": "w"', '"weights": "v"'))
-    (end,) = ask(tmp_path)[1]
-    assert isinstance(end, InputError) and "another weights" in str(end)
 
 
 def test_another_job_is_refused_and_all_its_processes_end(tmp_path: Path) -> None:
