@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from eval.commands import JSON_HELP, Told, dispatch
-from eval.config import InputError, run_main
+from eval.config import run_main
 from eval.processes import one_voice
 
 USAGE = """usage: python -m eval COMMAND [options] [--json]
@@ -19,32 +20,17 @@ commands
   watch    OUTPUT_DIR [--device cuda:1]: a training's checkpoints, each evaluated when it is complete (--help)
   list     [FOLDER]: every results folder below it (default: runs), how far it is, its primary metrics
   compare  A B [--metric all]: two results folders on the items that both have; what differs in where they come from
-  report   RUN_FOLDER [--output DIR]: table, figures and report.html from the results in it
-  publish  RUN_FOLDER: send its results to Weights & Biases (offline unless logged in)
+  report   RUNS... [-o DIR]: one page, report.html, that stands alone: bias against RLHF step and size, with everything
+           that a reader may ask for
+  figures  RUNS... [-o DIR]: the paper's Figures 1 to 8 of these runs, as SVG, PDF and PNG
+  emergence RUNS...: from which size, and which step, the instruction reduces bias, with intervals
+  publish  RUNS... [--project P] [--entity E]: send results to Weights & Biases (offline unless logged in)
+  dashboard [--project P] [--entity E]: a workspace and a report on Weights & Biases, of what was published there
   score    --predictions FILE [--answer-key FIELD]: BBQ's scores of answers produced anywhere
   oracle   [--trials N]: do the metrics find what is planted, and do their intervals hold it?
   data     fetch | verify | list [--data-dir FOLDER]: the public data, checked by its checksums
 
 --json: one JSON object on stdout, everything else on stderr"""
-
-
-@dataclass
-class FolderConfig:
-    """`eval publish`."""
-
-    run_folder: str = field(default="", metadata={"help": "folder of a training run or of `eval run`"})
-    json: bool = field(default=False, metadata={"help": JSON_HELP})
-
-    def __post_init__(self) -> None:
-        if not self.run_folder:
-            raise InputError("the run folder is missing; give the folder of a training run or of `eval run`")
-
-
-@dataclass
-class ReportConfig(FolderConfig):
-    """`eval report`."""
-
-    output: str | None = field(default=None, metadata={"help": "folder of the report; default RUN_FOLDER/report"})
 
 
 @dataclass
@@ -86,24 +72,39 @@ def compare(config: Any) -> Told:
     return comparing.text(compared), compared
 
 
-def report(config: ReportConfig) -> Told:
-    """The table and the paths of the figures and the page."""
-    from eval.curves import find_summaries
-    from eval.report import build_report
+def report(config: Any) -> Told:
+    """The table and the paths of the page and what lies beside it."""
+    from eval.views import report as reporting
 
-    folder = Path(config.run_folder)
-    table, paths = build_report(folder, Path(config.output) if config.output else None)
-    told = {"checkpoints": find_summaries(folder), "files": [str(p) for p in paths]}
-    return "\n".join([table, *told["files"]]), told
+    return reporting.report(config)
 
 
-def publish(config: FolderConfig) -> Told:
+def figures(config: Any) -> Told:
+    """The paths of the figures, and what they lack."""
+    from eval.views import figures as drawing
+
+    return drawing.figures(config)
+
+
+def emergence(config: Any) -> Told:
+    """Where along size and step the instruction begins to reduce bias."""
+    from eval.views import emergence as emerging
+
+    return emerging.emergence(config)
+
+
+def publish(config: Any) -> Told:
     """Sends what was not sent yet."""
-    from eval import tracking
+    from eval.views import publishing
 
-    written, mode = tracking.publish(Path(config.run_folder)), tracking.mode()
-    told = f"{len(written)} runs written ({mode}): {', '.join(written) or 'nothing new'}"
-    return told, {"mode": mode, "written": written}
+    return publishing.publish(config)
+
+
+def dashboard(config: Any) -> Told:
+    """Where the workspace and the report are."""
+    from eval.views import dashboard as showing
+
+    return showing.dashboard(config)
 
 
 def score(config: Any) -> Told:
@@ -179,17 +180,27 @@ def config_type(command: str) -> type:
         from eval.run_config import RunConfig
 
         return RunConfig
-    return {"list": ListConfig, "report": ReportConfig, "publish": FolderConfig}[command]
+    if command in VIEWS:
+        module, name = VIEWS[command]
+        return getattr(import_module(f"eval.views.{module}"), name)
+    return {"list": ListConfig}[command]
 
 
 COMMANDS: dict[str, Callable[[Any], Told]] = {
-    "run": run, "watch": watch, "list": list_command, "compare": compare, "report": report, "publish": publish,
-    "score": score, "oracle": oracle, "data fetch": data_fetch, "data verify": data_verify, "data list": data_list,
+    "run": run, "watch": watch, "list": list_command, "compare": compare, "report": report, "figures": figures,
+    "emergence": emergence, "publish": publish, "dashboard": dashboard, "score": score, "oracle": oracle,
+    "data fetch": data_fetch, "data verify": data_verify, "data list": data_list,
 }  # fmt: skip
 POSITIONAL = {
-    "watch": ("output_dir",), "list": ("run_folder",), "compare": ("a", "b"), "report": ("run_folder",),
-    "publish": ("run_folder",),
+    "watch": ("output_dir",), "list": ("run_folder",), "compare": ("a", "b"), "report": ("runs*",),
+    "figures": ("runs*",), "emergence": ("runs*",), "publish": ("runs*",),
 }  # fmt: skip
+VIEWS = {
+    "report": ("report", "ReportConfig"), "figures": ("figures", "FiguresConfig"),
+    "emergence": ("emergence", "EmergenceConfig"), "publish": ("publishing", "PublishConfig"),
+    "dashboard": ("dashboard", "DashboardConfig"),
+}  # fmt: skip
+"""The options of the commands that show results: module in eval.views, and class."""
 
 
 def main() -> None:

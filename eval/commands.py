@@ -57,7 +57,7 @@ def named(argv: list[str], names: tuple[str, ...]) -> list[str]:
     """
     found, left = [], list(names)
     for i, word in enumerate(argv):
-        takes_value = i > 0 and argv[i - 1].startswith("--") and "=" not in argv[i - 1] and argv[i - 1] != "--json"
+        takes_value = i > 0 and argv[i - 1].startswith("-") and "=" not in argv[i - 1] and argv[i - 1] != "--json"
         if left and not word.startswith("-") and not takes_value:
             found.append(f"--{left[0].removesuffix('*')}")
             if not left[0].endswith("*"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +17,46 @@ def find_summaries(folder: Path) -> list[dict[str, Any]]:
     Raises InputError where there is none, or where they do not belong on one curve: two of a step, or results of
     different models, data, formats or settings.
     """
-    if not folder.is_dir():
-        raise InputError(f"run folder {folder} is not there; give the folder of a training run or of `eval run`")
-    found = []
-    for path in sorted(folder.rglob("summary.json")):
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        if "metrics" in summary:
-            found.append({**summary, "results": str(path.parent)})
-    if not found:
-        raise InputError(f"run folder {folder} has no finished evaluation (no summary.json in it)")
+    found = read_summaries(folder)
     for other in found[1:]:
-        if name := _apart(found[0], other):
+        if name := apart(found[0], other):
             raise InputError(
                 f"{folder} holds results that do not belong on one curve: {name} differs between "
                 f"{found[0]['results']} and {other['results']}; give the folder of one run or model"
             )
-    by_step = {s["step"]: s["results"] for s in found}
-    if len(by_step) < len(found):
-        twice = next(s for s in found if by_step[s["step"]] != s["results"])
+    return by_step(found, folder)
+
+
+def read_summaries(folder: Path) -> list[dict[str, Any]]:
+    """All complete results in `folder`, in the order of their paths, each with its own folder as 'results'.
+
+    Raises InputError where the folder is not there, holds none, or one is damaged.
+    """
+    if not folder.is_dir():
+        raise InputError(f"run folder {folder} is not there; give the folder of a training run or of `eval run`")
+    found = []
+    for path in sorted(folder.rglob("summary.json")):
+        try:
+            summary = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{path} is damaged ({error}); remove it and evaluate again: records are kept") from error
+        if "metrics" in summary:
+            found.append({**summary, "results": str(path.parent)})
+    if not found:
+        raise InputError(f"run folder {folder} has no finished evaluation (no summary.json in it)")
+    return found
+
+
+def by_step(summaries: Sequence[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    """In the order of the steps. Raises InputError where two are of the same."""
+    seen = {s["step"]: s["results"] for s in summaries}
+    if len(seen) < len(summaries):
+        twice = next(s for s in summaries if seen[s["step"]] != s["results"])
         raise InputError(
-            f"{folder} holds two results of step {twice['step']}: {twice['results']} and {by_step[twice['step']]}; "
+            f"{folder} holds two results of step {twice['step']}: {twice['results']} and {seen[twice['step']]}; "
             "give the folder of one run or model"
         )
-    return sorted(found, key=lambda s: s["step"])
+    return sorted(summaries, key=lambda s: s["step"])
 
 
 def step_name(summaries: list[dict[str, Any]]) -> str:
@@ -46,7 +64,7 @@ def step_name(summaries: list[dict[str, Any]]) -> str:
     return summaries[0].get("step_name") or "RLHF step"
 
 
-def _apart(one: dict[str, Any], other: dict[str, Any]) -> str | None:
+def apart(one: dict[str, Any], other: dict[str, Any]) -> str | None:
     """In what two results differ that must be the same along a curve, None where they are. Whole checkpoints of one
     training are models under different names; revisions, and models of different size, are not.
     """

@@ -19,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from eval.conditions import CONDITIONS
 from eval.curves import step_name
 from eval.experiments.registry import EXPERIMENTS
+from eval.views.explained import SIGNS
 
 STYLES: dict[str, dict[str, Any]] = {
     "Q": {"color": "#0072B2", "marker": "o", "linestyle": "-"},
@@ -26,12 +27,6 @@ STYLES: dict[str, dict[str, Any]] = {
     "Q+IF+CoT": {"color": "#009E73", "marker": "^", "linestyle": "-"},
     "Q+Match Stats": {"color": "#A50026", "marker": "D", "linestyle": "--"},
     "Q+Inverse": {"color": "#555555", "marker": "v", "linestyle": ":"},
-}
-SIGNS = {
-    "bbq": "above 0: answers follow the stereotype",
-    "winogender": "1: mirrors the statistics, 0: ignores them",
-    "winogenerated": "1: mirrors the statistics, 0: ignores them",
-    "admissions": "below 0: against Black applicants",
 }
 plt.rcParams["svg.hashsalt"] = "selfcorrect"
 

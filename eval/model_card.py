@@ -133,7 +133,7 @@ def _row(m: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _meaning(experiment: str) -> str:
-    from eval.figures import SIGNS
+    from eval.views.explained import SIGNS
 
     return f"{EXPERIMENTS[experiment].HEADLINE_LABEL}; {SIGNS[experiment]}"
 

@@ -24,11 +24,10 @@ from wandb.sdk.lib.wbauth import read_netrc_auth  # what `wandb login` wrote; wa
 from eval.conditions import CONDITIONS
 from eval.curves import find_summaries, step_name
 from eval.results import write_json
+from eval.views.gathered import RUN_FILE
 
 PROJECT = "selfcorrect"
 LEDGER = "wandb-ledger.json"
-RUN_FILE = "run.json"
-"""Written by a trainer into its output folder: policy (the group's name), algorithm, model, model_params, seed ..."""
 CONFIG_KEYS = ("model", "model_params", "algorithm", "data", "seed", "git_commit", "format", "dtype")
 
 

@@ -1,0 +1,179 @@
+"""RUNS... on the command line -> curves: what page, figures, dashboards and emergence are made from.
+
+A curve is the checkpoints of one training, or the revisions of one model, or one checkpoint alone, in the order of
+their steps. A folder may hold several: a sweep's, or every result below runs/. Which results belong together is told by
+what they say of themselves (eval.curves), not by where they lie.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval.config import InputError
+from eval.curves import apart, by_step, read_summaries, step_name
+from eval.targets import RLHF_STEP
+
+RUN_FILE = "run.json"
+"""Written by a trainer into its output folder: policy, algorithm, model, model_params, seed ..."""
+TRAINING = ("policy", "algorithm", "model", "model_params", "seed")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Checkpoints of one policy. name: unique among the curves gathered together; folder: of the training (with its
+    run.json) or the deepest that holds all of its results; described: run.json, {} for results made elsewhere;
+    summaries: summary.json of each checkpoint by step, with its folder as 'results'.
+    """
+
+    name: str
+    folder: Path
+    described: dict[str, Any]
+    summaries: tuple[dict[str, Any], ...]
+
+    @property
+    def model(self) -> str:
+        """What was trained, or what was evaluated, as given."""
+        return self.described.get("model") or self.summaries[0]["model"]
+
+    @property
+    def model_params(self) -> int | None:
+        """Parameters without adapters; None where they are not known (quantised, served)."""
+        return self.described.get("model_params") or self.summaries[0].get("model_params")
+
+    @property
+    def seed(self) -> int | None:
+        """Of the training; None for a model trained elsewhere."""
+        return self.described.get("seed")
+
+    @property
+    def algorithm(self) -> str | None:
+        """rloo, grpo, online_dpo or sft; None for a model trained elsewhere."""
+        return self.described.get("algorithm")
+
+    @property
+    def step_name(self) -> str:
+        """What its steps count: 'RLHF step', 'training step', 'revision'."""
+        return step_name(list(self.summaries))
+
+    @property
+    def steps(self) -> list[int]:
+        return [s["step"] for s in self.summaries]
+
+    def at(self, step: int) -> dict[str, Any] | None:
+        """The summary of a step, None where there is none."""
+        return next((s for s in self.summaries if s["step"] == step), None)
+
+    @property
+    def rlhf(self) -> bool:
+        """Whether its steps are those of an RLHF run: what the paper's axis counts."""
+        return self.step_name == RLHF_STEP
+
+
+def gather(folders: Sequence[Path]) -> list[Curve]:
+    """All curves in the folders, in the order of size (unknown last), then name. A folder given twice, or inside
+    another, counts once.
+
+    Raises InputError for a folder that is not there or holds no finished evaluation, and where two results are of the
+    same step of the same curve.
+    """
+    if not folders:
+        raise InputError("no run folder is given; give folders of training runs or of `eval run`")
+    found: dict[Path, dict[str, Any]] = {}
+    for folder in folders:
+        for summary in read_summaries(folder):
+            found.setdefault(Path(summary["results"]).resolve(), summary)
+    groups: dict[Any, list[dict[str, Any]]] = {}
+    for summary in found.values():
+        groups.setdefault(_belonging(Path(summary["results"])), []).append(summary)
+    parts = [part for group in groups.values() for part in _parts(group)]
+    curves = [_curve(part) for part in parts]
+    named = [Curve(name, c.folder, c.described, c.summaries) for name, c in zip(_names(curves), curves, strict=True)]
+    return sorted(named, key=lambda c: (c.model_params is None, c.model_params or 0, c.name))
+
+
+def metrics(curves: Sequence[Curve]) -> Iterator[tuple[Curve, dict[str, Any], dict[str, Any]]]:
+    """(curve, summary, metric) of every metric of every checkpoint."""
+    for curve in curves:
+        for summary in curve.summaries:
+            for metric in summary["metrics"]:
+                yield curve, summary, metric
+
+
+def find(
+    summary: dict[str, Any], experiment: str, condition: str, name: str, category: str = "all"
+) -> dict[str, Any] | None:
+    """The metric of that name, None where it was not asked."""
+    wanted = (experiment, condition, name, category)
+    return next(
+        (m for m in summary["metrics"] if (m["experiment"], m["condition"], m["name"], m["category"]) == wanted), None
+    )
+
+
+def training_folder(results: Path) -> Path | None:
+    """The folder of the training that the results lie in: the nearest above with run.json."""
+    return next((p for p in (results, *results.parents) if (p / RUN_FILE).is_file()), None)
+
+
+def _belonging(results: Path) -> Any:
+    """Results of one training by its folder, others all together: what is told apart among them is told by `apart`."""
+    training = training_folder(results)
+    return training.resolve() if training else None
+
+
+def _parts(group: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The group in curves: in a training all that agrees; elsewhere only revisions of one model and steps given."""
+    parts: list[list[dict[str, Any]]] = []
+    for summary in group:
+        home = next((p for p in parts if not apart(p[0], summary) and _one_model(p, summary)), None)
+        if home is None:
+            parts.append([summary])
+        else:
+            home.append(summary)
+    return parts
+
+
+def _one_model(part: list[dict[str, Any]], summary: dict[str, Any]) -> bool:
+    """Outside a training, models under different names are different models, whatever their size, and so are adapters
+    that do not lie side by side, as the checkpoints of one training do.
+    """
+    folder = training_folder(Path(summary["results"]))
+    return folder is not None or _made_of(part[0]) == _made_of(summary)
+
+
+def _made_of(summary: dict[str, Any]) -> tuple[str, Path | None]:
+    adapter = summary.get("adapter")
+    return summary["model"], Path(adapter).parent if adapter else None
+
+
+def _curve(part: list[dict[str, Any]]) -> Curve:
+    paths = [Path(s["results"]) for s in part]
+    training = training_folder(paths[0])
+    described = json.loads((training / RUN_FILE).read_text("utf-8")) if training else {}
+    folder = training or _common(paths)
+    return Curve("", folder, described, tuple(by_step(part, folder)))
+
+
+def _common(paths: list[Path]) -> Path:
+    """The deepest folder that holds all of them; a lone result is its own."""
+    first = paths[0]
+    candidates = [first, *first.parents]
+    return next(c for c in candidates if all(c == p or c in p.parents for p in paths))
+
+
+def _names(curves: Sequence[Curve]) -> list[str]:
+    """The policy's name, or as many of the folder's last parts as tell the curves apart."""
+    names = [c.described.get("policy") or _tail(c, 1) for c in curves]
+    for depth in range(2, 12):
+        twice = {n for n in names if names.count(n) > 1}
+        if not twice:
+            break
+        names = [_tail(c, depth) if n in twice else n for n, c in zip(names, curves, strict=True)]
+    return names if len(set(names)) == len(names) else [f"{n} ({k + 1})" for k, n in enumerate(names)]
+
+
+def _tail(curve: Curve, depth: int) -> str:
+    return "/".join(curve.folder.resolve().parts[-depth:])
