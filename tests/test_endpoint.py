@@ -146,7 +146,7 @@ def test_sampled_answers_are_within_their_error(
 
 def test_a_beginning_that_is_not_continued_is_asked_for(server: ModelServer, tmp_path: Path) -> None:
     server.continues, server.completions, server.says = "never", False, "The answer is (b), since it says so."
-    with pytest.raises(InputError, match="same answer to four requests"):
+    with pytest.raises(InputError, match="same answer to 16 requests"):
         asked(server, tmp_path / "same", experiments=["bbq"], **Q)
     answers = iter(range(10**6))
     server.says = None

@@ -171,7 +171,7 @@ def test_the_key_is_sent_and_stands_nowhere(
     server.says = f" she has {KEY}"
     server.do(*[model_server.status(503, f"key {KEY} is busy")] * 2, after=1)
     given = {"api_key_env": "MY_KEY", "conditions": ["Q+IF+CoT"], "answer_method": "echo"}
-    with pytest.raises(InputError, match="same answer to four requests") as error:
+    with pytest.raises(InputError, match="same answer to 16 requests") as error:
         quick(server, tmp_path, **given)
     server.says = None
     quick(server, tmp_path, **given)

@@ -15,6 +15,7 @@ from eval.records import Prompt, Turn
 from eval.scorers.fused import FusedDecoder
 from eval.scorers.generation import PART, Sampler, draw
 from eval.scorers.transformers import TransformersScorer
+from tests.tiny_models import packs_bf16
 
 TEXTS = [
     f"What is it that {who} {what}?" for who in ("she", "he", "the nurse") for what in ("said", "saw", "made of it")
@@ -48,6 +49,8 @@ def test_samples_do_not_depend_on_their_neighbours(tiny: Path) -> None:
 @pytest.mark.parametrize("threads", [1, 2])
 def test_samples_in_half_precision_do_not_depend_on_their_neighbours(real_model: Path, threads: int) -> None:
     """bf16 tells: a sum in another order moves a logit by eighths, and then the samples part."""
+    if not packs_bf16():
+        pytest.skip("this processor has no packed products in bf16, and so no fused tier")
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

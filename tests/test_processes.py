@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch.distributed import HashStore
 
 from eval import processes, run
@@ -54,10 +55,15 @@ def start(grief: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def one(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The results of the tiny model in one process."""
+    """The results of the tiny model in one process, of one thread as those of `execute` and `start` are."""
     folder = tmp_path_factory.mktemp("one")
     config = RunConfig(model=[str(tiny)], output=str(folder), **SMALL)
-    run.evaluate_target(alone(tiny, folder), config, plan(config))
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        run.evaluate_target(alone(tiny, folder), config, plan(config))
+    finally:
+        torch.set_num_threads(before)
     return folder
 
 

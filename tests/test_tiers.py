@@ -19,6 +19,7 @@ from eval.records import Prompt, Turn
 from eval.scorers.fused import FusedDecoder
 from eval.scorers.transformers import TransformersScorer
 from eval.scorers.widen import in_fp32
+from tests.tiny_models import packs_bf16
 
 CANDIDATES = (" (a)", " (b)", " (c) or so")
 TEXTS = ("What is it?", "What is it? Tell me.", "Who was it?", "What is it? Tell me all that you know of it, and why.")
@@ -104,7 +105,8 @@ def test_half_precision_is_no_noisier_than_plain(family: str, tokenizer: Any) ->
     scorer = TransformersScorer(model, tokenizer, "paper")
     noise = np.abs(scored(scorer, PROMPTS) - reference).mean()
     assert noise <= 1.2 * np.abs(by_hand(model, tokenizer, PROMPTS) - reference).mean() + 0.01
-    assert scorer.tier == FAMILIES[family][0], scorer.tier_reason
+    best = FAMILIES[family][0]
+    assert scorer.tier == ("tree" if best == "fused" and not packs_bf16() else best), scorer.tier_reason
     assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
 
 
@@ -133,7 +135,8 @@ def test_adapters_are_part_of_the_fused_weights(dtype: torch.dtype, tokenizer: A
     assert np.abs(exact - without).max() > 0.1
     scorer = TransformersScorer(adapted.to(dtype), tokenizer, "paper")
     off = np.abs(scored(scorer, PROMPTS) - exact)
-    assert scorer.tier == "fused", scorer.tier_reason
+    if dtype == torch.float32 or packs_bf16():
+        assert scorer.tier == "fused", scorer.tier_reason
     assert off.max() < 1e-4 if dtype == torch.float32 else off.mean() < 0.2
 
 

@@ -103,3 +103,12 @@ def save_gguf(model_folder: Path, path: Path, architecture: str = "llama") -> Pa
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def packs_bf16() -> bool:
+    """Whether this processor has the packed products in bf16 that the fused tier is made of (AVX-512)."""
+    try:
+        torch.ops.mkldnn._reorder_linear_weight(torch.zeros(64, 64, dtype=torch.bfloat16), 64)
+    except (AttributeError, RuntimeError):
+        return False
+    return True

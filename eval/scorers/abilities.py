@@ -34,6 +34,8 @@ TRIED = 5  # questions of each set of candidates
 UNCUT = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
 """Turns off what a server may have as its default (vLLM takes a model's generation_config.json for one)."""
 CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}
+MOST_ALIKE = 16
+"""So many same answers at temperature 1 to OPEN_ENDED show that nothing is drawn."""
 OPEN_ENDED = Prompt(
     (Turn("human", "Write down twenty random words."), Turn("assistant", "The words are")), (" a", " the")
 )
@@ -260,7 +262,7 @@ class Probe:
     def sampling(self, route: Route) -> Sampling:
         """Sampling, with what the server takes: neutral settings, seeds, several answers in a request.
 
-        InputError where four answers to an open question are the same: then nothing is drawn.
+        InputError where MOST_ALIKE answers to an open question are the same: then nothing is drawn.
         """
         scorer, why = None, None
         for settings, seeded in ((UNCUT, True), ({}, True), ({}, False)):
@@ -273,14 +275,18 @@ class Probe:
         else:
             assert why is not None
             raise why
+        while (
+            len({t for (t,) in texts}) == 1 and len(texts) < MOST_ALIKE
+        ):  # a peaked model may say the same a few times
+            texts.append(self._drawn(scorer, 1, len(texts)))
         if len({t for (t,) in texts}) == 1:
             raise InputError(
-                f"{self.served.client.base_url} gives the same answer to four requests at temperature 1 "
+                f"{self.served.client.base_url} gives the same answer to {len(texts)} requests at temperature 1 "
                 f"({texts[0][0][:40]!r}): it does not sample (a cache, or a fixed temperature?)"
             )
         more: list[str] = []
         with contextlib.suppress(Lacking):  # then they are asked for one by one
-            more = self._drawn(scorer, 4, 5)
+            more = self._drawn(scorer, 4, MOST_ALIKE)
         together = len(set(more)) > 1
         strips = not any(text[:1].isspace() for text in [*more, *(t for (t,) in texts)])
         loose = route.name == "instructed" or (route.chat and strips)
