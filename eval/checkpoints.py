@@ -13,6 +13,7 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
+from threading import Lock
 from typing import Any
 
 import torch
@@ -33,6 +34,9 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
 UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, UnpicklingError)
 """What transformers and peft raise for files that are missing, damaged, of another kind, or need another package."""
+ONE_AT_A_TIME = Lock()
+"""Held while a model is loaded. transformers replaces functions of its own meanwhile and puts back what it found: of
+two loads at once one puts back the other's, and models loaded later have a head that is not tied but random memory."""
 
 
 @dataclass
@@ -110,9 +114,10 @@ def load(described: Described, device: str = "auto") -> Checkpoint:
     if "gguf_file" in options:  # an ordinary model, the same everywhere: packed ones need kernels fetched from the hub
         options["quantization_config"] = GgufConfig(dequantize=True)
     try:
-        pair: Any = AutoModelForCausalLM.from_pretrained(
-            name, dtype=known["dtype_asked"], output_loading_info=True, **options
-        )
+        with ONE_AT_A_TIME:
+            pair: Any = AutoModelForCausalLM.from_pretrained(
+                name, dtype=known["dtype_asked"], output_loading_info=True, **options
+            )
     except UNREADABLE as error:
         raise InputError(f"model {model} cannot be loaded: {load_error(error, model, known['revision'])}") from error
     loaded, found = pair

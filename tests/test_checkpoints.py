@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from eval.__main__ import main
 from eval.checkpoints import POLICY_FILE, load_checkpoint, weights_id
@@ -26,6 +28,16 @@ def adapter_for(base: Path, folder: Path) -> Path:
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same shapes, other weights."""
     return build_model(tmp_path_factory.mktemp("model") / "other", seed=5)
+
+
+def test_loads_at_the_same_time_leave_the_head_tied(tmp_path: Path) -> None:
+    tied = str(build_model(tmp_path / "tied", tie_word_embeddings=True))
+    before = PreTrainedModel.tie_weights
+    with ThreadPoolExecutor(3) as pool:
+        for checkpoint in [*pool.map(lambda _: load_checkpoint(tied), range(9)), load_checkpoint(tied)]:
+            model: Any = checkpoint.model
+            assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert PreTrainedModel.tie_weights is before
 
 
 def test_model_that_is_not_there(ended) -> None:

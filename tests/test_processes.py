@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,17 +54,21 @@ def start(grief: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.fixture(scope="module")
-def one(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The results of the tiny model in one process, of one thread as those of `execute` and `start` are."""
-    folder = tmp_path_factory.mktemp("one")
-    config = RunConfig(model=[str(tiny)], output=str(folder), **SMALL)
+@pytest.fixture(scope="module", autouse=True)
+def of_one_thread() -> Iterator[None]:
+    """As the processes that `execute` and `start` start: with another number sums are taken in another order."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    try:
-        run.evaluate_target(alone(tiny, folder), config, plan(config))
-    finally:
-        torch.set_num_threads(before)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def one(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of the tiny model in one process."""
+    folder = tmp_path_factory.mktemp("one")
+    config = RunConfig(model=[str(tiny)], output=str(folder), **SMALL)
+    run.evaluate_target(alone(tiny, folder), config, plan(config))
     return folder
 
 
