@@ -1,0 +1,160 @@
+"""The numbers of a figure, each with where it comes from, and the places where a number should be and is not.
+
+A cell is measured, undefined (asked, but the metric has no value) or not evaluated. Figures are drawn from cells and
+their CSV files are cells, so that what is drawn is what is written.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from eval.conditions import INVERSE
+from eval.experiments.bbq_metrics import MEAN
+from eval.experiments.registry import EXPERIMENTS
+from eval.views.explained import Caution, caution_of
+from eval.views.gathered import Curve, find
+from eval.views.reference import PAPER_STEPS
+
+MEASURED, UNDEFINED, ABSENT = "measured", "undefined", "not evaluated"
+PAPER = ("bbq", "winogender", "admissions")
+"""The experiments of the paper's figures, in its order."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A metric of a checkpoint under a condition, or its absence. model_params: parameters, None where not known;
+    step: None where the curve has no checkpoint to look at; metric: its name in summary.json; caution: why the number
+    means little, '' where it does not; results: folder of summary.json.
+    """
+
+    experiment: str
+    condition: str
+    category: str
+    curve: str
+    model: str
+    algorithm: str
+    seed: int | None
+    model_params: int | None
+    step: int | None
+    step_name: str
+    metric: str
+    state: str
+    value: float | None
+    low: float | None
+    high: float | None
+    n_items: int | None
+    n_clusters: int | None
+    method: str
+    note: str
+    caution: str
+    data: str
+    results: str
+    git_commit: str
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """Panel of the figures with a panel for each experiment and category."""
+        return self.experiment, self.category
+
+
+def cell(
+    curve: Curve, step: int | None, experiment: str, condition: str, metric: str, category: str, found: Sequence[Caution]
+) -> Cell:
+    """What a curve has at a step (None: nothing)."""
+    summary = None if step is None else curve.at(step)
+    m = None if summary is None else find(summary, experiment, condition, metric, category)
+    told = m or {}
+    state = ABSENT if m is None else UNDEFINED if m["value"] is None else MEASURED
+    caution = caution_of(found, curve.name, step or 0, m) if m is not None and "accuracy" not in metric else None
+    return Cell(
+        experiment, condition, category, curve.name, model_name(curve), curve.algorithm or "", curve.seed,
+        curve.model_params, step, curve.step_name, metric, state,
+        told.get("value"), told.get("low"), told.get("high"), told.get("n_items"), told.get("n_clusters"),
+        told.get("method", ""), told.get("note", ""), caution.text if caution else "",
+        summary["data"] if summary else "", summary["results"] if summary else "",
+        str(summary.get("git_commit") or "") if summary else "",
+    )  # fmt: skip
+
+
+def model_name(curve: Curve) -> str:
+    """The model as given; of a folder of this machine its name only."""
+    return Path(curve.model).name if Path(curve.model).is_absolute() else curve.model
+
+
+def nearest_step(curve: Curve, experiment: str, asked: int | None = None) -> int | None:
+    """The step of a curve that stands for it where sizes are compared: `asked`, if it is there; else of the steps at
+    which the experiment was evaluated the nearest to the paper's, the smaller of two. A curve whose steps are no RLHF
+    steps stands for itself by its last.
+    """
+    steps = [s["step"] for s in curve.summaries if any(m["experiment"] == experiment for m in s["metrics"])]
+    if asked is not None:
+        return asked if asked in steps else None
+    if not steps:
+        return None
+    return min(steps, key=lambda s: (abs(s - PAPER_STEPS[experiment]), s)) if curve.rlhf else steps[-1]
+
+
+def conditions(curves: Sequence[Curve], experiment: str) -> list[str]:
+    """The paper's conditions of an experiment, evaluated or not, and the misuse probe where it was asked."""
+    asked = {m["condition"] for c in curves for s in c.summaries for m in s["metrics"] if m["experiment"] == experiment}
+    return [c for c in EXPERIMENTS[experiment].CONDITIONS if c != INVERSE or c in asked]
+
+
+def categories(curves: Sequence[Curve]) -> list[str]:
+    """BBQ's categories among the results, in alphabetical order."""
+    found = {m["category"] for c in curves for s in c.summaries for m in s["metrics"] if m["experiment"] == "bbq"}
+    return sorted(found - {"all", MEAN})
+
+
+def largest(curves: Sequence[Curve]) -> list[Curve]:
+    """All curves of the largest model that was evaluated at several steps; of the largest model where none was. Where
+    no size is known, the first curve.
+    """
+    several = [c for c in curves if len(c.steps) > 1] or list(curves)
+    sized = [c for c in several if c.model_params is not None]
+    top = max((c.model_params or 0 for c in sized), default=None)
+    return several[:1] if top is None else [c for c in sized if c.model_params == top]
+
+
+def questions_differ(curves: Sequence[Curve]) -> list[str]:
+    """Which settings differ that decide what was asked: numbers of such curves do not belong on one line."""
+    asked = [s for c in curves for s in c.summaries]
+    found = []
+    for name in ("data", "data_sha256", "prompt_version"):
+        if len({repr(s.get(name)) for s in asked}) > 1:
+            found.append(name)
+    evaluations = [s.get("evaluation") or {} for s in asked]
+    for key in ("limit", "cot_limit", "categories", "orders", "precision", "cot_max_new_tokens"):
+        if len({repr(e.get(key)) for e in evaluations}) > 1:
+            found.append(key)
+    return found
+
+
+def missing(cells: Iterable[Cell]) -> list[str]:
+    """A line for every experiment, condition and category that lacks something, with the curves that lack it."""
+    lacking: dict[tuple[str, str, str, str], list[str]] = {}
+    for c in cells:
+        if c.state != MEASURED:
+            at = c.curve if c.step is None else f"{c.curve} at step {c.step}"
+            lacking.setdefault((c.experiment, c.condition, c.category, c.state), []).append(at)
+    lines = []
+    for (experiment, condition, category, state), where in lacking.items():
+        part = "" if category == "all" else f" ({category})"
+        lines.append(f"{experiment}{part}, {condition}: {state} for {', '.join(dict.fromkeys(where))}")
+    return lines
+
+
+def as_csv(rows: Sequence[Any]) -> str:
+    """Dataclass instances of one type as CSV with a head; an empty field for None."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    if rows:
+        names = [f.name for f in fields(rows[0])]
+        writer.writerow(names)
+        writer.writerows([["" if (v := getattr(row, n)) is None else v for n in names] for row in rows])
+    return out.getvalue()
