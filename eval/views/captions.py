@@ -12,7 +12,7 @@ from eval.sequential import EARLY
 from eval.views import cells as data
 from eval.views.cells import MEASURED, PAPER, Cell
 from eval.views.explained import OTHERS, READING
-from eval.views.paper_figures import Drawn
+from eval.views.frame import Drawn
 from eval.views.panels import comparable
 from eval.views.reference import SOURCE, told
 from eval.views.scoring import ending

@@ -63,7 +63,13 @@ class Cell:
 
 
 def cell(
-    curve: Curve, step: int | None, experiment: str, condition: str, metric: str, category: str, found: Sequence[Caution]
+    curve: Curve,
+    step: int | None,
+    experiment: str,
+    condition: str,
+    metric: str,
+    category: str,
+    found: Sequence[Caution],
 ) -> Cell:
     """What a curve has at a step (None: nothing)."""
     summary = None if step is None else curve.at(step)

@@ -21,7 +21,7 @@ from eval.views.options import OutputConfig
 from eval.views.scoring import EXPECTED, SCORINGS
 
 if TYPE_CHECKING:
-    from eval.views.paper_figures import Drawn
+    from eval.views.frame import Drawn
 
 
 @dataclass
@@ -90,17 +90,17 @@ def figures(config: FiguresConfig) -> Told:
 
 def draw(curves: Sequence[Curve], config: FiguresConfig) -> list[Drawn]:
     """The eight figures, not yet written. Raises InputError where the model or step asked for is not there."""
-    from eval.views import occupations, paper_figures
+    from eval.views import frame, occupations, paper_figures
     from eval.views.cells import largest
 
     if config.step is not None and not any(config.step in c.steps for c in curves):
         steps = sorted({s for c in curves for s in c.steps})
         raise InputError(f"step {config.step} was not evaluated; evaluated: {', '.join(map(str, steps))}")
     chosen = named(curves, config.model) if config.model else largest(curves)
-    asked = paper_figures.Asked(
+    asked = frame.Asked(
         tuple(curves), tuple(chosen), config.scoring, config.step, tuple(cautions(curves)), config.model is not None
     )
-    with paper_figures.settings():
+    with frame.settings():
         return [
             paper_figures.figure1(asked),
             paper_figures.figure2(asked),

@@ -15,9 +15,9 @@ from matplotlib.patches import Patch
 
 from eval.config import InputError
 from eval.views import cells as data
-from eval.views.cells import MEASURED, Cell
+from eval.views.cells import MEASURED, UNDEFINED, Cell
+from eval.views.frame import Asked, Drawn, foot, new, part_labels, steps_told
 from eval.views.gathered import Curve
-from eval.views.paper_figures import Asked, Drawn, foot, new, part_labels, steps_told
 from eval.views.panels import nothing
 from eval.views.style import GREY, PRONOUNS, SMALL, STYLES, size_name
 
@@ -55,7 +55,7 @@ def occupations(curve: Curve, step: int) -> list[Occupation]:
     return [
         Occupation(
             curve.name, data.model_name(curve), curve.model_params, step, r["condition"], r["group"],
-            *(r[name] for name in PRONOUNS), r["bls_share"], summary["results"],
+            r["p_female"], r["p_male"], r["p_neutral"], r["bls_share"], summary["results"],
         )
         for r in rows
         if (r["experiment"], r["by"]) == (WINOGENDER, "occupation")
@@ -69,19 +69,17 @@ def figure4(asked: Asked) -> Drawn:
     found = occupations(curve, step) if step is not None else []
     names = data.conditions([curve], WINOGENDER)
     figure = new(4.6)
-    mosaic = [[f"stack {k}" for k in range(3)], ["stack 3" if len(names) > 3 else ".", "stack 4", "calibration"]]
-    panels = figure.subplot_mosaic(mosaic)
-    for k in range(5):
+    cells = [data.cell(curve, step, WINOGENDER, n, "rho", "all", asked.found) for n in names]
+    upper: list[Any] = ["stack 0", "stack 1", "stack 2"]
+    lower: list[Any] = ["stack 3", "stack 4" if len(names) > 4 else "calibration", "calibration"]
+    panels = figure.subplot_mosaic([upper, lower])
+    for k, (name, cell) in enumerate(zip(names, cells, strict=True)):
         axes = panels[f"stack {k}"]
-        if k >= len(names):
-            axes.set_axis_off()
-            continue
-        _stack(axes, [o for o in found if o.condition == names[k]], names[k])
+        _stack(axes, [o for o in found if o.condition == name], cell)
         axes.set_ylabel("probability" if k % 3 == 0 else "")
     _calibration(panels["calibration"], [o for o in found if o.condition == MATCH])
     handles = [Patch(facecolor=colour, label=f"p({name[2:]})") for name, colour in PRONOUNS.items()]
     figure.legend(handles=handles, loc="outside upper center", ncols=3)
-    cells = [data.cell(curve, step, WINOGENDER, n, "rho", "all", asked.found) for n in names]
     return _told(asked, figure, cells, found, curve)
 
 
@@ -110,12 +108,13 @@ def _told(asked: Asked, figure: Any, cells: list[Cell], found: list[Occupation],
     return drawn
 
 
-def _stack(axes: Axes, rows: list[Occupation], condition: str) -> None:
-    axes.set_title(condition)
+def _stack(axes: Axes, rows: list[Occupation], cell: Cell) -> None:
+    rho = "rho undefined" if cell.state == UNDEFINED else f"rho {cell.value:.2f}" if cell.value is not None else ""
+    axes.set_title(f"{cell.condition}\n{rho}".strip())
     if not rows:
         nothing(axes)
         return
-    rows = sorted(rows, key=lambda o: (o.p_neutral, o.p_female, o.occupation))
+    rows = sorted(rows, key=lambda o: (round(o.p_neutral, 6), o.p_female, o.occupation))
     x, bottom = np.arange(len(rows)), np.zeros(len(rows))
     for name, colour in PRONOUNS.items():
         heights = np.array([getattr(o, name) for o in rows])
@@ -142,4 +141,3 @@ def _calibration(axes: Axes, rows: list[Occupation]) -> None:
     axes.set_ylim(-0.03, 1.03)
     axes.set_xlabel("share of women in the statistics (BLS)", fontsize=SMALL)
     axes.set_ylabel("p(female) of the model")
-

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator
 
@@ -38,14 +39,14 @@ def draw(axes: Axes, cells: Sequence[Cell], along: str, join: bool = True) -> No
     names = [n for n in STYLES if any(c.condition == n for c in cells)]
     present = [n for n in names if any(c.condition == n and c.state != ABSENT for c in cells)]
     for k, name in enumerate(present):
-        shift = _beside(k, len(present), along) if len(places) == 1 else _stay
+        shift = _beside(k, len(present), along, places, _crowded(cells, along))
         mine = [c for c in cells if c.condition == name]
         groups = list(dict.fromkeys(c.algorithm for c in cells))
         for number, algorithm in enumerate(groups):
             group = [c for c in mine if c.algorithm == algorithm]
             if group:
                 _group(axes, group, name, along, join, shift, 1.4 if number == 0 else 0.8)
-    _rug(axes, cells, present, along)
+    rug(axes, cells, present, along)
     if not present:
         nothing(axes)
 
@@ -57,14 +58,22 @@ def nothing(axes: Axes, text: str = "not evaluated") -> None:
     axes.set_yticks([])
 
 
-def _stay(x: float) -> float:
-    return x
+def _crowded(cells: Sequence[Cell], along: str) -> bool:
+    """Whether several policies stand at one size, each with its interval as a bar."""
+    found = [(c.condition, c.algorithm, position(c, along)) for c in cells]
+    return along == SIZE and len(set(found)) < len(found)
 
 
-def _beside(k: int, n: int, along: str) -> Callable[[float], float]:
-    """Moves a condition a little to its side: by a factor on the log axis of sizes."""
+def _beside(k: int, n: int, along: str, places: Sequence[float], crowded: bool) -> Callable[[float], float]:
+    """Moves a condition a little to its side where intervals would lie on each other: where there is one place, or
+    several policies at one.
+    """
     by = k - (n - 1) / 2
-    return lambda x: x * (1 + SIDE_BY_SIDE) ** by if along == SIZE else x + 2 * SIDE_BY_SIDE * by
+    if len(places) == 1:
+        return lambda x: x * (1 + SIDE_BY_SIDE) ** by if along == SIZE else x + 2 * SIDE_BY_SIDE * by
+    if crowded:
+        return lambda x: x * (max(places) / min(places)) ** (0.015 * by)
+    return lambda x: x
 
 
 def _group(
@@ -86,24 +95,39 @@ def _group(
         _interval(axes, x, alone, colour, banded=join)
         _markers(axes, x, alone, name)
         return
+    values = [[c.value for c in points[p] if c.value is not None] for p in places]
     if along == STEP:
-        curves = list(dict.fromkeys(c.curve for c in cells))
-        for curve in curves:
-            own = sorted((c for c in cells if c.curve == curve), key=lambda c: position(c, along))
-            at = np.array([shift(position(c, along)) for c in own])
-            _line(axes, at, _column(own, "value"), f"_{name}: {curve}", 0.7, alpha=0.45)
-            _markers(axes, at, own, name, faint=True)
-        values = [[c.value for c in points[p] if c.value is not None] for p in places]
-        whole = [v if len(v) == len(curves) else [float("nan")] for v in values]
-        low, high = (np.array([f(v) for v in whole]) for f in (min, max))
-        axes.fill_between(x, low, high, color=colour, alpha=BAND, linewidth=0, label=f"_range of {name}")
+        values = _over_steps(axes, cells, points, name, shift)
     else:
         for at, p in zip(x, places, strict=True):
             _interval(axes, np.full(len(points[p]), at), points[p], colour, banded=False)
-            _markers(axes, np.full(len(points[p]), at), points[p], name, faint=True)
-        values = [[c.value for c in points[p] if c.value is not None] for p in places]
-        whole = [v or [float("nan")] for v in values]
-    _line(axes, x, np.array([np.mean(v) for v in whole]), name, width if join or along == STEP else 0.0)
+            if len(points[p]) > 1:
+                _markers(axes, np.full(len(points[p]), at), points[p], name, faint=True)
+    means = np.array([np.mean(v) if v else np.nan for v in values])
+    _line(axes, x, means, name, width if join or along == STEP else 0.0)
+    for hollow in (False, True):
+        doubtful = np.array([any(c.caution for c in points[p] if c.state == MEASURED) for p in places])
+        chosen = np.isfinite(means) & (doubtful == hollow)
+        _marks(axes, x[chosen], means[chosen], name, hollow, faint=False)
+
+
+def _over_steps(
+    axes: Axes, cells: list[Cell], points: Points, name: str, shift: Callable[[float], float]
+) -> list[list[float]]:
+    """Every policy faint, and a band from the least to the greatest where all have a value; returns these values."""
+    curves = list(dict.fromkeys(c.curve for c in cells))
+    places = sorted(points)
+    for curve in curves:
+        own = sorted((c for c in cells if c.curve == curve), key=lambda c: position(c, STEP))
+        at = np.array([shift(position(c, STEP)) for c in own])
+        _line(axes, at, _column(own, "value"), f"_{name}: {curve}", 0.7, alpha=0.45)
+        _markers(axes, at, own, name, faint=True)
+    values = [[c.value for c in points[p] if c.value is not None] for p in places]
+    values = [v if len(v) == len(curves) else [] for v in values]
+    low, high = (np.array([f(v) if v else np.nan for v in values]) for f in (min, max))
+    x = [shift(p) for p in places]
+    axes.fill_between(x, low, high, color=STYLES[name]["color"], alpha=BAND, linewidth=0, label=f"_range of {name}")
+    return values
 
 
 def _column(cells: Sequence[Cell], field: str) -> np.ndarray:
@@ -134,20 +158,24 @@ def _interval(axes: Axes, x: np.ndarray, cells: Sequence[Cell], colour: str, ban
 
 
 def _markers(axes: Axes, x: np.ndarray, cells: Sequence[Cell], name: str, faint: bool = False) -> None:
-    style = STYLES[name]
-    size, alpha = (2.6, 0.6) if faint else (4.2, 1.0)
     for hollow in (False, True):
         chosen = [k for k, c in enumerate(cells) if c.state == MEASURED and bool(c.caution) == hollow]
-        if chosen:
-            face = "white" if hollow else style["color"]
-            axes.plot(
-                x[chosen], _column(cells, "value")[chosen], linestyle="none", marker=style["marker"], markersize=size,
-                markerfacecolor=face, markeredgecolor=style["color"], alpha=alpha, zorder=4,
-                label=f"_{'hollow' if hollow else 'filled'} {name}",
-            )  # fmt: skip
+        _marks(axes, x[chosen], _column(cells, "value")[chosen], name, hollow, faint)
 
 
-def _rug(axes: Axes, cells: Sequence[Cell], present: Sequence[str], along: str) -> None:
+def _marks(axes: Axes, x: np.ndarray, y: np.ndarray, name: str, hollow: bool, faint: bool) -> None:
+    if not len(x):
+        return
+    style = STYLES[name]
+    kind = ("hollow" if hollow else "filled") + (" policy" if faint else "")
+    axes.plot(
+        x, y, linestyle="none", marker=style["marker"], markersize=2.6 if faint else 4.2, alpha=0.6 if faint else 1.0,
+        markerfacecolor="white" if hollow else style["color"], markeredgecolor=style["color"], zorder=4,
+        label=f"_{kind} {name}",
+    )  # fmt: skip
+
+
+def rug(axes: Axes, cells: Sequence[Cell], present: Sequence[str], along: str, colour: str = "") -> None:
     """At the foot of the panel, a row for each condition: where a number is missing, and of which kind."""
     for k, name in enumerate(present):
         points: dict[float, set[str]] = {}
@@ -159,13 +187,24 @@ def _rug(axes: Axes, cells: Sequence[Cell], present: Sequence[str], along: str) 
             if at:
                 axes.plot(
                     at, [0.03 + 0.055 * k] * len(at), transform=axes.get_xaxis_transform(), linestyle="none",
-                    marker=marker, markersize=4, color=STYLES[name]["color"], label=f"_{state}: {name}", zorder=5,
+                    marker=marker, markersize=4, color=colour or STYLES[name]["color"], zorder=5,
+                    label=f"_{state}: {name}",
                 )  # fmt: skip
 
 
 def has_rug(axes: Axes) -> bool:
     """Whether the panel marks something missing at its foot."""
     return any(str(line.get_label()).startswith((f"_{ABSENT}", f"_{UNDEFINED}")) for line in axes.lines)
+
+
+def make_room(panels: Sequence[Axes]) -> None:
+    """Room at the foot of the panels that mark something there, once for those that share their axis of values."""
+    done: list[Axes] = []
+    for axes in panels:
+        if has_rug(axes) and not any(axes.get_shared_y_axes().joined(axes, other) for other in done):
+            low, high = axes.get_ylim()
+            axes.set_ylim(low - 0.25 * (high - low), high)
+            done.append(axes)
 
 
 def comparable(cells: Sequence[Cell]) -> bool:
@@ -217,9 +256,6 @@ def finish(axes: Axes, cells: Sequence[Cell], along: str, sign: str = "", level:
         size_axis(axes, places)
     else:
         step_axis(axes, places)
-    if has_rug(axes):
-        low, high = axes.get_ylim()
-        axes.set_ylim(low - 0.055 * (len(names) + 1) * (high - low), high)
 
 
 def size_axis(axes: Axes, sizes: Sequence[float]) -> None:
@@ -244,21 +280,36 @@ def step_axis(axes: Axes, steps: Sequence[float]) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 2.5, 5, 10]))
 
 
-def legend_handles(cells: Sequence[Cell], panels: Sequence[Axes]) -> list[Line2D]:
-    """The legend: the conditions that are drawn, and what the marks mean that occur."""
-    drawn = [n for n in STYLES if any(c.condition == n and c.state != ABSENT for c in cells)]
-    handles = [Line2D([], [], label=n, **STYLES[n]) for n in drawn]
+def legend(figure: Figure, lines: Sequence[Line2D], panels: Sequence[Axes]) -> None:
+    """The lines, and what the marks mean that occur: in one row, or, where they are many, in a row each."""
 
     def mark(marker: Any, label: str, **style: Any) -> Line2D:
         return Line2D([], [], linestyle="none", marker=marker, color=GREY, label=label, **style)
 
+    marks = []
     labels = {str(line.get_label()) for axes in panels for line in axes.lines}
     if any(label.startswith("_hollow") for label in labels):
-        handles.append(mark("o", "hollow: means little (see caption)", markerfacecolor="white"))
+        marks.append(mark("o", "hollow: means little (see caption)", markerfacecolor="white"))
     if any(label.startswith(f"_{ABSENT}") for label in labels):
-        handles.append(mark(NOT_EVALUATED, "not evaluated"))
+        marks.append(mark(NOT_EVALUATED, "not evaluated"))
     if any(label.startswith(f"_{UNDEFINED}") for label in labels):
-        handles.append(mark(UNDEFINED_MARK, "undefined"))
+        marks.append(mark(UNDEFINED_MARK, "undefined"))
     if any(label.startswith("_paper") for label in labels):
-        handles.append(Line2D([], [], linestyle="none", marker=CARET, color="#BBBBBB", label="paper's 175B (approx.)"))
-    return handles
+        marks.append(
+            Line2D([], [], linestyle="none", marker=CARET, color="#BBBBBB", label="paper's 175B (approximate)")
+        )
+    handles = [*lines, *marks]
+    columns = len(handles)
+    if sum(len(str(h.get_label())) + 8 for h in handles) > 130:
+        columns = max(len(lines), len(marks))
+        blank = Line2D([], [], linestyle="none", label=" ")
+        rows = [[*row, *[blank] * (columns - len(row))] for row in (lines, marks)]
+        handles = [h for column in zip(*rows, strict=True) for h in column]
+    if handles:
+        figure.legend(handles=handles, loc="outside upper center", ncols=columns, columnspacing=1.4, handlelength=1.8)
+
+
+def condition_lines(cells: Sequence[Cell]) -> list[Line2D]:
+    """A line of the legend for each condition that is drawn."""
+    drawn = [n for n in STYLES if any(c.condition == n and c.state != ABSENT for c in cells)]
+    return [Line2D([], [], label=n, **STYLES[n]) for n in drawn]

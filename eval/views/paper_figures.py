@@ -8,78 +8,28 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from eval.experiments.registry import EXPERIMENTS
-from eval.sources import SMALL_SET_NOTE
 from eval.views import cells as data
 from eval.views.cells import ABSENT, PAPER, Cell
-from eval.views.explained import CHANCE, SIGNS, Caution
-from eval.views.gathered import Curve
-from eval.views.panels import SHIPPED, SIZE, STEP, draw, finish, legend_handles, mark_references, nothing, position
+from eval.views.explained import CHANCE, SIGNS
+from eval.views.frame import Asked, Drawn, chosen_told, complete, new, steps_told
+from eval.views.panels import SIZE, STEP, draw, finish, mark_references, nothing, position, rug
 from eval.views.scoring import BIAS, ending, name_for_all
-from eval.views.style import GREY, SETTINGS, SMALL, WIDTH, size_name
+from eval.views.style import GREY, SMALL, size_name
 
-NOTE_WIDTH = 138
-"""Characters of the smallest text across a figure."""
 OTHERS = {
     6: ("accuracy_ambig", "BBQ, ambiguous: accuracy"),
     7: ("accuracy_disambig", "BBQ, disambiguated: accuracy"),
     8: ("bias_disambig", "BBQ, disambiguated: bias score s_DIS"),
 }
 """The metric and title of Figures 6 to 8."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What is to be drawn. curves: all; chosen: those that stand for the largest model; step: at which sizes are
-    compared, None for the nearest to the paper's; named: whether the user named the model.
-    """
-
-    curves: tuple[Curve, ...]
-    chosen: tuple[Curve, ...]
-    scoring: str
-    step: int | None
-    found: tuple[Caution, ...]
-    named: bool = False
-
-    @property
-    def sized(self) -> list[Curve]:
-        """The curves that have a place on an axis of sizes."""
-        return [c for c in self.curves if c.model_params is not None]
-
-
-@dataclass
-class Drawn:
-    """A figure, its cells, what it shows in a sentence or two, and what a reader has to know."""
-
-    number: int
-    title: str
-    figure: Figure
-    cells: list[Cell]
-    says: str
-    remarks: list[str] = field(default_factory=list)
-    rows: list[Any] = field(default_factory=list)  # what the CSV file holds, where it is not the cells
-
-    @property
-    def stem(self) -> str:
-        return f"fig{self.number}"
-
-
-def new(height: float) -> Figure:
-    """An empty figure as wide as a page's text, whatever pyplot is set to. height: inches."""
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def at_sizes(asked: Asked, experiment: str, metric: str, category: str = "all") -> list[Cell]:
@@ -116,19 +66,9 @@ def label(experiment: str, metric: str) -> str:
     return f"{kind}{sub}\n({ending(metric)})"
 
 
-def steps_told(cells: Sequence[Cell]) -> str:
-    """'RLHF step 800', 'RLHF steps 50 to 60', '' where no number is of a step."""
-    steps = sorted({c.step for c in cells if c.step is not None})
-    names = {c.step_name for c in cells if c.step is not None}
-    if not steps or len(names) > 1:
-        return "steps: see caption" if steps else ""
-    name = names.pop()
-    return f"{name} {steps[0]}" if len(steps) == 1 else f"{name}s {steps[0]} to {steps[-1]}"
-
-
 def figure1(asked: Asked) -> Drawn:
     """Metric against model size, three panels."""
-    figure = new(2.75)
+    figure = new(2.9)
     every: list[Cell] = []
     for axes, experiment in zip(figure.subplots(1, 3), PAPER, strict=True):
         metric = metric_of(asked, experiment)
@@ -142,12 +82,12 @@ def figure1(asked: Asked) -> Drawn:
         if asked.step is None
         else f"Bias against model size (log axis), a line for each condition, at step {asked.step}"
     )
-    return _told(Drawn(1, "Bias against model size", figure, every, says + "."), asked, SIZE)
+    return complete(Drawn(1, "Bias against model size", figure, every, says + "."), asked, SIZE)
 
 
 def figure2(asked: Asked) -> Drawn:
     """Metric against RLHF step, largest model."""
-    figure = new(2.75)
+    figure = new(2.9)
     every: list[Cell] = []
     for axes, experiment in zip(figure.subplots(1, 3), PAPER, strict=True):
         metric = metric_of(asked, experiment)
@@ -156,7 +96,7 @@ def figure2(asked: Asked) -> Drawn:
         _panel(axes, cells, STEP, label(experiment, metric), SIGNS[experiment], asked)
         every += cells
     says = f"Bias against the RLHF step, a line for each condition: {chosen_told(asked)}."
-    return _told(Drawn(2, "Bias against RLHF step", figure, every, says), asked, STEP)
+    return complete(Drawn(2, "Bias against RLHF step", figure, every, says), asked, STEP)
 
 
 def figure3(asked: Asked) -> Drawn:
@@ -173,7 +113,7 @@ def figure3(asked: Asked) -> Drawn:
             axes.set_axis_off()
             continue
         cells = at_sizes(asked, "bbq", metric, parts[k]) if parts else []
-        axes.set_title((parts[k] if parts else "BBQ").replace("_", " ").replace(" x ", " × "))
+        axes.set_title((parts[k] if parts else "BBQ").replace("_", " "))
         _panel(axes, cells, SIZE, label("bbq", metric) if k % columns == 0 else "", "", asked)
         axes.tick_params(labelleft=k % columns == 0)
         every += cells
@@ -181,7 +121,7 @@ def figure3(asked: Asked) -> Drawn:
         "BBQ's bias score on ambiguous questions by category, against model size (log axis), a line for each condition"
         f"; {SIGNS['bbq']}; {steps_told(every) or 'no step'}."
     )
-    return _told(Drawn(3, "BBQ bias by category against model size", figure, every, says), asked, SIZE)
+    return complete(Drawn(3, "BBQ bias by category against model size", figure, every, says), asked, SIZE)
 
 
 def figure5(asked: Asked) -> Drawn:
@@ -201,7 +141,9 @@ def figure5(asked: Asked) -> Drawn:
                 axes.set_axis_off()
                 continue
             cells = [
-                data.cell(c, s, experiment, condition, metric, "all", asked.found) for c in rlhf for s in c.steps
+                data.cell(c, s, experiment, condition, metric, "all", asked.found)
+                for c in rlhf
+                for s in (lines if along == SIZE else c.steps)
             ]
             _interaction(axes, cells, along, colours, asked)
             short = EXPERIMENTS[experiment].TITLE.partition(",")[0]
@@ -212,17 +154,15 @@ def figure5(asked: Asked) -> Drawn:
     names = {line: f"step {line}" if along == SIZE else size_name(line) for line in lines}
     shown = lines if len(lines) <= 12 else [lines[k] for k in np.linspace(0, len(lines) - 1, 12).round().astype(int)]
     handles = [Line2D([], [], color=tuple(colours[line]), marker="o", label=names[line]) for line in shown]
-    if handles:
-        figure.legend(handles=handles, loc="outside upper center", ncols=min(6, len(handles)))
     says = (
         "How model size and RLHF act together: against size (log axis) a line for each RLHF step, a panel for each "
         "experiment and condition"
         if along == SIZE
-        else "One model size was trained, so how size and RLHF act together cannot be seen: the RLHF step is on the axis"
+        else "One model size only, so how size and RLHF act together cannot be seen: the RLHF step is on the axis"
     )
     drawn = Drawn(5, "Interaction of model size and RLHF", figure, every, f"{says}. Intervals: fig5.csv.")
     drawn.remarks += [f"no RLHF run, not drawn: {c.name}" for c in asked.curves if not c.rlhf]
-    return _told(drawn, asked, along, legend=False)
+    return complete(drawn, asked, along, handles)
 
 
 def figures6to8(asked: Asked) -> list[Drawn]:
@@ -232,7 +172,7 @@ def figures6to8(asked: Asked) -> list[Drawn]:
 
 def _other(asked: Asked, number: int, kind: str, title: str) -> Drawn:
     metric = metric_of(asked, "bbq", kind)
-    figure = new(2.75)
+    figure = new(2.9)
     left, right = figure.subplots(1, 2, sharey=True)
     level = 0.0 if kind == "bias_disambig" else CHANCE
     sign = SIGNS["bbq"] if kind == "bias_disambig" else "dashed: guessing, 1/3"
@@ -244,25 +184,15 @@ def _other(asked: Asked, number: int, kind: str, title: str) -> Drawn:
     _panel(right, steps, STEP, "", sign, asked, level)
     right.tick_params(labelleft=True)
     says = f"{title}, against model size (log axis) and against the RLHF step ({chosen_told(asked)})."
-    return _told(Drawn(number, title, figure, [*cells, *steps], says), asked, SIZE)
+    return complete(Drawn(number, title, figure, [*cells, *steps], says), asked, SIZE)
 
 
-def chosen_told(asked: Asked) -> str:
-    """Which model stands in the figures of one model."""
-    names = ", ".join(c.name for c in asked.chosen)
-    size = size_name(asked.chosen[0].model_params)
-    what = "the model asked for" if asked.named else "the largest model"
-    return f"{what}, {size} ({names})"
-
-
-def _panel(
-    axes: Axes, cells: list[Cell], along: str, ylabel: str, sign: str, asked: Asked, level: float = 0.0
-) -> None:
+def _panel(axes: Axes, cells: list[Cell], along: str, ylabel: str, sign: str, asked: Asked, level: float = 0.0) -> None:
     if cells and any(c.state != ABSENT for c in cells):
         draw(axes, cells, along, join=along == STEP or not data.questions_differ(asked.sized))
         finish(axes, cells, along, sign, level)
         mark_references(axes, cells, along)
-        axes.set_ylabel(ylabel)
+        axes.set_ylabel(ylabel, fontsize=SMALL)
     else:
         nothing(axes)
 
@@ -283,71 +213,5 @@ def _interaction(axes: Axes, cells: list[Cell], along: str, colours: dict[Any, A
             axes.plot(
                 x, y, color=tuple(colour), marker="o", markersize=3, linewidth=1.1 if join else 0, label=str(line)
             )
+    rug(axes, cells, [cells[0].condition], along, GREY)
     finish(axes, cells, along)
-
-
-def _told(drawn: Drawn, asked: Asked, along: str, legend: bool = True) -> Drawn:
-    """Legend, the line below the figure, remarks; ticks that would overlap lose their label."""
-    figure = drawn.figure
-    panels = [a for a in figure.axes if a.axison]
-    if legend and (handles := legend_handles(drawn.cells, panels)):
-        figure.legend(handles=handles, loc="outside upper center", ncols=min(5, len(handles)))
-    if differ := data.questions_differ(asked.sized) if along == SIZE else []:
-        drawn.remarks.insert(0, f"not joined by lines, since not all were asked the same ({', '.join(differ)} differ)")
-    drawn.remarks += several_told(drawn.cells, along)
-    if along == SIZE:
-        drawn.remarks += [f"size not known, not drawn: {c.name}" for c in asked.curves if c.model_params is None]
-    foot(drawn, asked)
-    part_labels(figure)
-    return drawn
-
-
-def several_told(cells: Sequence[Cell], along: str) -> list[str]:
-    """How several policies of one size are shown, where there are any."""
-    remarks = []
-    algorithms = list(dict.fromkeys(c.algorithm or "no RLHF run of ours" for c in cells))
-    if len(algorithms) > 1:
-        remarks.append(f"lines apart for {', '.join(algorithms)}; the first is the thickest")
-    sizes: dict[tuple[int | None, str], set[str]] = {}
-    for c in cells:
-        sizes.setdefault((c.model_params, c.algorithm), set()).add(c.curve)
-    several = {size_name(size): len(names) for (size, _), names in sizes.items() if len(names) > 1}
-    if several:
-        counted = ", ".join(f"{n} of {size}" for size, n in several.items())
-        how = (
-            "faint lines: each policy; thick line: their mean, band: from the least to the greatest, not an interval"
-            if along == STEP
-            else "small marks: each policy with its interval; line: the mean of those of one size"
-        )
-        remarks.append(f"several policies ({counted}): {how}")
-    return remarks
-
-
-def foot(drawn: Drawn, asked: Asked) -> None:
-    """The words below the figure."""
-    lines = [SMALL_SET_NOTE] if any(c.data == SHIPPED for c in drawn.cells) else []
-    lines += [f"{r[0].upper()}{r[1:]}." for r in drawn.remarks]
-    text = "\n".join(part for line in lines for part in textwrap.wrap(line, NOTE_WIDTH))
-    if text:
-        drawn.figure.supxlabel(text, fontsize=SMALL, color=GREY, x=0.01, ha="left")
-
-
-def part_labels(figure: Figure) -> None:
-    """Takes away the label of every tick that would touch the one before it."""
-    figure.canvas.draw()
-    for axes in (a for a in figure.axes if a.axison):
-        labels = [t for t in axes.get_xticklabels() if t.get_text()]
-        boxes = [t.get_window_extent() for t in labels]
-        kept, texts = None, {}
-        for text, box in sorted(zip(labels, boxes, strict=True), key=lambda pair: pair[1].x0):
-            touches = kept is not None and box.x0 < kept.x1 + 3
-            texts[round(text.get_position()[0], 6)] = "" if touches else text.get_text()
-            kept = kept if touches else box
-        if "" in texts.values():
-            ticks = axes.get_xticks()
-            axes.set_xticks(ticks, [texts.get(round(t, 6), "") for t in ticks])
-
-
-def settings() -> Any:
-    """The context in which figures are drawn."""
-    return matplotlib.rc_context(SETTINGS)

@@ -6,6 +6,7 @@ The colours stay apart for readers with deuteranopia, protanopia and tritanopia;
 from __future__ import annotations
 
 import colorsys
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ WIDTH = 7.2
 """Inches: the text width of a page of two columns."""
 SMALL = 6.5
 """Points: the smallest text."""
-SETTINGS = {
+SETTINGS: Any = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so that every machine draws the same
     "font.size": 7,
     "axes.titlesize": 8,
@@ -99,6 +100,7 @@ def write(figure: Figure, path: Path, described: dict[str, str]) -> None:
     """One file; text that a PNG cannot hold (it takes Latin-1) is written without its accents."""
     import matplotlib
 
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # else a line for each table of each font
     metadata: dict[str, Any] = dict(described)
     if path.suffix == ".png":
         metadata = {k: v.encode("latin-1", "replace").decode("latin-1") for k, v in described.items()}
@@ -107,5 +109,6 @@ def write(figure: Figure, path: Path, described: dict[str, str]) -> None:
         metadata["Date"] = None
     else:
         metadata["CreationDate"] = None
-    with matplotlib.rc_context({k: v for k, v in SETTINGS.items() if k.startswith(("svg.", "pdf.", "path."))}):
+    of_files: Any = {k: v for k, v in SETTINGS.items() if k.startswith(("svg.", "pdf.", "path."))}
+    with matplotlib.rc_context(of_files):
         figure.savefig(path, dpi=200 if path.suffix == ".png" else 72, metadata=metadata)
