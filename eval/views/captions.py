@@ -10,10 +10,10 @@ from eval.experiments.registry import EXPERIMENTS
 from eval.sampled_answers import SAMPLED
 from eval.sequential import EARLY
 from eval.views import cells as data
-from eval.views.cells import MEASURED, PAPER, Cell
+from eval.views.cells import MEASURED, PAPER, Cell, at, some
 from eval.views.explained import OTHERS, READING
 from eval.views.frame import Drawn
-from eval.views.panels import comparable
+from eval.views.panels import SHIPPED, comparable
 from eval.views.reference import SOURCE, told
 from eval.views.scoring import ending
 
@@ -40,18 +40,25 @@ def _experiment(drawn: Drawn, experiment: str, measured: list[Cell]) -> str:
     kind = next((k for k in OTHERS if metric.startswith(k)), None)
     reading = OTHERS[kind] if kind else READING[experiment]
     scored = f" Scored here: {words}." if (words := ending(metric)) else ""
-    items = sorted({c.n_items for c in measured if c.n_items is not None})
-    clusters = sorted({c.n_clusters for c in measured if c.n_clusters is not None})
     methods = "; ".join(dict.fromkeys(c.method for c in measured if c.method))
-    without = sum(c.low is None for c in measured)
     intervals = f"95% intervals ({methods})" if methods else "95% intervals"
-    intervals += f"; {without} of {len(measured)} values have none" if without else ""
-    parts = f"{title}: {reading}{scored} {_range(items)} items, {_range(clusters)} clusters; {intervals}."
+    parts = f"{title}: {reading}{scored} Items (clusters): {_counts(measured)}. {intervals}."
     return f"{parts} {_paper(drawn, experiment)}".strip()
 
 
-def _range(numbers: Sequence[int]) -> str:
-    return "-" if not numbers else f"{numbers[0]:,}" if len(numbers) == 1 else f"{numbers[0]:,} to {numbers[-1]:,}"
+def _counts(measured: Sequence[Cell]) -> str:
+    """'Q 180 (45), Q+IF+CoT 15 to 20 (15)'."""
+    found = []
+    for name in dict.fromkeys(c.condition for c in measured):
+        mine = [c for c in measured if c.condition == name]
+        items, clusters = (_range([getattr(c, n) for c in mine]) for n in ("n_items", "n_clusters"))
+        found.append(f"{name} {items} ({clusters})")
+    return ", ".join(found)
+
+
+def _range(numbers: Sequence[int | None]) -> str:
+    known = sorted({n for n in numbers if n is not None})
+    return "-" if not known else f"{known[0]:,}" if len(known) == 1 else f"{known[0]:,} to {known[-1]:,}"
 
 
 def _paper(drawn: Drawn, experiment: str) -> str:
@@ -61,29 +68,29 @@ def _paper(drawn: Drawn, experiment: str) -> str:
     mine = [c for c in drawn.cells if c.experiment == experiment]
     if comparable(mine):
         return f"Light marks, not ours: {told(experiment)} Approximate."
-    return (
-        f"No value of {SOURCE} is marked: the paper's metric is the most probable answer's, by the public data "
-        "(--scoring most-probable)."
-        if experiment == "bbq"
-        else f"No value of {SOURCE} is marked: this is the small set, not the public data."
-    )
+    if any(c.data == SHIPPED for c in mine):
+        return f"No value of {SOURCE} is marked: this is the small set, not the public data."
+    if experiment == "bbq" and any(c.state == MEASURED for c in mine):
+        return f"No value of {SOURCE} is marked: its metric is the most probable answer's (--scoring most-probable)."
+    return ""
 
 
 def _doubts(measured: Sequence[Cell]) -> list[str]:
-    """Cautions of what is drawn, and warnings, early stops and sampled answers among the notes: each text once."""
-    found: dict[str, list[str]] = {}
+    """Cautions of what is drawn, an example and where else; warnings, early stops and sampled answers."""
+    lines = []
+    for experiment in dict.fromkeys(c.experiment for c in measured if c.caution):
+        first, *others = [c for c in measured if c.experiment == experiment and c.caution]
+        also = f" So too: {some([_place(c) for c in others], 12)}." if others else ""
+        lines.append(f"Caution, drawn hollow: {first.caution} ({_place(first)}).{also}")
+    notes: dict[str, list[str]] = {}
     for c in measured:
-        note = c.note if c.note.startswith(("warning:", EARLY, SAMPLED)) else ""
-        for text in (c.caution, note):
-            if text:
-                found.setdefault(text, []).append(f"{c.curve} at step {c.step}, {c.experiment}, {c.condition}")
-    lines = [f"{text} ({_some(where)})" for text, where in found.items()]
-    return [f"Caution: {line}." for line in lines]
+        if c.note.startswith(("warning:", EARLY, SAMPLED)):
+            notes.setdefault(c.note, []).append(f"{c.experiment}, {_place(c)}")
+    return lines + [f"Note: {note} ({some(where, 3)})." for note, where in notes.items()]
 
 
-def _some(where: Sequence[str], most: int = 3) -> str:
-    more = f" and {len(where) - most} more" if len(where) > most else ""
-    return "; ".join(where[:most]) + more
+def _place(cell: Cell) -> str:
+    return f"{at(cell)} {cell.condition}" + ("" if cell.category == "all" else f" {cell.category}")
 
 
 def origin(measured: Sequence[Cell]) -> str:

@@ -142,17 +142,30 @@ def questions_differ(curves: Sequence[Curve]) -> list[str]:
 
 
 def missing(cells: Iterable[Cell]) -> list[str]:
-    """A line for every experiment, condition and category that lacks something, with the curves that lack it."""
+    """A line for every experiment and condition that lacks something: what, in which categories, for which curves."""
     lacking: dict[tuple[str, str, str, str], list[str]] = {}
     for c in cells:
         if c.state != MEASURED:
-            at = c.curve if c.step is None else f"{c.curve} at step {c.step}"
-            lacking.setdefault((c.experiment, c.condition, c.category, c.state), []).append(at)
-    lines = []
-    for (experiment, condition, category, state), where in lacking.items():
-        part = "" if category == "all" else f" ({category})"
-        lines.append(f"{experiment}{part}, {condition}: {state} for {', '.join(dict.fromkeys(where))}")
-    return lines
+            lacking.setdefault((c.experiment, c.condition, c.state, c.category), []).append(at(c))
+    parts: dict[tuple[str, str, str, str], list[str]] = {}
+    for (experiment, condition, state, category), where in lacking.items():
+        told = some(list(dict.fromkeys(where)), 6)
+        parts.setdefault((experiment, condition, state, told), []).append(category)
+    return [
+        f"{experiment}{'' if found == ['all'] else f' ({some(found, 11)})'}, {condition}: {state} for {told}"
+        for (experiment, condition, state, told), found in parts.items()
+    ]
+
+
+def at(cell: Cell) -> str:
+    """Which checkpoint, in words."""
+    return cell.curve if cell.step is None else f"{cell.curve} at step {cell.step}"
+
+
+def some(where: Sequence[str], most: int) -> str:
+    """The first of them, and how many more."""
+    more = f" and {len(where) - most} more" if len(where) > most else ""
+    return ", ".join(where[:most]) + more
 
 
 def as_csv(rows: Sequence[Any]) -> str:

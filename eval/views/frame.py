@@ -89,6 +89,13 @@ def chosen_told(asked: Asked) -> str:
     return f"{what}, {size} ({names})"
 
 
+def larger(asked: Asked) -> list[str]:
+    """A remark where larger models are there, which are not drawn against the step."""
+    size = asked.chosen[0].model_params
+    found = [c.name for c in asked.sized if size is not None and (c.model_params or 0) > size]
+    return [f"larger, but not drawn against the step: {data.some(found, 4)}"] if found and not asked.named else []
+
+
 def complete(drawn: Drawn, asked: Asked, along: str, lines: list[Line2D] | None = None) -> Drawn:
     """Legend, the line below the figure, remarks; ticks that would overlap lose their label."""
     figure = drawn.figure
@@ -98,6 +105,9 @@ def complete(drawn: Drawn, asked: Asked, along: str, lines: list[Line2D] | None 
     if differ := data.questions_differ(asked.sized) if along == panels.SIZE else []:
         drawn.remarks.insert(0, f"not joined by lines, since not all were asked the same ({', '.join(differ)} differ)")
     drawn.remarks += several_told(drawn)
+    measured = [c for c in drawn.cells if c.state == data.MEASURED]
+    if bare := sum(c.low is None for c in measured):
+        drawn.remarks.append(f"{bare} of {len(measured)} values have no interval ({drawn.stem}.csv says why)")
     if along == panels.SIZE:
         drawn.remarks += [f"size not known, not drawn: {c.name}" for c in asked.curves if c.model_params is None]
     foot(drawn, asked)

@@ -98,7 +98,9 @@ def _told(asked: Asked, figure: Any, cells: list[Cell], found: list[Occupation],
     )
     drawn = Drawn(4, "Winogender by occupation", figure, cells, says, rows=found)
     same = [c.name for c in asked.chosen[1:]]
-    drawn.remarks.append(f"{curve.name}, {size_name(curve.model_params)}, {steps_told(cells) or 'not evaluated'}")
+    drawn.remarks.append(
+        f"model: {curve.name}, {size_name(curve.model_params)}, {steps_told(cells) or 'not evaluated'}"
+    )
     if same:
         drawn.remarks.append(f"one policy is drawn of several of this size; not drawn: {', '.join(same)}")
     if not found and any(c.state == MEASURED for c in cells):

@@ -19,7 +19,7 @@ from eval.experiments.registry import EXPERIMENTS
 from eval.views import cells as data
 from eval.views.cells import ABSENT, PAPER, Cell
 from eval.views.explained import CHANCE, SIGNS
-from eval.views.frame import Asked, Drawn, chosen_told, complete, new, steps_told
+from eval.views.frame import Asked, Drawn, chosen_told, complete, larger, new, steps_told
 from eval.views.panels import SIZE, STEP, draw, finish, mark_references, nothing, position, rug
 from eval.views.scoring import BIAS, ending, name_for_all
 from eval.views.style import GREY, SMALL, size_name
@@ -96,7 +96,8 @@ def figure2(asked: Asked) -> Drawn:
         _panel(axes, cells, STEP, label(experiment, metric), SIGNS[experiment], asked)
         every += cells
     says = f"Bias against the RLHF step, a line for each condition: {chosen_told(asked)}."
-    return complete(Drawn(2, "Bias against RLHF step", figure, every, says), asked, STEP)
+    remarks = [f"model: {chosen_told(asked)}", *larger(asked)]
+    return complete(Drawn(2, "Bias against RLHF step", figure, every, says, remarks), asked, STEP)
 
 
 def figure3(asked: Asked) -> Drawn:
@@ -184,7 +185,7 @@ def _other(asked: Asked, number: int, kind: str, title: str) -> Drawn:
     _panel(right, steps, STEP, "", sign, asked, level)
     right.tick_params(labelleft=True)
     says = f"{title}, against model size (log axis) and against the RLHF step ({chosen_told(asked)})."
-    return complete(Drawn(number, title, figure, [*cells, *steps], says), asked, SIZE)
+    return complete(Drawn(number, title, figure, [*cells, *steps], says, larger(asked)), asked, SIZE)
 
 
 def _panel(axes: Axes, cells: list[Cell], along: str, ylabel: str, sign: str, asked: Asked, level: float = 0.0) -> None:
@@ -208,10 +209,15 @@ def _interaction(axes: Axes, cells: list[Cell], along: str, colours: dict[Any, A
         for algorithm in dict.fromkeys(c.algorithm for c in mine):
             group = [c for c in mine if c.algorithm == algorithm]
             x = sorted({position(c, along) for c in group})
-            values = [[c.value for c in group if position(c, along) == p and c.value is not None] for p in x]
-            y = [float(np.mean(v)) if v else float("nan") for v in values]
-            axes.plot(
-                x, y, color=tuple(colour), marker="o", markersize=3, linewidth=1.1 if join else 0, label=str(line)
-            )
+            found = [[c for c in group if position(c, along) == p and c.value is not None] for p in x]
+            y = [float(np.mean([c.value for c in part if c.value is not None])) if part else np.nan for part in found]
+            axes.plot(x, y, color=tuple(colour), linewidth=1.1 if join else 0, label=str(line))
+            for hollow in (False, True):
+                chosen = [k for k, part in enumerate(found) if part and any(c.caution for c in part) == hollow]
+                face, name = ("white", "_hollow") if hollow else (tuple(colour), "_filled")
+                axes.plot(
+                    [x[k] for k in chosen], [y[k] for k in chosen], linestyle="none", marker="o", markersize=3.2,
+                    markeredgecolor=tuple(colour), markerfacecolor=face, label=f"{name} {line}", zorder=4,
+                )  # fmt: skip
     rug(axes, cells, [cells[0].condition], along, GREY)
     finish(axes, cells, along)
