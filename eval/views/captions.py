@@ -67,7 +67,8 @@ def _paper(drawn: Drawn, experiment: str) -> str:
         return ""
     mine = [c for c in drawn.cells if c.experiment == experiment]
     if comparable(mine):
-        return f"Light marks, not ours: {told(experiment)} Approximate."
+        where = "marked where the axis reaches" if experiment == "admissions" else "the light marks"
+        return f"Not ours, approximate ({where}): {told(experiment)}"
     if any(c.data == SHIPPED for c in mine):
         return f"No value of {SOURCE} is marked: this is the small set, not the public data."
     if experiment == "bbq" and any(c.state == MEASURED for c in mine):

@@ -142,8 +142,12 @@ def foot(drawn: Drawn, asked: Asked) -> None:
 
 
 def part_labels(figure: Figure) -> None:
-    """Takes away the label of every tick that would touch the one before it."""
-    figure.canvas.draw()
+    """Lays the figure out, once for all formats, and takes away the label of every tick that would touch the one
+    before it.
+    """
+    for _ in range(3):  # room changes ticks, and their labels the room
+        figure.draw_without_rendering()
+    figure.set_layout_engine("none")
     for axes in (a for a in figure.axes if a.axison):
         labels = [t for t in axes.get_xticklabels() if t.get_text()]
         boxes = [t.get_window_extent() for t in labels]

@@ -25,6 +25,8 @@ SHIPPED = "small set"  # eval.sources.data_name
 NOT_EVALUATED, UNDEFINED_MARK = "x", "$?$"
 CARET = 4  # matplotlib's caret to the left
 SIDE_BY_SIDE = 0.06  # of the axis' unit, between conditions where there is one place only
+RUG = (0.035, 0.06)
+"""Of a panel's height: the lowest row of marks of what is missing, and the distance of rows."""
 Points = dict[float, list[Cell]]
 
 
@@ -54,8 +56,7 @@ def draw(axes: Axes, cells: Sequence[Cell], along: str, join: bool = True) -> No
 def nothing(axes: Axes, text: str = "not evaluated") -> None:
     """An empty panel that says so."""
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=GREY)
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.tick_params(left=False, labelleft=False, bottom=False, labelbottom=False)
 
 
 def _crowded(cells: Sequence[Cell], along: str) -> bool:
@@ -176,35 +177,40 @@ def _marks(axes: Axes, x: np.ndarray, y: np.ndarray, name: str, hollow: bool, fa
 
 
 def rug(axes: Axes, cells: Sequence[Cell], present: Sequence[str], along: str, colour: str = "") -> None:
-    """At the foot of the panel, a row for each condition: where a number is missing, and of which kind."""
-    for k, name in enumerate(present):
+    """At the foot of the panel, a row for each condition that lacks something: where, and of which kind."""
+    row = 0
+    for name in present:
         points: dict[float, set[str]] = {}
         for c in cells:
             if c.condition == name:
                 points.setdefault(position(c, along), set()).add(c.state)
-        for state, marker in ((ABSENT, NOT_EVALUATED), (UNDEFINED, UNDEFINED_MARK)):
+        before = row
+        for state, marker, size in ((ABSENT, NOT_EVALUATED, 4.0), (UNDEFINED, UNDEFINED_MARK, 5.5)):
             at = [p for p, states in points.items() if MEASURED not in states and state in states]
             if at:
                 axes.plot(
-                    at, [0.03 + 0.055 * k] * len(at), transform=axes.get_xaxis_transform(), linestyle="none",
-                    marker=marker, markersize=4, color=colour or STYLES[name]["color"], zorder=5,
-                    label=f"_{state}: {name}",
+                    at, [RUG[0] + RUG[1] * before] * len(at), transform=axes.get_xaxis_transform(), zorder=5,
+                    linestyle="none", marker=marker, markersize=size, color=colour or STYLES[name]["color"],
+                    markeredgewidth=0.9 if state == ABSENT else 0.3, label=f"_{state}: {name}",
                 )  # fmt: skip
-
-
-def has_rug(axes: Axes) -> bool:
-    """Whether the panel marks something missing at its foot."""
-    return any(str(line.get_label()).startswith((f"_{ABSENT}", f"_{UNDEFINED}")) for line in axes.lines)
+                row = before + 1
 
 
 def make_room(panels: Sequence[Axes]) -> None:
     """Room at the foot of the panels that mark something there, once for those that share their axis of values."""
-    done: list[Axes] = []
-    for axes in panels:
-        if has_rug(axes) and not any(axes.get_shared_y_axes().joined(axes, other) for other in done):
-            low, high = axes.get_ylim()
-            axes.set_ylim(low - 0.25 * (high - low), high)
-            done.append(axes)
+    left = list(panels)
+    while left:
+        shared = [a for a in left if a is left[0] or left[0].get_shared_y_axes().joined(left[0], a)]
+        left = [a for a in left if a not in shared]
+        rows = max((len({str(line.get_label()) for line in _rug_of(a)}) for a in shared), default=0)
+        if rows:
+            share = RUG[0] + RUG[1] * rows
+            low, high = shared[0].get_ylim()
+            shared[0].set_ylim(low - share / (1 - share) * (high - low), high)
+
+
+def _rug_of(axes: Axes) -> list[Line2D]:
+    return [line for line in axes.lines if str(line.get_label()).startswith((f"_{ABSENT}", f"_{UNDEFINED}"))]
 
 
 def comparable(cells: Sequence[Cell]) -> bool:

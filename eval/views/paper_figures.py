@@ -133,7 +133,9 @@ def figure5(asked: Asked) -> Drawn:
     figure = new(5.4)
     grid = figure.subplots(len(PAPER), len(columns), squeeze=False, sharey="row")
     lines = sorted({s for c in rlhf for s in c.steps} if along == SIZE else {c.model_params or 0 for c in rlhf})
-    colours = dict(zip(lines, matplotlib.colormaps["viridis_r"](np.linspace(0.12, 1.0, len(lines) or 1)), strict=False))
+    colours = dict(
+        zip(lines, matplotlib.colormaps["viridis_r"](np.linspace(1.0, 0.12, len(lines) or 1)[::-1]), strict=False)
+    )
     every: list[Cell] = []
     for row, experiment in zip(grid, PAPER, strict=True):
         metric = metric_of(asked, experiment)
@@ -150,7 +152,7 @@ def figure5(asked: Asked) -> Drawn:
             short = EXPERIMENTS[experiment].TITLE.partition(",")[0]
             axes.set_title(f"{short}: {condition}", fontsize=7)
             axes.set_ylabel(label(experiment, metric) if axes is row[0] else "", fontsize=SMALL)
-            axes.tick_params(labelleft=bool(axes is row[0]))
+            axes.tick_params(labelleft=bool(axes is row[0]) and any(c.state != ABSENT for c in cells))
             every += cells
     names = {line: f"step {line}" if along == SIZE else size_name(line) for line in lines}
     shown = lines if len(lines) <= 12 else [lines[k] for k in np.linspace(0, len(lines) - 1, 12).round().astype(int)]
@@ -212,12 +214,18 @@ def _interaction(axes: Axes, cells: list[Cell], along: str, colours: dict[Any, A
             found = [[c for c in group if position(c, along) == p and c.value is not None] for p in x]
             y = [float(np.mean([c.value for c in part if c.value is not None])) if part else np.nan for part in found]
             axes.plot(x, y, color=tuple(colour), linewidth=1.1 if join else 0, label=str(line))
-            for hollow in (False, True):
-                chosen = [k for k, part in enumerate(found) if part and any(c.caution for c in part) == hollow]
-                face, name = ("white", "_hollow") if hollow else (tuple(colour), "_filled")
-                axes.plot(
-                    [x[k] for k in chosen], [y[k] for k in chosen], linestyle="none", marker="o", markersize=3.2,
-                    markeredgecolor=tuple(colour), markerfacecolor=face, label=f"{name} {line}", zorder=4,
-                )  # fmt: skip
+            _dots(axes, x, y, [any(c.caution for c in part) for part in found], tuple(colour), str(line))
     rug(axes, cells, [cells[0].condition], along, GREY)
     finish(axes, cells, along)
+
+
+def _dots(axes: Axes, x: list[float], y: list[float], doubtful: list[bool], colour: Any, line: str) -> None:
+    """The marks of a line; hollow where a caution concerns the number."""
+    for hollow in (False, True):
+        chosen = [k for k, value in enumerate(y) if np.isfinite(value) and doubtful[k] == hollow]
+        if chosen:
+            axes.plot(
+                [x[k] for k in chosen], [y[k] for k in chosen], linestyle="none", marker="o", markersize=3.2,
+                markeredgecolor=colour, markerfacecolor="white" if hollow else colour, zorder=4,
+                label=f"_{'hollow' if hollow else 'filled'} {line}",
+            )  # fmt: skip

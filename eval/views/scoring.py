@@ -18,8 +18,8 @@ SCORINGS = (EXPECTED, MOST_PROBABLE)
 BIAS = "bias_ambig"
 """BBQ's metric that stands for it; the others are accuracy_ambig, accuracy_disambig and bias_disambig."""
 ENDINGS = {
-    "": "most probable answer, order as given",
-    "_expected": "expected, order as given",
+    "": "most probable answer, as given",
+    "_expected": "expected, as given",
     "_expected_symmetrised": "expected, order-symmetrised",
 }
 """What the end of a BBQ metric's name says."""

@@ -5,7 +5,6 @@ The colours stay apart for readers with deuteranopia, protanopia and tritanopia;
 
 from __future__ import annotations
 
-import colorsys
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,12 +56,10 @@ SETTINGS: Any = {
 FORMATS = ("svg", "pdf", "png")
 
 
-def lighter(colour: str, keep: float = 0.45) -> str:
+def lighter(colour: str, keep: float = 0.5) -> str:
     """The colour with `keep` of its distance from white: for marks that stand behind."""
-    red, green, blue = (int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5))
-    hue, light, saturation = colorsys.rgb_to_hls(red, green, blue)
-    mixed = colorsys.hls_to_rgb(hue, 1 - keep * (1 - light), saturation)
-    return "#" + "".join(f"{round(255 * c):02X}" for c in mixed)
+    parts = (int(colour[k : k + 2], 16) for k in (1, 3, 5))
+    return "#" + "".join(f"{round(255 - keep * (255 - part)):02X}" for part in parts)
 
 
 def size_name(params: int | None) -> str:
