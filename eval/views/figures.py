@@ -7,13 +7,13 @@ DIR/captions.md            what each shows, of how many items, from where, and w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.commands import Told
-from eval.config import InputError, nearest, prepare_output
+from eval.config import InputError, nearest, prepare_output, split_commas
 from eval.results import write_text
 from eval.views.explained import cautions
 from eval.views.gathered import Curve, gather
@@ -22,6 +22,8 @@ from eval.views.scoring import EXPECTED, SCORINGS
 
 if TYPE_CHECKING:
     from eval.views.frame import Drawn
+
+NUMBERS = tuple("12345678")
 
 
 @dataclass
@@ -39,6 +41,9 @@ class FiguresConfig(OutputConfig):
         default=None,
         metadata={"help": "compare sizes at this step; default: each model's nearest to the paper's 800 and 50"},
     )
+    only: list[str] = field(
+        default_factory=list, metadata={"help": "numbers of the figures to draw, such as 1,2; default: all eight"}
+    )
     model: str | None = field(
         default=None,
         metadata={"help": "figures of one model: a run's name, a model or a size such as 135M; default: the largest"},
@@ -50,6 +55,10 @@ class FiguresConfig(OutputConfig):
             raise InputError(f"scoring must be {' or '.join(SCORINGS)}, not '{self.scoring}'")
         if self.step is not None and self.step < 0:
             raise InputError(f"step must be at least 0, not {self.step}")
+        self.only = split_commas(self.only)
+        for number in self.only:
+            if number not in NUMBERS:
+                raise InputError(f"only: there is no figure '{number}'; figures: {', '.join(NUMBERS)}")
 
 
 def figures(config: FiguresConfig) -> Told:
@@ -88,8 +97,8 @@ def figures(config: FiguresConfig) -> Told:
     return text(told, folder), {"folder": str(folder), "scoring": config.scoring, "figures": told}
 
 
-def draw(curves: Sequence[Curve], config: FiguresConfig) -> list[Drawn]:
-    """The eight figures, not yet written. Raises InputError where the model or step asked for is not there."""
+def draw(curves: Sequence[Curve], config: FiguresConfig) -> Iterator[Drawn]:
+    """The figures asked for, not yet written. Raises InputError where the model or step asked for is not there."""
     from eval.views import frame, occupations, paper_figures
     from eval.views.cells import largest
 
@@ -100,15 +109,15 @@ def draw(curves: Sequence[Curve], config: FiguresConfig) -> list[Drawn]:
     asked = frame.Asked(
         tuple(curves), tuple(chosen), config.scoring, config.step, tuple(cautions(curves)), config.model is not None
     )
-    with frame.settings():
-        return [
-            paper_figures.figure1(asked),
-            paper_figures.figure2(asked),
-            paper_figures.figure3(asked),
-            occupations.figure4(asked),
-            paper_figures.figure5(asked),
-            *paper_figures.figures6to8(asked),
-        ]
+    functions = (
+        paper_figures.figure1, paper_figures.figure2, paper_figures.figure3, occupations.figure4,
+        paper_figures.figure5, paper_figures.figure6, paper_figures.figure7, paper_figures.figure8,
+    )  # fmt: skip
+    for number, function in zip(NUMBERS, functions, strict=True):
+        if number in config.only or not config.only:
+            with frame.settings():
+                drawn = function(asked)
+            yield drawn
 
 
 def named(curves: Sequence[Curve], name: str) -> list[Curve]:
@@ -130,7 +139,8 @@ def named(curves: Sequence[Curve], name: str) -> list[Curve]:
 
 def text(told: Sequence[dict[str, Any]], folder: Path) -> str:
     """What was drawn and what is missing, for the terminal."""
-    lines = [f"figures of {folder}: fig1 to fig{len(told)}, each as .svg, .pdf, .png, its numbers as .csv; captions.md"]
+    names = ", ".join(f"fig{entry['figure']}" for entry in told)
+    lines = [f"{folder}: {names}, each as .svg, .pdf and .png, its numbers as .csv; captions.md"]
     for entry in told:
         lines.append(f"Figure {entry['figure']}: {entry['title']}")
         lines += [f"  missing: {line}" for line in entry["missing"]]

@@ -145,7 +145,7 @@ def part_labels(figure: Figure) -> None:
     """Lays the figure out, once for all formats, and takes away the label of every tick that would touch the one
     before it.
     """
-    for _ in range(3):  # room changes ticks, and their labels the room
+    for _ in range(2):  # room changes ticks, and their labels the room
         figure.draw_without_rendering()
     figure.set_layout_engine("none")
     for axes in (a for a in figure.axes if a.axison):

@@ -24,13 +24,6 @@ from eval.views.panels import SIZE, STEP, draw, finish, mark_references, nothing
 from eval.views.scoring import BIAS, ending, name_for_all
 from eval.views.style import GREY, SMALL, size_name
 
-OTHERS = {
-    6: ("accuracy_ambig", "BBQ, ambiguous: accuracy"),
-    7: ("accuracy_disambig", "BBQ, disambiguated: accuracy"),
-    8: ("bias_disambig", "BBQ, disambiguated: bias score s_DIS"),
-}
-"""The metric and title of Figures 6 to 8."""
-
 
 def at_sizes(asked: Asked, experiment: str, metric: str, category: str = "all") -> list[Cell]:
     """Every curve of known size at the step that stands for it."""
@@ -168,9 +161,19 @@ def figure5(asked: Asked) -> Drawn:
     return complete(drawn, asked, along, handles)
 
 
-def figures6to8(asked: Asked) -> list[Drawn]:
-    """BBQ's accuracies and its bias on disambiguated questions, against size and against step."""
-    return [_other(asked, number, *OTHERS[number]) for number in OTHERS]
+def figure6(asked: Asked) -> Drawn:
+    """BBQ's accuracy on ambiguous questions."""
+    return _other(asked, 6, "accuracy_ambig", "BBQ, ambiguous: accuracy")
+
+
+def figure7(asked: Asked) -> Drawn:
+    """BBQ's accuracy on disambiguated questions."""
+    return _other(asked, 7, "accuracy_disambig", "BBQ, disambiguated: accuracy")
+
+
+def figure8(asked: Asked) -> Drawn:
+    """BBQ's bias score on disambiguated questions."""
+    return _other(asked, 8, "bias_disambig", "BBQ, disambiguated: bias score s_DIS")
 
 
 def _other(asked: Asked, number: int, kind: str, title: str) -> Drawn:
@@ -197,13 +200,13 @@ def _panel(axes: Axes, cells: list[Cell], along: str, ylabel: str, sign: str, as
         mark_references(axes, cells, along)
         axes.set_ylabel(ylabel, fontsize=SMALL)
     else:
-        nothing(axes)
+        nothing(axes, "not evaluated" if along == STEP or asked.sized else "size not known")
 
 
 def _interaction(axes: Axes, cells: list[Cell], along: str, colours: dict[Any, Any], asked: Asked) -> None:
     """Lines by step against size, or by size against step; policies of the same place by their mean."""
     if all(c.state == ABSENT for c in cells):
-        nothing(axes)
+        nothing(axes, "not evaluated" if cells else "no RLHF run of known size")
         return
     join = along == STEP or not data.questions_differ(asked.sized)
     for line, colour in colours.items():

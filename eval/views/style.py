@@ -53,6 +53,8 @@ SETTINGS: Any = {
     "svg.hashsalt": "selfcorrect",
     "path.simplify": False,
 }
+OF_FILES: Any = {name: SETTINGS[name] for name in ("svg.hashsalt", "svg.fonttype", "pdf.fonttype", "path.simplify")}
+"""What files of any figure need to be the same on every run, with their text in them."""
 FORMATS = ("svg", "pdf", "png")
 
 
@@ -85,16 +87,18 @@ def save(figure: Figure, path: Path, described: dict[str, str] | None = None) ->
 
 
 def save_all(figure: Figure, folder: Path, stem: str, title: str, caption: str) -> list[Path]:
-    """The figure as SVG, PDF and PNG, with its caption in each."""
+    """The figure as SVG, PDF and PNG, with its caption in each; written under SETTINGS, since ticks are chosen then."""
+    import matplotlib
+
     paths = [folder / f"{stem}.{ending}" for ending in FORMATS]
-    for path in paths:
-        described = {"Title": title, "Subject" if path.suffix == ".pdf" else "Description": caption}
-        write(figure, path, described)
+    with matplotlib.rc_context(SETTINGS):
+        for path in paths:
+            write(figure, path, {"Title": title, "Subject" if path.suffix == ".pdf" else "Description": caption})
     return paths
 
 
 def write(figure: Figure, path: Path, described: dict[str, str]) -> None:
-    """One file; text that a PNG cannot hold (it takes Latin-1) is written without its accents."""
+    """One file; text that a PNG cannot hold (it takes Latin-1) is written with question marks."""
     import matplotlib
 
     logging.getLogger("fontTools").setLevel(logging.WARNING)  # else a line for each table of each font
@@ -106,6 +110,5 @@ def write(figure: Figure, path: Path, described: dict[str, str]) -> None:
         metadata["Date"] = None
     else:
         metadata["CreationDate"] = None
-    of_files: Any = {k: v for k, v in SETTINGS.items() if k.startswith(("svg.", "pdf.", "path."))}
-    with matplotlib.rc_context(of_files):
-        figure.savefig(path, dpi=200 if path.suffix == ".png" else 72, metadata=metadata)
+    with matplotlib.rc_context(OF_FILES):
+        figure.savefig(path, dpi=200, metadata=metadata)
