@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 from eval.checkpoints import POLICY_FILE, adapter_id, weights_id
 from eval.conditions import CONDITIONS
 from eval.config import EvaluationConfig, InputError
-from eval.figures import headline
+from eval.views.scoring import headline
 from eval.model_card import MARK, card, write_card
 from eval.results import write_json
 from eval.run import run

@@ -5,6 +5,7 @@ missing, and which numbers mean little. Everything but the first sentence comes 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from eval.experiments.registry import EXPERIMENTS
 from eval.sampled_answers import SAMPLED
@@ -29,6 +30,14 @@ def paragraphs(drawn: Drawn) -> list[str]:
         found.append("Missing, and drawn as missing: " + "; ".join(lines) + ".")
     found += _doubts(measured)
     return [*found, origin(measured)]
+
+
+def document(told: Sequence[dict[str, Any]], scoring: str) -> str:
+    """captions.md, from what is told of the figures."""
+    parts = ["# Figures", f"BBQ scored: {scoring}."]
+    for entry in told:
+        parts += [f"## Figure {entry['figure']}: {entry['title']}", *entry["caption"]]
+    return "\n\n".join(parts) + "\n"
 
 
 def _experiment(drawn: Drawn, experiment: str, measured: list[Cell]) -> str:

@@ -69,32 +69,33 @@ def figures(config: FiguresConfig) -> Told:
     cannot be written.
     """
     from eval.views import captions
-    from eval.views.cells import as_csv, missing
-    from eval.views.style import save_all
 
     curves = gather(config.folders)
     folder = config.folder("figures")
     prepare_output(folder)
-    told: list[dict[str, Any]] = []
-    texts = ["# Figures", f"BBQ scored: {config.scoring}."]
-    for drawn in draw(curves, config):
-        caption = captions.paragraphs(drawn)
-        paths = save_all(drawn.figure, folder, drawn.stem, drawn.title, " ".join(caption))
-        numbers = folder / f"{drawn.stem}.csv"
-        write_text(numbers, as_csv(drawn.rows or drawn.cells))
-        texts += [f"## Figure {drawn.number}: {drawn.title}", *caption]
-        told.append(
-            {
-                "figure": drawn.number,
-                "title": drawn.title,
-                "files": [str(p) for p in (*paths, numbers)],
-                "missing": missing(drawn.cells),
-                "remarks": drawn.remarks,
-                "caption": caption,
-            }
-        )
-    write_text(folder / "captions.md", "\n\n".join(texts) + "\n")
+    told = [write(drawn, folder) for drawn in draw(curves, config)]
+    write_text(folder / "captions.md", captions.document(told, config.scoring))
     return text(told, folder), {"folder": str(folder), "scoring": config.scoring, "figures": told}
+
+
+def write(drawn: Drawn, folder: Path) -> dict[str, Any]:
+    """Writes the figure's files; returns what is told of it."""
+    from eval.views.captions import paragraphs
+    from eval.views.cells import as_csv, missing
+    from eval.views.style import save_all
+
+    caption = paragraphs(drawn)
+    paths = save_all(drawn.figure, folder, drawn.stem, drawn.title, " ".join(caption))
+    numbers = folder / f"{drawn.stem}.csv"
+    write_text(numbers, as_csv(drawn.rows or drawn.cells))
+    return {
+        "figure": drawn.number,
+        "title": drawn.title,
+        "files": [str(p) for p in (*paths, numbers)],
+        "missing": missing(drawn.cells),
+        "remarks": drawn.remarks,
+        "caption": caption,
+    }
 
 
 def draw(curves: Sequence[Curve], config: FiguresConfig) -> Iterator[Drawn]:
