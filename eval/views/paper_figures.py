@@ -53,7 +53,7 @@ def metric_of(asked: Asked, experiment: str, kind: str = BIAS) -> str:
 def label(experiment: str, metric: str) -> str:
     """Of the axis of values."""
     if experiment != "bbq":
-        return EXPERIMENTS[experiment].HEADLINE_LABEL
+        return textwrap.fill(EXPERIMENTS[experiment].HEADLINE_LABEL, 26)
     kind = "accuracy" if metric.startswith("accuracy") else "bias score"
     sub = {"bias score": " s_DIS" if "disambig" in metric else " s_AMB"}.get(kind, "")
     return f"{kind}{sub}\n({ending(metric)})"
