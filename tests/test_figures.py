@@ -312,11 +312,16 @@ def test_no_text_on_text(runs: Path, drawn: dict[int, Drawn], tmp_path: Path, wh
 
 
 def test_different_questions_are_not_joined(runs: Path, tmp_path: Path) -> None:
+    """Experiment by experiment, among the results that have it."""
     shutil.copytree(runs / "middle", tmp_path / "middle")
-    oracle_run(tmp_path / "other", LARGE, [(60, Preferences())], EvaluationConfig(**{**ASKED, "limit": 12}))
+    other = EvaluationConfig(**{**ASKED, "limit": None, "experiments": ["bbq", "winogender"], "cot_limit": 4})
+    oracle_run(tmp_path / "other", LARGE, [(60, Preferences())], other)
     found = drawn_of(tmp_path, only="1")[1]
     assert line(found.figure.axes[0], "Q").get_linestyle() == "None"
-    assert "not joined by lines, since not all were asked the same" in found.remarks[0] and "limit" in found.remarks[0]
+    assert any(r.startswith("bbq: not joined by lines") and "limit" in r for r in found.remarks)
+    assert line(found.figure.axes[2], "Q").get_linestyle() == "-"  # one curve was asked about admissions
+    assert not any(r.startswith("admissions: not joined") for r in found.remarks)
+    assert "_not evaluated: Q" in labels(found.figure.axes[2])
 
 
 def test_one_scoring_for_all_where_some_were_asked_in_one_order(runs: Path) -> None:

@@ -21,6 +21,7 @@ from eval.views.gathered import Curve, find
 from eval.views.reference import PAPER_STEPS
 
 MEASURED, UNDEFINED, ABSENT = "measured", "undefined", "not evaluated"
+COT = "Q+IF+CoT"
 PAPER = ("bbq", "winogender", "admissions")
 """The experiments of the paper's figures, in its order."""
 
@@ -127,34 +128,41 @@ def largest(curves: Sequence[Curve]) -> list[Curve]:
     return several[:1] if top is None else [c for c in sized if c.model_params == top]
 
 
-def questions_differ(curves: Sequence[Curve]) -> list[str]:
-    """Which settings differ that decide what was asked: numbers of such curves do not belong on one line."""
-    asked = [s for c in curves for s in c.summaries]
-    found = []
-    for name in ("data", "data_sha256", "prompt_version"):
-        if len({repr(s.get(name)) for s in asked}) > 1:
-            found.append(name)
-    evaluations = [s.get("evaluation") or {} for s in asked]
-    for key in ("limit", "cot_limit", "categories", "orders", "precision", "cot_max_new_tokens"):
-        if len({repr(e.get(key)) for e in evaluations}) > 1:
-            found.append(key)
-    return found
+def questions_differ(curves: Sequence[Curve], experiment: str) -> list[str]:
+    """Which settings differ, among the results that have the experiment, that decide what was asked in it: numbers of
+    such curves do not belong on one line.
+    """
+    asked = [s for c in curves for s in c.summaries if any(m["experiment"] == experiment for m in s["metrics"])]
+    reasoned = [s for s in asked if any((m["experiment"], m["condition"]) == (experiment, COT) for m in s["metrics"])]
+    of_all = ("limit", "precision", *(("categories", "orders") if experiment == "bbq" else ()))
+    seen = {name: {repr(s.get(name)) for s in asked} for name in ("data", "prompt_version")}
+    seen["data_sha256"] = {repr((s.get("data_sha256") or {}).get(experiment)) for s in asked}
+    seen |= {name: {repr((s.get("evaluation") or {}).get(name)) for s in asked} for name in of_all}
+    for name in ("cot_limit", "cot_max_new_tokens"):
+        seen[name] = {repr((s.get("evaluation") or {}).get(name)) for s in reasoned}
+    return [name for name, values in seen.items() if len(values) > 1]
 
 
 def missing(cells: Iterable[Cell]) -> list[str]:
-    """A line for every experiment and condition that lacks something: what, in which categories, for which curves."""
+    """A line for every experiment and condition that lacks something: what, in which categories, for which curves; and
+    one for every curve that was not evaluated at all at a step of others.
+    """
     lacking: dict[tuple[str, str, str, str], list[str]] = {}
+    steps: dict[str, set[int]] = {}
     for c in cells:
-        if c.state != MEASURED:
+        if c.step is not None and not c.results:
+            steps.setdefault(c.curve, set()).add(c.step)
+        elif c.state != MEASURED:
             lacking.setdefault((c.experiment, c.condition, c.state, c.category), []).append(at(c))
-    parts: dict[tuple[str, str, str, str], list[str]] = {}
+    parts: dict[tuple[str, str, str], list[str]] = {}
     for (experiment, condition, state, category), where in lacking.items():
-        told = some(list(dict.fromkeys(where)), 6)
-        parts.setdefault((experiment, condition, state, told), []).append(category)
-    return [
-        f"{experiment}{'' if found == ['all'] else f' ({some(found, 11)})'}, {condition}: {state} for {told}"
-        for (experiment, condition, state, told), found in parts.items()
+        told = f"{condition}: {state} for {some(list(dict.fromkeys(where)), 6)}"
+        parts.setdefault((experiment, state, told), []).append(category)
+    lines = [
+        f"{experiment}{'' if found == ['all'] else f' ({some(found, 11)})'}, {told}"
+        for (experiment, _, told), found in parts.items()
     ]
+    return lines + [f"{curve}: not evaluated at step {', '.join(map(str, sorted(s)))}" for curve, s in steps.items()]
 
 
 def at(cell: Cell) -> str:

@@ -102,8 +102,10 @@ def complete(drawn: Drawn, asked: Asked, along: str, lines: list[Line2D] | None 
     shown = [a for a in figure.axes if a.axison]
     panels.make_room(shown)
     panels.legend(figure, panels.condition_lines(drawn.cells) if lines is None else lines, shown)
-    if differ := data.questions_differ(asked.sized) if along == panels.SIZE else []:
-        drawn.remarks.insert(0, f"not joined by lines, since not all were asked the same ({', '.join(differ)} differ)")
+    for experiment in dict.fromkeys(c.experiment for c in drawn.cells) if along == panels.SIZE else ():
+        if differ := data.questions_differ(asked.sized, experiment):
+            what = f"{experiment}: not joined by lines, since not all were asked the same ({', '.join(differ)})"
+            drawn.remarks.insert(0, what)
     drawn.remarks += several_told(drawn)
     measured = [c for c in drawn.cells if c.state == data.MEASURED]
     if bare := sum(c.low is None for c in measured):

@@ -195,7 +195,7 @@ def _other(asked: Asked, number: int, kind: str, title: str) -> Drawn:
 
 def _panel(axes: Axes, cells: list[Cell], along: str, ylabel: str, sign: str, asked: Asked, level: float = 0.0) -> None:
     if cells and any(c.state != ABSENT for c in cells):
-        draw(axes, cells, along, join=along == STEP or not data.questions_differ(asked.sized))
+        draw(axes, cells, along, join=along == STEP or not data.questions_differ(asked.sized, cells[0].experiment))
         finish(axes, cells, along, sign, level)
         mark_references(axes, cells, along)
         axes.set_ylabel(ylabel, fontsize=SMALL)
@@ -208,7 +208,7 @@ def _interaction(axes: Axes, cells: list[Cell], along: str, colours: dict[Any, A
     if all(c.state == ABSENT for c in cells):
         nothing(axes, "not evaluated" if cells else "no RLHF run of known size")
         return
-    join = along == STEP or not data.questions_differ(asked.sized)
+    join = along == STEP or not data.questions_differ(asked.sized, cells[0].experiment)
     for line, colour in colours.items():
         mine = [c for c in cells if (c.step if along == SIZE else c.model_params) == line]
         for algorithm in dict.fromkeys(c.algorithm for c in mine):
