@@ -17,6 +17,7 @@ from eval.views.frame import Drawn
 from eval.views.panels import SHIPPED, comparable
 from eval.views.reference import SOURCE, told
 from eval.views.scoring import ending
+from eval.views.style import size_name
 
 
 def paragraphs(drawn: Drawn) -> list[str]:
@@ -110,7 +111,9 @@ def origin(measured: Sequence[Cell]) -> str:
     sets = list(dict.fromkeys(c.data for c in measured))
     if not folders:
         return "No results were found for this figure."
+    models = dict.fromkeys(f"{c.curve}: {c.model}, {size_name(c.model_params)}" for c in measured)
     return (
+        f"Checkpoints: {'; '.join(data.checkpoints(measured))}. Models: {'; '.join(models)}. "
         f"Data: {', '.join(sets)}. Results: {', '.join(folders)}. Measured by selfcorrect at commit "
         f"{', '.join(commits) or 'not known'}."
     )

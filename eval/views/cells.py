@@ -147,22 +147,33 @@ def missing(cells: Iterable[Cell]) -> list[str]:
     """A line for every experiment and condition that lacks something: what, in which categories, for which curves; and
     one for every curve that was not evaluated at all at a step of others.
     """
-    lacking: dict[tuple[str, str, str, str], list[str]] = {}
+    lacking: dict[tuple[str, str, str, str], list[Cell]] = {}
     steps: dict[str, set[int]] = {}
     for c in cells:
         if c.step is not None and not c.results:
             steps.setdefault(c.curve, set()).add(c.step)
         elif c.state != MEASURED:
-            lacking.setdefault((c.experiment, c.condition, c.state, c.category), []).append(at(c))
+            lacking.setdefault((c.experiment, c.condition, c.state, c.category), []).append(c)
     parts: dict[tuple[str, str, str], list[str]] = {}
     for (experiment, condition, state, category), where in lacking.items():
-        told = f"{condition}: {state} for {some(list(dict.fromkeys(where)), 6)}"
+        told = f"{condition}: {state} for {some(checkpoints(where), 6)}"
         parts.setdefault((experiment, state, told), []).append(category)
     lines = [
         f"{experiment}{'' if found == ['all'] else f' ({some(found, 11)})'}, {told}"
         for (experiment, _, told), found in parts.items()
     ]
     return lines + [f"{curve}: not evaluated at step {', '.join(map(str, sorted(s)))}" for curve, s in steps.items()]
+
+
+def checkpoints(cells: Iterable[Cell]) -> list[str]:
+    """'run at step 60', 'other at steps 0, 60', for each curve; a curve alone where no step is known."""
+    steps: dict[str, set[int]] = {}
+    for c in cells:
+        steps.setdefault(c.curve, set()).update([] if c.step is None else [c.step])
+    return [
+        f"{curve} at step{'s' * (len(found) > 1)} {', '.join(map(str, sorted(found)))}" if found else curve
+        for curve, found in steps.items()
+    ]
 
 
 def at(cell: Cell) -> str:

@@ -53,7 +53,8 @@ def metric_of(asked: Asked, experiment: str, kind: str = BIAS) -> str:
 def label(experiment: str, metric: str) -> str:
     """Of the axis of values."""
     if experiment != "bbq":
-        return textwrap.fill(EXPERIMENTS[experiment].HEADLINE_LABEL, 26)
+        told = EXPERIMENTS[experiment].HEADLINE_LABEL
+        return told.replace(" - ", " -\n") if " - " in told else textwrap.fill(told, 26)
     kind = "accuracy" if metric.startswith("accuracy") else "bias score"
     sub = {"bias score": " s_DIS" if "disambig" in metric else " s_AMB"}.get(kind, "")
     return f"{kind}{sub}\n({ending(metric)})"
@@ -188,7 +189,7 @@ def _other(asked: Asked, number: int, kind: str, title: str) -> Drawn:
     steps = at_steps(asked, "bbq", metric)
     right.set_title(f"Against step\n{textwrap.shorten(chosen_told(asked), 60, placeholder=' ...')}")
     _panel(right, steps, STEP, "", sign, asked, level)
-    right.tick_params(labelleft=True)
+    right.tick_params(labelleft=any(c.state != ABSENT for c in steps))
     says = f"{title}, against model size (log axis) and against the RLHF step ({chosen_told(asked)})."
     return complete(Drawn(number, title, figure, [*cells, *steps], says, larger(asked)), asked, SIZE)
 
