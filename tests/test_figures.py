@@ -273,8 +273,7 @@ def test_the_small_set_is_compared_with_nothing(drawn: dict[int, Drawn]) -> None
 
 def overlaps(figure: Figure) -> list[tuple[str, str]]:
     """Pairs of texts that lie on each other, and texts that reach out of the figure."""
-    renderer: Any = figure.canvas
-    renderer = renderer.get_renderer()
+    figure.draw_without_rendering()  # it may have been written at another resolution
     texts = [figure._supxlabel] if getattr(figure, "_supxlabel", None) else []  # pyright: ignore
     for axes in figure.axes:
         if axes.axison:
@@ -283,7 +282,7 @@ def overlaps(figure: Figure) -> list[tuple[str, str]]:
             ticks += [t for t in axes.get_yticklabels() if low <= t.get_position()[1] <= high]
             texts += [axes.title, axes.xaxis.label, axes.yaxis.label, *axes.texts, *ticks]
     texts += [t for legend in figure.legends for t in legend.get_texts()]
-    boxes = [(t.get_text(), t.get_window_extent(renderer)) for t in texts if t.get_text().strip()]
+    boxes = [(t.get_text(), t.get_window_extent()) for t in texts if t.get_text().strip()]
     bad = [
         (text, "outside") for text, b in boxes if b.x0 < 0 or b.y0 < 0 or b.x1 > figure.bbox.x1 or b.y1 > figure.bbox.y1
     ]
