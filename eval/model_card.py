@@ -81,7 +81,7 @@ def card(policy: dict[str, Any], summary: dict[str, Any], adapted: bool) -> str:
 
 def headlines(summary: dict[str, Any]) -> list[dict[str, Any]]:
     """Of each experiment and condition the metric that stands for it."""
-    from eval.figures import headline
+    from eval.views.scoring import headline
 
     found = (headline(summary, e, c) for e in EXPERIMENTS for c in CONDITIONS)
     return [m for m in found if m is not None]

@@ -81,7 +81,7 @@ def report(config: ReportConfig) -> dict[str, Any]:
     Raises InputError for a folder that is no finished run, runs that make no learning curve, and a README.md that was
     not written by this command.
     """
-    from eval.figures import save
+    from eval.views.style import save
     from reward import figures
 
     runs = [read_run(Path(r)) for r in config.runs]

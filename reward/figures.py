@@ -1,4 +1,4 @@
-"""Figures of a reward model's card: learning curve, calibration, length bias, the probe; saved by eval.figures."""
+"""Figures of a reward model's card: learning curve, calibration, length bias, the probe; saved by eval.views.style."""
 
 from __future__ import annotations
 

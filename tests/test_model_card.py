@@ -13,11 +13,11 @@ from huggingface_hub import ModelCard
 from eval.checkpoints import POLICY_FILE, adapter_id, weights_id
 from eval.conditions import CONDITIONS
 from eval.config import EvaluationConfig, InputError
-from eval.figures import headline
 from eval.model_card import MARK, card, write_card
 from eval.results import write_json
 from eval.run import run
 from eval.run_config import RunConfig
+from eval.views.scoring import headline
 from eval.watch import evaluate_output
 from tests.test_train import rloo
 

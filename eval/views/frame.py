@@ -1,0 +1,168 @@
+"""What the figures have in common: what is asked of them, the legend above, the words below, no text on other text."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from eval.sources import SMALL_SET_NOTE
+from eval.views import cells as data
+from eval.views import panels
+from eval.views.cells import Cell
+from eval.views.explained import Caution
+from eval.views.gathered import Curve
+from eval.views.style import GREY, SETTINGS, SMALL, WIDTH, size_name
+
+NOTE_WIDTH = 138
+"""Characters of the smallest text across a figure."""
+SEVERAL = (
+    "small marks and faint lines are single policies, large marks and thick lines their means; bars are intervals of "
+    "single policies; bands over steps go from the least to the greatest policy and are no intervals"
+)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be drawn. curves: all; chosen: those that stand for the largest model; step: at which sizes are
+    compared, None for the nearest to the paper's; named: whether the user named the model.
+    """
+
+    curves: tuple[Curve, ...]
+    chosen: tuple[Curve, ...]
+    scoring: str
+    step: int | None
+    found: tuple[Caution, ...]
+    named: bool = False
+
+    @property
+    def sized(self) -> list[Curve]:
+        """The curves that have a place on an axis of sizes."""
+        return [c for c in self.curves if c.model_params is not None]
+
+
+@dataclass
+class Drawn:
+    """A figure, its cells, what it shows in a sentence or two, and what a reader has to know."""
+
+    number: int
+    title: str
+    figure: Figure
+    cells: list[Cell]
+    says: str
+    remarks: list[str] = field(default_factory=list)
+    rows: list[Any] = field(default_factory=list)  # what the CSV file holds, where it is not the cells
+
+    @property
+    def stem(self) -> str:
+        return f"fig{self.number}"
+
+
+def new(height: float) -> Figure:
+    """An empty figure as wide as a page's text, whatever pyplot is set to. height: inches."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def steps_told(cells: Sequence[Cell]) -> str:
+    """'RLHF step 800', 'RLHF steps 50 to 60', '' where no number is of a step."""
+    steps = sorted({c.step for c in cells if c.step is not None})
+    names = {c.step_name for c in cells if c.step is not None}
+    if not steps or len(names) > 1:
+        return "steps: see caption" if steps else ""
+    name = names.pop()
+    return f"{name} {steps[0]}" if len(steps) == 1 else f"{name}s {steps[0]} to {steps[-1]}"
+
+
+def chosen_told(asked: Asked) -> str:
+    """Which model stands in the figures of one model."""
+    names = ", ".join(c.name for c in asked.chosen)
+    size = size_name(asked.chosen[0].model_params)
+    what = "the model asked for" if asked.named else "the largest model"
+    return f"{what}, {size} ({names})"
+
+
+def larger(asked: Asked) -> list[str]:
+    """A remark where larger models are there, which are not drawn against the step."""
+    size = asked.chosen[0].model_params
+    found = [c.name for c in asked.sized if size is not None and (c.model_params or 0) > size]
+    return [f"larger, but not drawn against the step: {data.some(found, 4)}"] if found and not asked.named else []
+
+
+def complete(drawn: Drawn, asked: Asked, along: str, lines: list[Line2D] | None = None) -> Drawn:
+    """Legend, the line below the figure, remarks; ticks that would overlap lose their label."""
+    figure = drawn.figure
+    shown = [a for a in figure.axes if a.axison]
+    panels.make_room(shown)
+    panels.legend(figure, panels.condition_lines(drawn.cells) if lines is None else lines, shown)
+    for experiment in dict.fromkeys(c.experiment for c in drawn.cells) if along == panels.SIZE else ():
+        if differ := data.questions_differ(asked.sized, experiment):
+            what = f"{experiment}: not joined by lines, since not all were asked the same ({', '.join(differ)})"
+            drawn.remarks.insert(0, what)
+    drawn.remarks += several_told(drawn)
+    measured = [c for c in drawn.cells if c.state == data.MEASURED]
+    if bare := sum(c.low is None for c in measured):
+        drawn.remarks.append(f"{bare} of {len(measured)} values have no interval ({drawn.stem}.csv says why)")
+    if along == panels.SIZE:
+        drawn.remarks += [f"size not known, not drawn: {c.name}" for c in asked.curves if c.model_params is None]
+    foot(drawn, asked)
+    part_labels(figure)
+    return drawn
+
+
+def several_told(drawn: Drawn) -> list[str]:
+    """How several policies of one size are shown, where there are any."""
+    remarks = []
+    algorithms = list(dict.fromkeys(c.algorithm or "no RLHF run of ours" for c in drawn.cells))
+    if len(algorithms) > 1:
+        remarks.append(f"lines apart for {', '.join(algorithms)}; the first is the thickest")
+    sizes: dict[tuple[int | None, str], set[str]] = {}
+    for c in drawn.cells:
+        sizes.setdefault((c.model_params, c.algorithm), set()).add(c.curve)
+    several = {size_name(size): len(names) for (size, _), names in sizes.items() if len(names) > 1}
+    if several:
+        counted = ", ".join(f"{n} of {size}" for size, n in several.items())
+        how = "marks and lines are their means" if drawn.number == 5 else SEVERAL
+        remarks.append(f"several policies ({counted}): {how}")
+    return remarks
+
+
+def foot(drawn: Drawn, asked: Asked) -> None:
+    """The words below the figure."""
+    lines = [SMALL_SET_NOTE] if any(c.data == panels.SHIPPED for c in drawn.cells) else []
+    lines += [f"{r[0].upper()}{r[1:]}." for r in drawn.remarks]
+    text = "\n".join(part for line in lines for part in textwrap.wrap(line, NOTE_WIDTH))
+    if text:
+        drawn.figure.supxlabel(text, fontsize=SMALL, color=GREY, x=0.01, ha="left")
+
+
+def part_labels(figure: Figure) -> None:
+    """Lays the figure out, once for all formats, and takes away the label of every tick that would touch the one
+    before it.
+    """
+    for _ in range(2):  # room changes ticks, and their labels the room
+        figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes in (a for a in figure.axes if a.axison):
+        labels = [t for t in axes.get_xticklabels() if t.get_text()]
+        boxes = [t.get_window_extent() for t in labels]
+        kept, texts = None, {}
+        for text, box in sorted(zip(labels, boxes, strict=True), key=lambda pair: pair[1].x0):
+            touches = kept is not None and box.x0 < kept.x1 + 3
+            texts[round(text.get_position()[0], 6)] = "" if touches else text.get_text()
+            kept = kept if touches else box
+        if "" in texts.values():
+            ticks = axes.get_xticks()
+            axes.set_xticks(ticks, [texts.get(round(t, 6), "") for t in ticks])
+
+
+def settings() -> Any:
+    """The context in which figures are drawn."""
+    return matplotlib.rc_context(SETTINGS)
