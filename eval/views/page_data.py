@@ -54,8 +54,8 @@ def headline(summary: dict[str, Any], experiment: str, condition: str) -> dict[s
     """The metric that stands for an experiment; BBQ asked in one order has no symmetrised score: the expected; where
     admissions vary the sex, the gap between the sexes.
     """
-    wanted = EXPERIMENTS[experiment].HEADLINE
-    names = dict.fromkeys((wanted, wanted.removesuffix("_symmetrised"), *([BY_SEX[0]] if wanted == "gap" else [])))
+    wanted: str = EXPERIMENTS[experiment].HEADLINE
+    names = [wanted, wanted.removesuffix("_symmetrised"), *([BY_SEX[0]] if wanted == "gap" else [])]
     found = (find(summary, experiment, condition, name) for name in names)
     return next((m for m in found if m is not None), None)
 

@@ -25,6 +25,7 @@ from eval.sources import SMALL_SET, data_folder
 from eval.views.gathered import Curve
 
 SEED = 0
+SCROLL = "<div class='scroll' tabindex='0' role='region' aria-label='Table'>"
 Shown = tuple[Curve, dict[str, Any]]
 
 
@@ -223,10 +224,9 @@ def _answers(shown: Sequence[Shown], found: Sequence[Record | None], question: Q
         for (_, s), r in zip(shown, found, strict=True)
         if r is not None and "no_answer" in r
     )
-    return (
-        f"<div class='scroll' tabindex='0' role='region' aria-label='Table'><table><thead><tr><th scope='col'>candidate</th>{heads}</tr></thead>"
-        f"<tbody>{''.join(rows)}</tbody></table></div>{unread}"
-    )
+    head = f"<thead><tr><th scope='col'>candidate</th>{heads}</tr></thead>"
+    body = f"<tbody>{''.join(rows)}</tbody>"
+    return f"{SCROLL}<table>{head}{body}</table></div>{unread}"
 
 
 def _meaning(record: Record, k: int, question: Question | None) -> str:

@@ -77,19 +77,31 @@ def notes(curves: Sequence[Curve]) -> list[str]:
             said = "" if name == "evaluation" else f" ({', '.join(str(json.loads(v) or 'not known') for v in values)})"
             found.append(f"Checkpoints on this page differ in {name.replace('_', ' ')}{said}: compare with care.")
     found += _grouped(curves)
+    lasting: dict[str, list[str]] = {}
     for curve in curves:
-        last = curve.summaries[-1]
-        shown = [m for m in last["metrics"] if m["condition"] in CONDITIONS and not _told(m)]
-        where = f"{_of(curves, curve)}{curve.step_name} {last['step']}"
-        found += [f"{where}, {r}" for r in remarks(shown)]
-        counts = {
-            m["condition"]: m["n_items"] for m in last["metrics"] if m["experiment"] == "bbq"
-            and m["name"].startswith("bias_ambig") and m["category"] == "all" and m["condition"] in CONDITIONS
-        }  # fmt: skip
-        if len(set(counts.values())) > 1:
-            listed = ", ".join(f"{c}: {n}" for c, n in counts.items())
-            found.append(f"{where}: conditions were asked on different numbers of items (BBQ, ambiguous: {listed}).")
-    return list(dict.fromkeys(found))
+        where = f"{_of(curves, curve)}{curve.step_name} {curve.steps[-1]}"
+        for line in _of_last(curve.summaries[-1]):
+            lasting.setdefault(line, []).append(where)
+    return [*found, *(f"{_first_few(places)}: {line}" for line, places in lasting.items())]
+
+
+def _of_last(summary: dict[str, Any]) -> list[str]:
+    """Remarks on one checkpoint, and whether its conditions were asked on different numbers of items."""
+    shown = [m for m in summary["metrics"] if m["condition"] in CONDITIONS]
+    lines = remarks([m for m in shown if not _told(m)])
+    counts = {
+        m["condition"]: m["n_items"] for m in shown if m["experiment"] == "bbq"
+        and m["name"].startswith("bias_ambig") and m["category"] == "all"
+    }  # fmt: skip
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{c}: {n}" for c, n in counts.items())
+        lines.append(f"conditions were asked on different numbers of items (BBQ, ambiguous: {listed}).")
+    return lines
+
+
+def _first_few(places: Sequence[str], most: int = 4) -> str:
+    more = f" and {len(places) - most} more" if len(places) > most else ""
+    return "; ".join(places[:most]) + more
 
 
 def _told(m: dict[str, Any]) -> bool:
@@ -102,25 +114,30 @@ def _of(curves: Sequence[Curve], curve: Curve) -> str:
 
 
 def _grouped(curves: Sequence[Curve]) -> list[str]:
-    """Cautions on whole experiments; the same one of several steps and conditions once, with the last step's numbers."""
-    groups: dict[tuple[str, ...], list[Caution]] = {}
+    """Cautions on whole experiments: those that differ in their numbers only share a line, with the last's numbers."""
+    groups: dict[tuple[str, str], list[Caution]] = {}
     for c in cautions(curves):
         if c.category == "all" and c.condition in CONDITIONS:
-            groups.setdefault((c.curve, c.experiment, re.sub(r"\d+(\.\d+)?", "#", c.text)), []).append(c)
+            groups.setdefault((c.experiment, re.sub(r"\d+(\.\d+)?", "#", c.text)), []).append(c)
     by_name = {c.name: c for c in curves}
     lines = []
-    for (name, experiment, _), found in groups.items():
-        curve = by_name[name]
-        steps = list(dict.fromkeys(c.step for c in found))
-        conditions = ", ".join(dict.fromkeys(c.condition for c in found))
+    for (experiment, _), found in groups.items():
+        last, places = found[-1], []
+        for name in dict.fromkeys(c.curve for c in found):
+            own = [c for c in found if c.curve == name]
+            steps = ", ".join(map(str, dict.fromkeys(c.step for c in own)))
+            conditions = ", ".join(dict.fromkeys(c.condition for c in own))
+            places.append(f"{_of(curves, by_name[name])}{by_name[name].step_name} {steps} ({conditions})")
         told = (
-            str(steps[0])
-            if len(steps) == 1
-            else f"{', '.join(map(str, steps))} (numbers of {found[-1].condition} at the last)"
+            f" (the number of {last.condition} at step {last.step}{_by(curves, last.curve)})" if len(found) > 1 else ""
         )
-        where = f"{_of(curves, curve)}{curve.step_name} {told}"
-        lines.append(f"{where}, {EXPERIMENTS[experiment].TITLE.partition(',')[0]} ({conditions}): {found[-1].text}.")
+        title = EXPERIMENTS[experiment].TITLE.partition(",")[0]
+        lines.append(f"{title}: {last.text}{told}. Concerns {_first_few(places)}.")
     return lines
+
+
+def _by(curves: Sequence[Curve], name: str) -> str:
+    return f" of {name}" if len(curves) > 1 else ""
 
 
 def notes_html(lines: Sequence[str], shown: int = 6) -> str:

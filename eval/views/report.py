@@ -27,10 +27,11 @@ log = logging.getLogger(__name__)
 
 PAGE = Path(__file__).parent / "page"
 SCRIPTS = ("data.js", "charts.js", "panels.js", "page.js")
+BUNDLE = "window.vegaEmbed = vegaEmbed;"
 MOST_BYTES = 1_950_000
 LEVELS = (
     (Detail(), ""),
-    (Detail(items=1, text=1000), "fewer example items, their sampled texts cut"),
+    (Detail(items=1, text=1000), "a part of the example items, and the end of long sampled texts"),
     (Detail(items=1, text=1000, breakdowns=12), "occupations and profiles of more than 12 checkpoints"),
     (Detail("charts", 12, 1, 1000), "metrics that no chart shows"),
     (Detail("charts", 4, 0), "the example items, and occupations and profiles of more than 4 checkpoints"),
@@ -100,7 +101,7 @@ def build(
     """
     import vl_convert
 
-    bundle = vl_convert.javascript_bundle().replace("</script", "<\\/script")
+    bundle = vl_convert.javascript_bundle(BUNDLE).replace("</script", "<\\/script")
     shown = page_examples.checkpoints(curves)
     chosen = page_examples.examples(shown, LEVELS[0][0].items)
     words = page_examples.Words(shown[-1][1], (e.experiment for e in chosen), data_dir)
@@ -117,8 +118,7 @@ def build(
             return page, left_out
     n = sum(len(c.summaries) for c in curves)
     raise InputError(
-        f"a page of these {n} checkpoints has {size / 1e6:.1f} MB and may have {most_bytes / 1e6:.2f}; give fewer RUNS, "
-        "or a folder of each"
+        f"a page of these {n} checkpoints has {size / 1e6:.1f} MB and may have {most_bytes / 1e6:.2f}; give fewer RUNS"
     )
 
 
@@ -137,7 +137,7 @@ def _page(
         "lead": escape(page_text.lead(curves)),
         "notes": page_text.notes_html(notes),
         "left_out": "".join(
-            f"<p class='quiet'>Left out, to keep this page below 2 MB: {escape(what)}. It is in the results folders.</p>"
+            f"<p class='quiet'>Left out, to keep this page below 2 MB: {escape(what)}; the results folders have it.</p>"
             for what in left_out
         ),
         "emergence": page_text.emergence_html(emergence),

@@ -58,7 +58,7 @@ function tooltip(values) {
 function points(rows, x) {
   const at = (r) => (x === "step" ? r.checkpoint.step : r.curve.params);
   const count = new Map();
-  const series = (r) => `${x === "step" ? r.curve.name : r.curve.family}|${r.condition}`;
+  const series = (r) => `${x === "step" ? r.curve.name : r.curve.family}|${r.condition}|${r.category}`;
   for (const r of rows) if (r.value !== null) count.set(series(r), (count.get(series(r)) || 0) + 1);
   return rows.map((r) => ({
     ...tellable(r), x: at(r), y: r.value, low: r.low, high: r.high, category: r.category, series: series(r),
@@ -67,7 +67,7 @@ function points(rows, x) {
 }
 
 /* The layers of a panel; `beside`: conditions on the x axis. reference: a dashed line at that value. */
-function layers(values, { x, beside, xTitle, reference = 0 }) {
+function layers(values, { x, beside, xTitle, reference = 0, domain }) {
   const sizes = unique(values.map((v) => v.x));
   const xs = beside
     ? { field: "condition", type: "nominal", sort: PAGE.conditions, title: null, axis: { labelAngle: -30, labelLimit: 110 } }
@@ -76,18 +76,21 @@ function layers(values, { x, beside, xTitle, reference = 0 }) {
       : { field: "x", type: "quantitative", title: xTitle, scale: { type: "log", nice: false, padding: 12 },
           axis: { grid: false, values: sizes, labelExpr: "replace(format(datum.value, '.3~s'), 'G', 'B')", labelOverlap: "greedy" } };
   const colour = { field: "condition", type: "nominal", scale: scaleOf(dark() ? 1 : 0), legend: null };
+  const scale = domain ? { domain } : { padding: 7 };
   const detail = { field: "series" };
-  const y = { field: "y", type: "quantitative", title: null, axis: { tickCount: 5 } };
+  const y = { field: "y", type: "quantitative", title: null, axis: { tickCount: 5 }, scale };
   const shape = { field: "condition", type: "nominal", scale: scaleOf(2), legend: null };
   const drawn = "isValid(datum.y)", banded = "isValid(datum.low) && isValid(datum.high)";
-  const hint = tooltip(values);
+  const hint = tooltip(values), anyBand = values.some((v) => v.low !== null && !v.alone), anyBar = values.some((v) => v.low !== null && (beside || v.alone));
   return [
     { transform: [{ filter: "datum.x !== null" }, { aggregate: [{ op: "count", as: "n" }] }, { calculate: String(reference), as: "reference" }],
-      mark: { type: "rule", strokeDash: [5, 4], color: dark() ? "#b0b5be" : "#55585f" }, encoding: { y: { field: "reference", type: "quantitative", title: null } } },
+      mark: { type: "rule", strokeDash: [5, 4], color: dark() ? "#b0b5be" : "#55585f" }, encoding: { y: { field: "reference", type: "quantitative", title: null, scale } } },
+    ...(beside || !anyBand ? [] : [
+      { transform: [{ filter: `${banded} && !datum.alone` }], mark: { type: "area", opacity: unique(values.map((v) => `${v.series}`)).length > 6 * unique(values.map((v) => v.category)).length ? 0.08 : 0.16 }, encoding: { x: xs, y: { ...y, field: "low" }, y2: { field: "high" }, color: colour, detail } }]),
     ...(beside ? [] : [
-      { transform: [{ filter: `${banded} && !datum.alone` }], mark: { type: "area", opacity: 0.16 }, encoding: { x: xs, y: { ...y, field: "low" }, y2: { field: "high" }, color: colour, detail } },
       { mark: { type: "line", strokeWidth: 2 }, encoding: { x: xs, y, color: colour, detail, strokeDash: { field: "condition", type: "nominal", scale: scaleOf(3), legend: null } } }]),
-    { transform: [{ filter: beside ? banded : `${banded} && datum.alone` }], mark: { type: "rule", strokeWidth: 2.5, opacity: 0.6 }, encoding: { x: xs, y: { ...y, field: "low" }, y2: { field: "high" }, color: colour } },
+    ...(anyBar ? [{ transform: [{ filter: beside ? banded : `${banded} && datum.alone` }], mark: { type: "rule", strokeWidth: 2.5, opacity: 0.6 },
+      encoding: { x: xs, y: { ...y, field: "low" }, y2: { field: "high" }, color: colour } }] : []),
     { transform: [{ filter: drawn }], mark: { type: "point", size: 62, opacity: 1, strokeWidth: 1.6 },
       encoding: { x: xs, y, shape, stroke: colour, fill: { condition: { test: "datum.hollow", value: dark() ? "#16181c" : "#ffffff" }, ...colour } } },
     { transform: [{ filter: drawn }], mark: { type: "point", shape: "circle", filled: true, size: 420, opacity: 0 }, encoding: { x: xs, y, tooltip: hint } },
@@ -107,7 +110,7 @@ function facetPanel(values, options) {
     return {
       title: { text: wrap(options.title, width), subtitle: options.subtitle.flatMap((line) => wrap(line, width)) },
       data: { values }, columns, spacing: gap,
-      facet: { field: "category", type: "nominal", title: null, sort: options.facets },
+      facet: { field: "category", type: "nominal", title: null, sort: options.facets, header: { labelExpr: "replace(replace(datum.value, /_x_/, ' × '), /_/g, ' ')" } },
       spec: { width: Math.floor((width - axis - gap * (columns - 1)) / columns) - 6, height: 120, layer: layers(values, options) },
       resolve: { axis: { x: "independent" } },
     };
@@ -155,6 +158,7 @@ async function drawAll(container, charts) {
   rounds.set(container, round);
   const wanted = new Set(charts.map((c) => c.id));
   for (const old of [...container.querySelectorAll("figure.chart")]) if (!wanted.has(old.id)) old.remove();
+  for (const chart of charts) figureFor(container, chart.id);
   for (const chart of charts) {
     if (rounds.get(container) !== round) return;
     await draw(container, chart);

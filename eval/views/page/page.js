@@ -144,7 +144,7 @@ async function begin() {
   for (const form of document.querySelectorAll("form")) form.addEventListener("submit", (event) => event.preventDefault());
   if (!PAGE.experiments.bbq) byId("categories").hidden = byId("accuracy").hidden = true;
   if (CATEGORIES.length < 2) byId("categories").hidden = true;
-  byId("contents").append(...[...document.querySelectorAll("main section:not([hidden])")].map((s) => element("li", {}, element("a", { href: `#${s.id}` }, s.querySelector("h2").textContent))));
+  byId("contents").append(...[...document.querySelectorAll("main > section:not([hidden])")].map((s) => element("li", {}, element("a", { href: `#${s.id}` }, s.querySelector("h2").textContent))));
   await drawPage();
   let width = byId("main").clientWidth, waiting = 0;
   new ResizeObserver(() => {

@@ -105,22 +105,22 @@ function bbqRows(name, category) {
 
 const CATEGORIES = unique(NUMBERS.filter((r) => r.experiment === "bbq" && !["all", "mean of categories"].includes(r.category)).map((r) => r.category)).sort();
 const BBQ_PANELS = [
-  ["accuracy_ambig", "Accuracy, ambiguous", "share of right answers, where the right one is UNKNOWN", 1 / 3],
-  ["accuracy_disambig", "Accuracy, disambiguated", "share of right answers; dashed: 1/3, guessing", 1 / 3],
+  ["accuracy_ambig", "Accuracy, ambiguous", "share of right answers, the right one is UNKNOWN", 1 / 3, [0, 1]],
+  ["accuracy_disambig", "Accuracy, disambiguated", "share of right answers; dashed: 1/3, guessing", 1 / 3, [0, 1]],
   ["bias_disambig", "Bias score, disambiguated", "above 0: errors follow the stereotype", 0],
 ];
 
 function categoryCharts() {
   const x = overSizes() ? "params" : "step";
-  return [["bias_ambig", "Bias score, ambiguous", "above 0: answers follow the stereotype", 0], BBQ_PANELS[1]].map(([name, title, sign, reference]) => {
+  return [["bias_ambig", "Bias score, ambiguous", "above 0: answers follow the stereotype", 0], BBQ_PANELS[1]].map(([name, title, sign, reference, domain]) => {
     const rows = CATEGORIES.flatMap((category) => bbqRows(name, category));
-    return panel(`categories-${name}`, rows, x, { title, subtitle: [PAGE.variants[state.variant], sign], reference, facets: CATEGORIES });
+    return panel(`categories-${name}`, rows, x, { title, subtitle: [PAGE.variants[state.variant], sign], reference, domain, facets: CATEGORIES });
   });
 }
 
 function accuracyCharts() {
   const x = overSizes() ? "params" : "step";
-  return BBQ_PANELS.map(([name, title, sign, reference]) => panel(`bbq-${name}`, bbqRows(name, "all"), x, { title, subtitle: [PAGE.variants[state.variant], sign], reference, height: 260 }));
+  return BBQ_PANELS.map(([name, title, sign, reference, domain]) => panel(`bbq-${name}`, bbqRows(name, "all"), x, { title, subtitle: [PAGE.variants[state.variant], sign], reference, domain, height: 260 }));
 }
 
 function effects() {
@@ -131,7 +131,7 @@ function effects() {
   const heads = ["experiment", "effect", "metric", "difference", "95% interval", "p", "p (Holm)", "items", "clusters"];
   const small = (k, text) => ((k === 6 || k === 7) && text === "0.0000" ? "< 0.0001" : text);
   const columns = [["run", (r) => checkpointName(r[0])], ...heads.map((head, k) => [head, (r) => small(k + 1, r[k + 1]), k > 2])];
-  byId("effect-table").replaceChildren(rows.length ? scrolling(table(columns, rows, `At ${stepText()}: the condition after the arrow less the one before it`), "Effects")
+  byId("effect-table").replaceChildren(rows.length ? scrolling(table(columns, rows, `At ${stepText()}: the condition after the arrow less the one before it`), "Effects", rows.length > 24)
     : element("p", {}, "No effect is measured for these choices."));
 }
 
