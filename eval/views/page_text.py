@@ -53,7 +53,7 @@ def lead(curves: Sequence[Curve]) -> str:
     axes = dict.fromkeys(name for name, _ in steps)
     told = [
         f"{n} checkpoint{'s' * (n > 1)} of {len(curves)} polic{'ies' if len(curves) > 1 else 'y'}",
-        "sizes: " + ", ".join(sizes),
+        f"size{'s' * (len(sizes) > 1)}: {', '.join(sizes)}",
         *(f"{a} {', '.join(str(step) for name, step in steps if name == a)}" for a in axes),
     ]
     if seeds := sorted({c.seed for c in curves if c.seed is not None}):

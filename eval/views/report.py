@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -99,18 +100,15 @@ def build(
 
     Raises InputError where it is larger with everything left out that may be.
     """
-    import vl_convert
-
-    bundle = vl_convert.javascript_bundle(BUNDLE).replace("</script", "<\\/script")
     shown = page_examples.checkpoints(curves)
     chosen = page_examples.examples(shown, LEVELS[0][0].items)
     words = page_examples.Words(shown[-1][1], (e.experiment for e in chosen), data_dir)
     examples = shown, chosen, words
     left_out: list[str] = []
     size = 0
-    for detail, words in LEVELS:
-        left_out += [words] if words else []
-        page = _page(curves, notes, left_out, emergence, examples, detail, bundle)
+    for detail, without in LEVELS:
+        left_out += [without] if without else []
+        page = _page(curves, notes, left_out, emergence, examples, detail)
         size = len(page)
         if size <= most_bytes:
             for what in left_out:
@@ -129,7 +127,6 @@ def _page(
     emergence: Sequence[dict[str, Any]] | None,
     examples: Examples,
     detail: Detail,
-    bundle: str,
 ) -> bytes:
     shown, chosen, words = examples
     texts = {
@@ -148,10 +145,18 @@ def _page(
         "provenance": page_text.provenance_html(curves, brief=detail.items == 0),
         "style": (PAGE / "style.css").read_text("utf-8"),
         "data": embedded(page_data(curves, detail)),
-        "vega": bundle,
+        "vega": bundle(),
         "scripts": "\n".join((PAGE / name).read_text("utf-8") for name in SCRIPTS),
     }
     return fill((PAGE / "page.html").read_text("utf-8"), texts).encode()
+
+
+@cache
+def bundle() -> str:
+    """Vega, Vega-Lite and vega-embed as one script, which sets window.vegaEmbed."""
+    import vl_convert
+
+    return vl_convert.javascript_bundle(BUNDLE).replace("</script", "<\\/script")
 
 
 def embedded(value: Any) -> str:

@@ -127,15 +127,20 @@ function figureFor(container, id) {
   return made;
 }
 
-/* chart: {id, spec: width => Vega-Lite, name, summary, columns, rows, missing} */
+/* chart: {id, spec: width => Vega-Lite, name, summary, columns, rows, missing, empty: nothing can be drawn} */
 async function draw(container, chart) {
   const made = figureFor(container, chart.id), [drawing, missing, values] = made.children;
   missing.hidden = !chart.missing;
   missing.textContent = chart.missing || "";
   values.firstChild.textContent = `Values: ${chart.name}`;
   values.lastChild.replaceChildren(scrolling(table(chart.columns, chart.rows, chart.name), `Values: ${chart.name}`, true));
-  const width = Math.floor(drawing.clientWidth || container.clientWidth);
+  const width = printing ? (container.classList.contains("grid") ? 335 : 690) : Math.floor(drawing.clientWidth || container.clientWidth);
   if (made.view) made.view.finalize();
+  made.view = null;
+  if (chart.empty) {
+    drawing.replaceChildren(element("p", { class: "quiet" }, `${chart.name}: there is nothing to draw for these choices.`));
+    return;
+  }
   drawing.replaceChildren(element("div"));
   made.view = await vegaEmbed(drawing.firstChild, { $schema: "https://vega.github.io/schema/vega-lite/v6.json", ...chart.spec(width) }, {
     renderer: "svg", config: theme(), downloadFileName: chart.id, tooltip: { theme: dark() ? "dark" : "light" },

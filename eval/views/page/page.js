@@ -39,7 +39,7 @@ function stacks(rows, condition) {
   const values = rows.flatMap((r) => PRONOUNS.map(([pronoun], k) => ({ occupation: r.name, pronoun, k, p: r.shares[k], "women, BLS": told(r.bls), share: told(r.shares[k]) })));
   const order = rows.map((r) => r.name);
   const spec = (width) => {
-    const upright = width >= 800, labelled = order.length <= 80;
+    const upright = printing || width >= 800, labelled = order.length <= 80;
     const occupation = { field: "occupation", type: "nominal", sort: order, title: null, axis: { labels: labelled, ticks: labelled, labelAngle: upright ? -90 : 0, labelFontSize: 11, labelLimit: 150, labelOverlap: false } };
     const p = { field: "p", type: "quantitative", title: "share of the three pronouns", scale: { domain: [0, 1] } };
     return {

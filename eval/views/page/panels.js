@@ -85,7 +85,7 @@ function panel(id, rows, x, about) {
   return {
     id, name: about.title, spec: about.facets ? facetPanel(values, options) : linePanel(values, options),
     summary: summaryOf(`${about.title}: ${about.subtitle.join("; ")}`, values, xTitle || "step"),
-    columns: about.facets ? [["category", (r) => r.category], ...NUMBER_COLUMNS] : NUMBER_COLUMNS, rows: drawable, missing: missingText(drawable, x),
+    columns: about.facets ? [["category", (r) => r.category], ...NUMBER_COLUMNS] : NUMBER_COLUMNS, rows: drawable, missing: missingText(drawable, x), empty: !values.some((v) => v.y !== null),
   };
 }
 
