@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -194,7 +195,7 @@ def test_works_without_sight_and_without_a_mouse(browser: Any, path: Path) -> No
         assert all(o.values(c) for c in page.eval_on_selector_all("figure.chart", "all => all.map((f) => f.id)"))
         levels = page.eval_on_selector_all("h1, h2, h3, h4", "all => all.map((h) => Number(h.tagName[1]))")
         assert levels[0] == 1 and levels.count(1) == 1
-        assert all(b - a <= 1 for a, b in zip(levels, levels[1:], strict=False))
+        assert all(b - a <= 1 for a, b in itertools.pairwise(levels))
         nameless = (
             "all => all.filter((e) => !(e.labels?.length || e.getAttribute('aria-label') || e.textContent.trim()))"
         )

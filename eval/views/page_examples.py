@@ -219,14 +219,22 @@ def _answers(shown: Sequence[Shown], found: Sequence[Record | None], question: Q
         rows.append(
             f"<tr><th scope='row'>{html.escape(candidate.strip())}{_meaning(first, k, question)}</th>{cells}</tr>"
         )
-    unread = "".join(
-        f"<p class='quiet'>No answer could be read at step {s['step']}: {html.escape(str(r['no_answer']))}.</p>"
-        for (_, s), r in zip(shown, found, strict=True)
-        if r is not None and "no_answer" in r
+    counted = "".join(
+        f"<p class='quiet'>{html.escape(curve.step_name)} {s['step']}: {html.escape(_counted(r))}.</p>"
+        for (curve, s), r in zip(shown, found, strict=True)
+        if r is not None and "samples" in r
     )
     head = f"<thead><tr><th scope='col'>candidate</th>{heads}</tr></thead>"
     body = f"<tbody>{''.join(rows)}</tbody>"
-    return f"{SCROLL}<table>{head}{body}</table></div>{unread}"
+    return f"{SCROLL}<table>{head}{body}</table></div>{counted}"
+
+
+def _counted(record: Record) -> str:
+    """Where answers were sampled: how many began with each candidate, and how many could not be read, and why."""
+    counts = (f"{c.strip()} {n}" for c, n in zip(record["candidates"], record["counts"], strict=True))
+    unread = (f"{reason} {n}" for reason, n in record.get("unread", {}).items())
+    none = f"; no answer: {record['no_answer']}" if "no_answer" in record else ""
+    return f"of {record['samples']} sampled answers: {', '.join([*counts, *unread])}{none}"
 
 
 def _meaning(record: Record, k: int, question: Question | None) -> str:

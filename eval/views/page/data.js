@@ -44,7 +44,7 @@ function element(tag, attributes = {}, ...children) {
 
 /* columns: [[head, row => text, is a number]] */
 function table(columns, rows, caption) {
-  const head = element("tr", {}, ...columns.map(([name]) => element("th", { scope: "col" }, name)));
+  const head = element("tr", {}, ...columns.map(([name, , number]) => element("th", { scope: "col", ...(number ? { class: "number" } : {}) }, name)));
   const body = rows.map((row) => element("tr", {}, ...columns.map(([, text, number], k) => {
     const cell = k === 0 ? element("th", { scope: "row" }) : element("td", number ? { class: "number" } : {});
     const said = String(text(row) ?? "");
