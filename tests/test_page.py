@@ -133,21 +133,21 @@ def test_draws_quietly_and_overflows_nowhere(browser: Any, path: Path, width: in
 
 def test_selectors_change_what_is_drawn(browser: Any, path: Path) -> None:
     with Opened(browser, path) as o:
-        assert len({row[7] for row in o.values("bbq-by-step")}) == 2  # two seeds, a line each
+        assert len({row[1] for row in o.values("bbq-by-step")}) == 2  # two seeds, a line each
         before, after = o.choose("size", "2000000", "bbq-by-step")
-        assert before != after and {row[7] for row in o.values("bbq-by-step")} == {"tiny-2m-seed0"}
+        assert before != after and {row[1] for row in o.values("bbq-by-step")} == {"tiny-2m-seed0"}
         assert "2 runs" not in o.page.inner_text("#state")
         o.choose("size", "50000000", "winogender-by-step")
-        expected = {row[0]: row[1] for row in o.values("bbq-by-size")}
+        expected = {row[0]: row[4] for row in o.values("bbq-by-size")}
         before, after = o.choose("variant", "", "bbq-by-size")
-        assert before != after and {row[0]: row[1] for row in o.values("bbq-by-size")} != expected
+        assert before != after and {row[0]: row[4] for row in o.values("bbq-by-size")} != expected
         assert "the paper's protocol" in after
         o.choose("step", "0", "admissions-by-size")
-        assert {row[9] for row in o.values("admissions-by-size")} == {"0"}
+        assert {row[3] for row in o.values("admissions-by-size")} == {"0"}
         assert "RLHF step 0" in o.page.inner_text("#effect-table tbody")
         assert "RLHF step 100" not in o.page.inner_text("#effect-table tbody")
         o.choose("seed", "rloo, seed 1", "winogender-by-step")
-        assert {row[7] for row in o.values("winogender-by-step")} == {"tiny-50m-seed1"}
+        assert {row[1] for row in o.values("winogender-by-step")} == {"tiny-50m-seed1"}
         was = o.svg("winogender-by-step")
         o.page.uncheck("#conditions input[value='Q+IF']")
         o.page.wait_for_timeout(1000)

@@ -38,6 +38,9 @@ function wrap(text, width) {
   return lines;
 }
 
+/* A title in bold leaves room for the button at its right. */
+const heading = (text, width) => wrap(text, (width - 50) * 0.8);
+
 const scaleOf = (k) => ({ domain: PAGE.conditions, range: PAGE.conditions.map((c) => (MARKS[c] || MARKS["Q+Inverse"])[k]) });
 
 /* What a mark tells; fields that are empty throughout are left out. */
@@ -78,7 +81,7 @@ function layers(values, { x, beside, xTitle, reference = 0, domain }) {
   const colour = { field: "condition", type: "nominal", scale: scaleOf(dark() ? 1 : 0), legend: null };
   const scale = domain ? { domain } : { padding: 7 };
   const detail = { field: "series" };
-  const y = { field: "y", type: "quantitative", title: null, axis: { tickCount: 5 }, scale };
+  const y = { field: "y", type: "quantitative", title: null, axis: { tickCount: 5, minExtent: 46 }, scale };
   const shape = { field: "condition", type: "nominal", scale: scaleOf(2), legend: null };
   const drawn = "isValid(datum.y)", banded = "isValid(datum.low) && isValid(datum.high)";
   const hint = tooltip(values), anyBand = values.some((v) => v.low !== null && !v.alone), anyBar = values.some((v) => v.low !== null && (beside || v.alone));
@@ -99,16 +102,16 @@ function layers(values, { x, beside, xTitle, reference = 0, domain }) {
 
 function linePanel(values, options) {
   return (width) => ({
-    title: { text: wrap(options.title, width), subtitle: options.subtitle.flatMap((line) => wrap(line, width)) },
+    title: { text: heading(options.title, width), subtitle: options.subtitle.flatMap((line) => wrap(line, width)) },
     data: { values }, width, height: options.height || 300, autosize: { type: "fit", contains: "padding" }, layer: layers(values, options),
   });
 }
 
 function facetPanel(values, options) {
   return (width) => {
-    const axis = 52, gap = 18, columns = Math.max(1, Math.min(options.facets.length, Math.floor((width - axis + gap) / (190 + gap))));
+    const axis = 58, gap = 18, columns = Math.max(1, Math.min(options.facets.length, Math.floor((width - axis + gap) / (190 + gap))));
     return {
-      title: { text: wrap(options.title, width), subtitle: options.subtitle.flatMap((line) => wrap(line, width)) },
+      title: { text: heading(options.title, width), subtitle: options.subtitle.flatMap((line) => wrap(line, width)) },
       data: { values }, columns, spacing: gap,
       facet: { field: "category", type: "nominal", title: null, sort: options.facets, header: { labelExpr: "replace(replace(datum.value, /_x_/, ' × '), /_/g, ' ')" } },
       spec: { width: Math.floor((width - axis - gap * (columns - 1)) / columns) - 6, height: 120, layer: layers(values, options) },

@@ -59,17 +59,20 @@ function scrolling(made, label, tall = false) {
   return element("div", { class: tall ? "scroll tall" : "scroll", tabindex: "0", role: "region", "aria-label": label }, made);
 }
 
-const NUMBER_COLUMNS = [
-  ["condition", (r) => r.condition],
+const VALUE_COLUMNS = [
   ["value", (r) => told(r.value), true],
   ["95% interval", interval, true],
   ["items", (r) => r.items, true],
   ["clusters", (r) => r.clusters, true],
   ["method", (r) => r.method],
   ["note", (r) => [r.caution, r.note].filter(Boolean).join("; ")],
+];
+const NUMBER_COLUMNS = [
+  ["condition", (r) => r.condition],
   ["run", (r) => r.curve.name],
   ["size", (r) => r.curve.size, true],
   ["step", (r) => r.checkpoint.step, true],
+  ...VALUE_COLUMNS,
   ["results, weights, commit", (r) => [r.checkpoint.results, r.checkpoint.weights, r.checkpoint.commit].filter(Boolean).join(", ")],
 ];
 

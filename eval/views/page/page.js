@@ -43,7 +43,7 @@ function stacks(rows, condition) {
     const occupation = { field: "occupation", type: "nominal", sort: order, title: null, axis: { labels: labelled, ticks: labelled, labelAngle: upright ? -90 : 0, labelFontSize: 11, labelLimit: 150, labelOverlap: false } };
     const p = { field: "p", type: "quantitative", title: "share of the three pronouns", scale: { domain: [0, 1] } };
     return {
-      title: { text: `Pronouns by occupation, ${condition}`, subtitle: wrap("each occupation a bar, sorted by p(neutral)", width) },
+      title: { text: heading(`Pronouns by occupation, ${condition}`, width), subtitle: wrap("each occupation a bar, sorted by p(neutral)", width) },
       data: { values }, width, height: upright ? 330 : Math.max(200, order.length * (labelled ? 14 : 3)), autosize: { type: "fit", contains: "padding" },
       mark: { type: "bar", strokeWidth: 0 },
       encoding: {
@@ -64,7 +64,7 @@ function calibration(found, conditions) {
   const domain = conditions, range = (k) => conditions.map((c) => (MARKS[c] || MARKS["Q+Inverse"])[k]);
   const colour = { field: "condition", type: "nominal", title: null, scale: { domain, range: range(dark() ? 1 : 0) } };
   const spec = (width) => ({
-    title: { text: wrap("Calibration: p(female) against the statistics", width), subtitle: wrap("dashed: p(female) equals the share of women", width) },
+    title: { text: heading("Calibration: p(female) against the statistics", width), subtitle: wrap("dashed: p(female) equals the share of women", width) },
     width: Math.min(width, 520), height: 380, autosize: { type: "fit", contains: "padding" },
     layer: [
       { data: { values: [{ bls: 0, p: 0 }, { bls: 1, p: 1 }] }, mark: { type: "line", strokeDash: [5, 4], strokeWidth: 1, color: dark() ? "#b0b5be" : "#55585f" }, encoding: { x: { field: "bls", type: "quantitative" }, y: { field: "p", type: "quantitative" } } },
@@ -96,7 +96,7 @@ async function profiles() {
 
 function heat(rows, field, title, sign, scale) {
   const spec = (width) => ({
-    title: { text: wrap(title, width), subtitle: wrap(sign, width) }, data: { values: rows }, width, height: 330, autosize: { type: "fit", contains: "padding" },
+    title: { text: heading(title, width), subtitle: wrap(sign, width) }, data: { values: rows }, width, height: 330, autosize: { type: "fit", contains: "padding" },
     mark: { type: "rect" },
     encoding: {
       x: { field: "lsat", type: "quantitative", title: "LSAT", scale: { zero: false, nice: false }, axis: { grid: false } }, x2: { field: "lsatEnd" },
@@ -113,7 +113,7 @@ function heat(rows, field, title, sign, scale) {
 function allNumbers() {
   if (!byId("all-numbers").open) return;
   const place = Number(byId("numbers-checkpoint").value), rows = NUMBERS.filter((r) => r.place === place);
-  const columns = [["experiment", (r) => r.experiment], ["metric", (r) => (r.category === "all" ? r.name : `${r.name} (${r.category})`)], ...NUMBER_COLUMNS.slice(0, 7)];
+  const columns = [["experiment", (r) => r.experiment], ["metric", (r) => (r.category === "all" ? r.name : `${r.name} (${r.category})`)], ["condition", (r) => r.condition], ...VALUE_COLUMNS];
   byId("number-table").replaceChildren(scrolling(table(columns, rows, `${rows.length} metrics of ${checkpointName(place)}`), "All numbers", true));
 }
 
