@@ -76,6 +76,7 @@ class Opened:
 
     def __init__(self, browser: Any, path: Path, width: int = 1440, **context: Any) -> None:
         self.context = browser.new_context(viewport={"width": width, "height": 900}, **context)
+        self.context.set_default_timeout(150_000)
         self.page = self.context.new_page()
         self.trouble: list[str] = []
         self.page.on("console", lambda m: self.trouble.append(f"{m.type}: {m.text}"))
@@ -97,9 +98,7 @@ class Opened:
         """A chart before and after a choice."""
         before = self.svg(chart)
         self.page.select_option(f"#{select}", value)
-        self.page.wait_for_function("([id, was]) => document.querySelector(`#${id} svg.marks`)?.innerHTML !== was && "
-                                    "document.querySelector(`#${id} svg.marks`)", arg=[chart, before])  # fmt: skip
-        self.page.wait_for_timeout(300)
+        self.page.wait_for_function(DRAWN)
         return before, self.svg(chart)
 
     def values(self, chart: str) -> list[list[str]]:
@@ -150,14 +149,14 @@ def test_selectors_change_what_is_drawn(browser: Any, path: Path) -> None:
         assert {row[1] for row in o.values("winogender-by-step")} == {"tiny-50m-seed1"}
         was = o.svg("winogender-by-step")
         o.page.uncheck("#conditions input[value='Q+IF']")
-        o.page.wait_for_timeout(1000)
+        o.page.wait_for_function(DRAWN)
         assert o.svg("winogender-by-step") != was and "Q+IF" not in {row[0] for row in o.values("winogender-by-step")}
         before, after = o.choose("pronoun-condition", "Q+IF", "stacks")
         assert before != after and "Q+IF" in o.page.inner_text("#pronoun-state")
         o.choose("profile-condition", "Q+IF", "profiles-gap")
         for name in ("Q", "Q+IF+CoT", "Q+Match Stats"):
             o.page.uncheck(f"#conditions input[value='{name}']")
-        o.page.wait_for_timeout(1000)
+        o.page.wait_for_function(DRAWN)
         assert o.page.inner_text("#state").endswith("no condition.") and o.values("bbq-by-step") == []
         assert "nothing to draw" in o.page.inner_text("#bbq-by-step")
         assert o.page.evaluate(WIDE) <= 0
@@ -216,6 +215,7 @@ def test_works_without_sight_and_without_a_mouse(browser: Any, path: Path) -> No
         page.focus("#step")
         page.keyboard.press("Home")
         page.wait_for_function("document.querySelector('#by-size-title').textContent.includes('last')")
+        page.wait_for_function(DRAWN)
         page.focus("#conditions input[value='Q']")
         page.keyboard.press("Space")
         assert not page.is_checked("#conditions input[value='Q']")
@@ -232,7 +232,7 @@ def test_prints(browser: Any, path: Path, tmp_path: Path) -> None:
         assert not o.page.is_visible("#size") and o.page.is_visible("#conditions svg")
         assert o.page.is_visible("#bbq-by-step svg.marks")
         o.page.evaluate("dispatchEvent(new Event('beforeprint'))")
-        o.page.wait_for_timeout(1500)
+        o.page.wait_for_function(DRAWN)
         fill = o.page.eval_on_selector("#bbq-by-step svg.marks .role-title-text text", "e => e.getAttribute('fill')")
         assert fill == "#1b1d21"
         assert o.trouble == []

@@ -159,16 +159,24 @@ async function draw(container, chart) {
   if (save) save.setAttribute("aria-label", `Save this chart: ${chart.name}`);
 }
 
-/* One drawing after another; a newer choice ends an older one's. */
+/* One drawing after another; a newer choice ends an older one's. data-drawn on the root tells whether all is drawn. */
 const rounds = new Map();
+let underWay = 0;
 async function drawAll(container, charts) {
   const round = (rounds.get(container) || 0) + 1;
   rounds.set(container, round);
-  const wanted = new Set(charts.map((c) => c.id));
-  for (const old of [...container.querySelectorAll("figure.chart")]) if (!wanted.has(old.id)) old.remove();
-  for (const chart of charts) figureFor(container, chart.id);
-  for (const chart of charts) {
-    if (rounds.get(container) !== round) return;
-    await draw(container, chart);
+  underWay += 1;
+  document.documentElement.dataset.drawn = "no";
+  try {
+    const wanted = new Set(charts.map((c) => c.id));
+    for (const old of [...container.querySelectorAll("figure.chart")]) if (!wanted.has(old.id)) old.remove();
+    for (const chart of charts) figureFor(container, chart.id);
+    for (const chart of charts) {
+      if (rounds.get(container) !== round) return;
+      await draw(container, chart);
+    }
+  } finally {
+    underWay -= 1;
+    if (!underWay) document.documentElement.dataset.drawn = "yes";
   }
 }

@@ -156,6 +156,5 @@ async function begin() {
   darkMode.addEventListener("change", drawPage);
   addEventListener("beforeprint", () => { printing = true; openForPrint(true); drawPage(); });
   addEventListener("afterprint", () => { printing = false; openForPrint(false); drawPage(); });
-  document.documentElement.dataset.drawn = "yes";
 }
 begin();
