@@ -76,11 +76,17 @@ def size_label(params: int | None) -> str:
     return str(params)
 
 
+def model_name(curve: Curve) -> str:
+    """The last part of the model's path or hub id; of a stage's own MODEL/model, as trainers leave it, the stage's."""
+    path = Path(curve.model)
+    return (path.parent.name if path.name == "model" else path.name) or curve.model
+
+
 def family(curve: Curve) -> str:
     """What one line against size joins: sizes of one training with one seed, or of models that are named alike but
     for their size ('pythia-70m', 'pythia-160m').
     """
-    kind = re.sub(r"(?i)(?<![a-z0-9])\d+(\.\d+)?[kmb](?![a-z])", "", Path(curve.model).name).strip("-_. ")
+    kind = re.sub(r"(?i)(?<![a-z0-9])\d+(\.\d+)?[kmb](?![a-z])", "", model_name(curve)).strip("-_. ")
     parts = [curve.algorithm, None if curve.seed is None else f"seed {curve.seed}", None if curve.algorithm else kind]
     return ", ".join(p for p in parts if p) or kind or curve.name
 
@@ -124,7 +130,7 @@ def _curves(curves: Sequence[Curve]) -> list[dict[str, Any]]:
     return [
         {
             "name": c.name,
-            "model": Path(c.model).name or c.model,
+            "model": model_name(c),
             "params": c.model_params,
             "size": size_label(c.model_params),
             "seed": c.seed,

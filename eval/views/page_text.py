@@ -15,7 +15,7 @@ from eval.sources import SMALL_SET_NOTE
 from eval.tables import remarks
 from eval.views.explained import OTHERS, READING, Caution, cautions, small_set
 from eval.views.gathered import Curve
-from eval.views.page_data import experiments, size_label
+from eval.views.page_data import experiments, model_name, size_label
 
 SOURCES = {
     "bbq": "Questions and metrics: Parrish et al. 2022, arXiv:2110.08193; prompts: Ganguli et al. 2023, "
@@ -40,7 +40,7 @@ def title(curves: Sequence[Curve]) -> str:
     """'Bias against RLHF step and size: a, b'."""
     axes = list(dict.fromkeys(c.step_name for c in curves))
     sizes = {c.model_params for c in curves} - {None}
-    names = list(dict.fromkeys(Path(c.model).name or c.model for c in curves))
+    names = list(dict.fromkeys(model_name(c) for c in curves))
     told = ", ".join(names) if len(names) <= 4 else f"{len(names)} models"
     return f"Bias against {' and '.join(axes)}{' and size' if len(sizes) > 1 else ''}: {told}"
 
