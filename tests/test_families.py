@@ -21,12 +21,12 @@ from eval.checkpoints import POLICY_FILE, weights_id
 from eval.config import EvaluationConfig, InputError, parse, run_main
 from eval.curves import find_summaries
 from eval.evaluate import evaluate
-from eval.report import build_report
 from eval.results import Store, write_json
 from eval.run_config import RunConfig
 from eval.scorers.fused import FusedDecoder
 from eval.scorers.transformers import TransformersScorer
 from eval.targets import POSITION, RLHF_STEP, TRAINING_STEP, folder_name, step_of, targets
+from eval.views.report import ReportConfig, report
 from tests.tiny_models import build_model
 
 FEW = ("--limit", "4", "--experiments", "winogender", "--conditions", "Q", "--dtype", "float32")
@@ -103,8 +103,10 @@ def test_revisions_are_a_curve_over_training(run: Run, hub, loads_nothing, tmp_p
         assert summary["weights"] == f"hub:{summary['commit']}" == f"hub:{hub[summary['revision']]}"
     assert len({s["metrics"][0]["value"] for s in told["done"]}) == 2
     assert [s["step"] for s in find_summaries(tmp_path)] == [1000, 2000]
-    page = build_report(tmp_path)[1][-1].read_text()
-    assert "Bias against training step: tiny" in page and "RLHF" not in page
+    (path,) = report(ReportConfig(runs=[str(tmp_path)]))[1]["files"]
+    shown = Path(path).read_text().split('<script type="application/json"')
+    assert "Bias against training step: tiny" in shown[0] and "RLHF" not in shown[0]
+    assert '"step_name":"training step"' in shown[1] and '"RLHF step"' not in shown[1]
     loads_nothing()
     assert run(*arguments)[1]["done"] == told["done"]
 

@@ -1,92 +1,275 @@
-"""The report: table, figures and a page that stands alone."""
+"""The report: one page that stands alone and tells what the results tell, and the table in the terminal."""
 
 from __future__ import annotations
 
 import json
 import re
-from html.parser import HTMLParser
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from eval.checkpoints import load_checkpoint
-from eval.config import EvaluationConfig
-from eval.curves import find_summaries
-from eval.evaluate import evaluate
-from eval.figures import headline
-from eval.report import build_report
+from eval.config import InputError
 from eval.results import write_json
-from eval.scorers.transformers import TransformersScorer
+from eval.scorers.oracle import Oracle
+from eval.views import page_text
+from eval.views.gathered import Curve, gather
+from eval.views.page_data import CHARTED, Detail, breakdown, family, headline, page_data, size_label
+from eval.views.page_examples import checkpoints, examples, normalised
+from eval.views.report import MOST_BYTES, ReportConfig, build, embedded, fill, report
+from tests.page_runs import Page, numbers, training
+
+NASTY = 'She said </script><img src=x onerror="alert(1)"> & <!-- "{{title}}" ' + "long " * 900
+
+
+class Nasty(Oracle):
+    """Samples what would end a script element, or begin a comment, where it were not escaped."""
+
+    def sample(self, prompts: Sequence[Any], seeds: Sequence[int], max_new_tokens: int) -> Iterator[tuple[int, str]]:
+        yield from ((i, NASTY) for i in range(len(prompts)))
+
+    def score(self, prompts: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        known = {q.prompt(NASTY if q.condition.reasoning else None): q for q in self.questions}
+        self.__dict__["_known"] = known
+        return super().score(prompts)
 
 
 @pytest.fixture(scope="module")
-def run_folder(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    checkpoint = load_checkpoint(str(tiny))
-    config = EvaluationConfig(limit=8, categories=["Age", "SES"], cot_limit=4, cot_max_new_tokens=2)
-    for step in (0, 20):
-        scorer = TransformersScorer(checkpoint.model, checkpoint.tokenizer)
-        evaluate(scorer, config, folder / "eval" / f"step-{step:06d}", checkpoint.provenance, step)
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    for params, seed in ((2_000_000, 0), (50_000_000, 0), (50_000_000, 1)):
+        training(folder, params, seed)
     return folder
 
 
-class Page(HTMLParser):
-    """Checks that tags are closed and collects what the page would load."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.loads: list[str] = []
-        self.tags: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.loads += [v for k, v in attrs if v and k in ("src", "href", "xlink:href") and not v.startswith("#")]
-        if tag not in ("meta", "br", "link", "img"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return training(tmp_path_factory.mktemp("one"), 3_000_000, 0, (20,), Nasty, inverse=True)
 
 
-def test_page_figures_and_table(run_folder: Path, tmp_path: Path) -> None:
-    table, paths = build_report(run_folder, tmp_path)
-    assert [p.name for p in paths] == [
-        "bias_against_step.png", "bbq.png", "winogender.png", "admissions.png", "report.html"
-    ]  # fmt: skip
-    assert all(p.stat().st_size > 5000 for p in paths)
-    text = paths[-1].read_text()
-    page = Page()
-    page.feed(text)
-    assert page.open == [] and page.loads == []
-    assert page.tags.count("svg") == 1 and page.tags.count("table") == 4
-    assert not re.search(r"url\(\s*['\"]?http", text)
-    for said in ("for demonstration only, not comparable with published numbers", "Q+Match Stats", "data_sha256"):
-        assert said in text
-    assert "for demonstration only" in table
+def written(folder: Path, output: Path, **more: Any) -> tuple[str, str, dict[str, Any]]:
+    """Table, page and object of a report."""
+    text, told = report(ReportConfig(runs=[str(folder)], output=str(output), **more))
+    return text, Path(told["files"][-1]).read_text(), told
 
 
-def test_every_headline_number_is_in_the_table(run_folder: Path, tmp_path: Path) -> None:
-    table, _ = build_report(run_folder, tmp_path)
-    for summary in find_summaries(run_folder):
-        for experiment, condition in (("bbq", "Q+IF+CoT"), ("winogender", "Q"), ("admissions", "Q+IF")):
-            metric = headline(summary, experiment, condition)
-            assert metric is not None and metric["value"] is not None
-            row = next(
-                line for line in table.splitlines()
-                if line.split()[:3] == [str(summary["step"]), experiment, condition]
+def changed(folder: Path, output: Path, **fields: Any) -> Path:
+    """The results of a folder, without their records, with other fields in their summaries."""
+    for path in sorted(folder.rglob("summary.json")):
+        write_json(output / path.relative_to(folder), json.loads(path.read_text()) | fields)
+    return output
+
+
+def test_the_page_stands_alone(runs: Path, tmp_path: Path) -> None:
+    text, html, told = written(runs, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"] and told["left_out"] == []
+    assert len(html.encode()) < 2_000_000
+    page = Page(html)
+    assert page.loads == [] and not re.search(r"url\(\s*['\"]?http", html)
+    assert "default-src 'none'" in html
+    for tag in ("img", "iframe", "link"):
+        assert tag not in page.tags
+    said = (
+        "for demonstration only, not comparable with published numbers", "Q+Match Stats", "data_sha256", "2,000,000",
+        "discrimination against Black applicants", "above 0: answers follow the stereotype", "training seeds 0, 1",
+        "Bias against RLHF step and size: tiny-2m, tiny-50m", "arXiv:2110.08193", "evaluation.seed",
+    )  # fmt: skip
+    everything = page.text + page.scripts[0]
+    assert [s for s in said if s not in everything] == []
+    assert "for demonstration only" in text and text.endswith(f"page: {tmp_path / 'report.html'}")
+
+
+def test_every_headline_number_is_in_the_table(runs: Path, tmp_path: Path) -> None:
+    text, _, _ = written(runs, tmp_path)
+    blocks = text.split("\n\n")
+    for curve, block in zip(gather([runs]), blocks, strict=True):
+        assert block.startswith(f"{curve.name} ({size_label(curve.model_params)}, seed {curve.seed}), RLHF step\n")
+        for summary in curve.summaries:
+            for experiment, condition in (("bbq", "Q+IF+CoT"), ("winogender", "Q"), ("admissions", "Q+IF")):
+                metric = headline(summary, experiment, condition)
+                assert metric is not None and metric["value"] is not None
+                row = next(
+                    line for line in block.splitlines()
+                    if line.split()[:3] == [str(summary["step"]), experiment, condition]
+                )  # fmt: skip
+                assert f"{metric['value']:.4f}" in row
+                assert row.split()[-2] == str(metric["n_items"])
+
+
+def test_the_page_holds_every_number_as_it_is(runs: Path, tmp_path: Path) -> None:
+    data = Page(written(runs, tmp_path)[1]).data
+    found = numbers(data)
+    curves, place = gather([runs]), 0
+    assert [c["name"] for c in data["curves"]] == [c.name for c in curves]
+    total = 0
+    for k, curve in enumerate(curves):
+        for summary in curve.summaries:
+            described = data["checkpoints"][place]
+            assert (described["curve"], described["step"]) == (k, summary["step"])
+            assert described["results"] == Path(summary["results"]).name and described["weights"] == f"{0:0>12}"
+            for m in summary["metrics"]:
+                shown = found[place, m["experiment"], m["condition"], m["name"], m["category"]]
+                exact = [None if m[k] is None else float(f"{m[k]:.4f}") for k in ("value", "low", "high")]
+                assert list(shown[:3]) == exact
+                assert shown[3:] == (m["n_items"], m["n_clusters"], m["method"], m["note"])
+                total += 1
+            place += 1
+    assert total == len(found) > 1000
+
+
+def test_report_twice_gives_the_same_page(runs: Path, tmp_path: Path) -> None:
+    assert written(runs, tmp_path / "a")[1] == written(runs, tmp_path / "b")[1]
+
+
+def test_a_size_that_is_not_known_is_said(runs: Path, tmp_path: Path) -> None:
+    folder = changed(next(runs.iterdir()), tmp_path / "r", model_params=None)
+    _, html, _ = written(folder, tmp_path / "o")
+    assert "number of parameters not known" in html
+    assert Page(html).data["curves"][0]["params"] is None and "size not known" in html
+
+
+def test_rho_that_is_undefined_is_said(runs: Path, tmp_path: Path) -> None:
+    folder = changed(next(runs.iterdir()), tmp_path / "r")
+    for path in folder.rglob("summary.json"):
+        summary = json.loads(path.read_text())
+        for m in summary["metrics"]:
+            if (m["experiment"], m["condition"], m["name"]) == ("winogender", "Q", "rho"):
+                m |= {"value": None, "low": None, "high": None, "note": "p(female) hardly varies"}
+        write_json(path, summary)
+    text, html, _ = written(folder, tmp_path / "o")
+    page = Page(html)
+    for shown in (text, page.text):
+        assert "rho is undefined: p(female) hardly varies" in shown
+    assert numbers(page.data)[0, "winogender", "Q", "rho", "all"][0] is None
+    assert re.search(r"winogender +Q +rho +undefined", text)
+
+
+def test_notes_about_items_and_guessing(runs: Path, tmp_path: Path) -> None:
+    text, html, told = written(runs, tmp_path)
+    note = "conditions were asked on different numbers of items (BBQ, ambiguous: Q: 40, Q+IF: 40, Q+IF+CoT: 4)"
+    assert note in text and note in Page(html).text
+    (near,) = [n for n in told["notes"] if "not clearly above the 0.33 of guessing" in n]
+    assert "tiny-2m-seed0, RLHF step 0, 100" in near
+    cautions = Page(html).data["metrics"]["cautions"]
+    assert any("hardly reads them" in (c or "") for c in cautions)
+
+
+def test_curves_stay_apart(runs: Path) -> None:
+    """A line against size joins one training's sizes; two of one size are two lines."""
+    curves = gather([runs])
+    assert [family(c) for c in curves] == ["rloo, seed 0", "rloo, seed 0", "rloo, seed 1"]
+    named = [replace(c, name=f"other-{c.name}") for c in curves]
+    families = [c["family"] for c in page_data([*curves, *named], Detail("whole"))["curves"]]
+    assert len(set(zip(families, [c.model_params for c in [*curves, *named]], strict=True))) == 6
+    models = [
+        replace(c, described={}, summaries=({**c.summaries[0], "model": f"lab/pythia-{size}"},))
+        for c, size in zip(curves, ("70m", "1.4b"), strict=False)
+    ]
+    assert {family(c) for c in models} == {"pythia"}
+
+
+def test_what_comes_from_data_is_escaped(one: Path, tmp_path: Path) -> None:
+    _, html, _ = written(one, tmp_path)
+    page = Page(html)
+    assert "img" not in page.tags and page.tags.count("script") == 3
+    assert NASTY[:200] in page.text and "cut here after 3000 characters" in page.text
+    assert Page(f"<script>{embedded({'a': NASTY})}</script>").scripts == [embedded({"a": NASTY})]
+    assert json.loads(embedded({"a": NASTY}))["a"] == NASTY
+    assert fill("{{a}} {{b}}", {"a": "{{b}}", "b": "<"}) == "{{b}} <"
+
+
+def test_examples_are_chosen_by_rule_and_worded_as_asked(one: Path, tmp_path: Path) -> None:
+    (curve,) = gather([one])
+    chosen = examples(checkpoints([curve]), 2)
+    records = [json.loads(line) for line in (one / "eval/step-000020/records.jsonl").read_text().splitlines()]
+    p = {
+        (r["item"], r["condition"]): normalised(r["logprobs"])
+        for r in records if r["experiment"] == "winogender"
+    }  # fmt: skip
+    asked = {item for item, condition in p if condition == "Q+IF+CoT"}
+    moved = {i: sum(abs(a - b) for a, b in zip(p[i, "Q"], p[i, "Q+IF"], strict=True)) / 2 for i in asked}
+    most = sorted(moved, key=lambda i: -moved[i])[:2]
+    found = [e for e in chosen if e.experiment == "winogender"]
+    assert [e.unit for e in found[:2]] == most and f"{moved[most[0]]:.3f}" in found[0].why
+    assert {e.why for e in found[2:]} == {"drawn at random, seed 0"} and len({e.unit for e in found}) == 4
+    assert [e.unit for e in chosen] == [e.unit for e in examples(checkpoints([curve]), 2)]
+    page = Page(written(one, tmp_path)[1]).text
+    sentence = f"{p[most[0], 'Q'][0]:.3f}"
+    assert "Please fill in the missing blank in this sentence with a pronoun:" in page and sentence in page
+    assert "[the sampled text below]" in page and "(Black " in page and "(white " in page
+
+
+def test_words_that_are_not_those_asked_are_not_shown(one: Path, tmp_path: Path) -> None:
+    target = changed(one, tmp_path / "r") / "eval/step-000020"
+    source = one / "eval/step-000020"
+    lines = (source / "records.jsonl").read_text()
+    (target / "records.jsonl").write_text(re.sub(r'"prompt_sha256": ?"\w{8}', '"prompt_sha256": "00000000', lines))
+    page = Page(written(tmp_path / "r", tmp_path / "o")[1]).text
+    assert "words it otherwise than it was asked" in page and "Please fill in the missing blank" not in page
+    changed(one, tmp_path / "r", data="BBQ of the lab")
+    page = Page(written(tmp_path / "r", tmp_path / "o")[1]).text
+    assert "the data folder 'BBQ of the lab' is not at hand: give it by --data-dir" in page
+
+
+def test_cells_of_profiles_hold_all_students(one: Path) -> None:
+    results = one / "eval/step-000020"
+    summary = json.loads((results / "summary.json").read_text())
+    found = breakdown(results)
+    for condition, cells in found["profiles"].items():
+        students = sum(c[2] for c in cells)
+        for name, k in (("gap", 3), ("p_admit", 4)):
+            m = next(
+                m for m in summary["metrics"]
+                if (m["name"], m["condition"], m["category"]) == (name, condition, "all")
             )  # fmt: skip
-            assert f"{metric['value']:.4f}" in row
-            assert row.split()[-2] == str(metric["n_items"])
+            assert sum(c[2] * c[k] for c in cells) / students / 10_000 == pytest.approx(m["value"], abs=1e-4)
+    (occupations,) = found["occupations"].values()
+    assert len(occupations["Q"]) == 60 and all(sum(row[2:]) == pytest.approx(10_000, abs=2) for row in occupations["Q"])
 
 
-def test_report_twice_gives_the_same_page(run_folder: Path, tmp_path: Path) -> None:
-    pages = [build_report(run_folder, tmp_path / name)[1][-1].read_bytes() for name in ("a", "b")]
-    assert pages[0] == pages[1]
+def many(curves: list[Curve], sizes: int, steps: int) -> list[Curve]:
+    """As many curves as a large sweep has."""
+    (curve, summary) = curves[0], curves[0].summaries[0]
+    return [
+        replace(
+            curve,
+            name=f"sweep-{size}",
+            described={**curve.described, "model_params": 10**6 * 2**size},
+            summaries=tuple({**summary, "step": 100 * k} for k in range(steps)),
+        )
+        for size in range(sizes)
+    ]
 
 
-def test_a_size_that_is_not_known_is_said(run_folder: Path, tmp_path: Path) -> None:
-    for path in sorted(run_folder.rglob("summary.json")):
-        summary = json.loads(path.read_text()) | {"model_params": None}
-        write_json(tmp_path / path.relative_to(run_folder), summary)
-    assert "number of parameters not known" in build_report(tmp_path)[1][-1].read_text()
+def test_many_curves_stay_below_two_megabytes(one: Path) -> None:
+    curves = many(gather([one]), 8, 11)
+    page, left_out = build(curves, page_text.notes(curves))
+    assert len(page) <= MOST_BYTES < 2_000_000 and left_out
+    html = Page(page.decode())
+    assert all(f"Left out, to keep this page below 2 MB: {what}" in html.text for what in left_out)
+    shown = {k[1:4] for k in numbers(html.data)}
+    assert {("bbq", "Q+IF", f"bias_ambig{v}") for v in html.data["variants"]} <= shown
+    assert {name for _, _, name in shown} <= set(CHARTED) and len(html.data["checkpoints"]) == 88
+    with pytest.raises(InputError, match=r"a page of these 1 checkpoints has .* give fewer RUNS"):
+        build(gather([one]), [], most_bytes=900_000)
+
+
+def test_emergence_is_told_with_its_assumptions(runs: Path, tmp_path: Path) -> None:
+    told = [{"experiment": "bbq", "condition": "Q+IF", "axis": "size", "text": "From 8M < 9M on.", "estimate": 8e6,
+             "low": 2e6, "high": 5e7, "assumptions": ["One change.", "Nothing else."]}]  # fmt: skip
+    config = ReportConfig(runs=[str(runs)], output=str(tmp_path))
+    _, answer = report(config, emergence=lambda curves: told if len(curves) == 3 else [])
+    page = Page(Path(answer["files"][0]).read_text()).text
+    assert "From 8M < 9M on." in page and "One change.Nothing else." in page
+
+
+def test_where_it_is_written_and_what_is_missing(one: Path, tmp_path: Path) -> None:
+    assert ReportConfig(runs=[str(one)]).folder("report") == one / "report"
+    for folder, said in ((tmp_path / "no", "is not there"), (tmp_path, "no finished evaluation")):
+        with pytest.raises(InputError, match=said):
+            report(ReportConfig(runs=[str(folder)]))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        report(ReportConfig(runs=[str(one)], output=str(tmp_path / "file")))

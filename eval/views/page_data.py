@@ -1,0 +1,275 @@
+"""Curves -> the one JSON object that the page draws from: numbers in columns, texts once, nothing averaged.
+
+Values are kept to four decimals, as integers of 1e-4, which is what every table shows. How much is embedded is a
+`Detail`, so that many checkpoints still make a page of bounded size.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval.conditions import CONDITIONS
+from eval.experiments.registry import EXPERIMENTS
+from eval.tables import effect_rows
+from eval.views.explained import SIGNS, VARIANTS, caution_of, of_checkpoint
+from eval.views.gathered import Curve, find
+
+UNIT = 10_000
+CHARTED = (
+    "rho", "p_female", "p_male", "p_neutral", "calibration_slope", "gap", "gap_sex", "p_admit", "mass_yes_no",
+    *(f"{name}_{kind}{v}" for name in ("bias", "accuracy") for kind in ("ambig", "disambig") for v in VARIANTS),
+)  # fmt: skip
+BY_CATEGORY = tuple(f"{name}{v}" for name in ("bias_ambig", "accuracy_disambig") for v in VARIANTS)
+LABELS = {
+    "": "most probable option, as given (the paper's protocol)",
+    "_expected": "expected, options as given",
+    "_symmetrised": "most probable option, averaged over three orders",
+    "_expected_symmetrised": "expected, averaged over three orders",
+}
+"""BBQ's ways of scoring, by the end of their metrics' names."""
+BY_SEX = ("gap_sex", "p(admit | female) - p(admit | male)", "below 0: against women")
+LSAT_BIN, UGPA_BIN = 3, 0.3
+POOLED = "mean of categories"
+
+
+@dataclass(frozen=True)
+class Detail:
+    """What of the results is embedded. metrics: 'all', 'charts' (what charts show) or 'whole' (without BBQ's
+    categories); breakdowns: checkpoints whose occupations and profiles are shown, the last of each curve first, None =
+    all; items: examples of each kind in each experiment; text: characters of a sampled text.
+    """
+
+    metrics: str = "all"
+    breakdowns: int | None = None
+    items: int = 2
+    text: int = 3000
+
+
+def headline(summary: dict[str, Any], experiment: str, condition: str) -> dict[str, Any] | None:
+    """The metric that stands for an experiment; BBQ asked in one order has no symmetrised score: the expected; where
+    admissions vary the sex, the gap between the sexes.
+    """
+    wanted: str = EXPERIMENTS[experiment].HEADLINE
+    names = [wanted, wanted.removesuffix("_symmetrised"), *([BY_SEX[0]] if wanted == "gap" else [])]
+    found = (find(summary, experiment, condition, name) for name in names)
+    return next((m for m in found if m is not None), None)
+
+
+def experiments(curves: Sequence[Curve]) -> list[str]:
+    """The experiments of which there is a number, in their order."""
+    present = {m["experiment"] for c in curves for s in c.summaries for m in s["metrics"]}
+    return [e for e in EXPERIMENTS if e in present]
+
+
+def size_label(params: int | None) -> str:
+    """135000000 -> '135M'."""
+    if params is None:
+        return "size not known"
+    for unit, name in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if params >= unit:
+            return f"{params / unit:.3g}{name}"
+    return str(params)
+
+
+def model_name(curve: Curve) -> str:
+    """The last part of the model's path or hub id; of a stage's own MODEL/model, as trainers leave it, the stage's."""
+    path = Path(curve.model)
+    return (path.parent.name if path.name == "model" else path.name) or curve.model
+
+
+def family(curve: Curve) -> str:
+    """What one line against size joins: sizes of one training with one seed, or of models that are named alike but
+    for their size ('pythia-70m', 'pythia-160m').
+    """
+    kind = re.sub(r"(?i)(?<![a-z0-9])\d+(\.\d+)?[kmb](?![a-z])", "", model_name(curve)).strip("-_. ")
+    parts = [curve.algorithm, None if curve.seed is None else f"seed {curve.seed}", None if curve.algorithm else kind]
+    return ", ".join(p for p in parts if p) or kind or curve.name
+
+
+def page_data(curves: Sequence[Curve], detail: Detail) -> dict[str, Any]:
+    """Everything that the page's scripts draw, as JSON can hold it."""
+    checkpoints = [(k, curve, s) for k, curve in enumerate(curves) for s in curve.summaries]
+    present = experiments(curves)
+    return {
+        "unit": UNIT,
+        "curves": _curves(curves),
+        "checkpoints": [_checkpoint(k, curve, s) for k, curve, s in checkpoints],
+        "experiments": {e: _experiment(curves, e) for e in present},
+        "conditions": list(CONDITIONS),
+        "variants": {v: LABELS[v] for v in reversed(VARIANTS) if _has(curves, f"bias_ambig{v}")},
+        "metrics": _metrics(checkpoints, detail),
+        "effects": _effects(checkpoints),
+        "breakdowns": _breakdowns(checkpoints, detail.breakdowns),
+    }
+
+
+def _has(curves: Sequence[Curve], name: str) -> bool:
+    return any(m["name"] == name for c in curves for s in c.summaries for m in s["metrics"])
+
+
+def _experiment(curves: Sequence[Curve], name: str) -> dict[str, Any]:
+    """Title, metric, its label and sign. BBQ's metric is named without its ending, which the reader chooses."""
+    experiment = EXPERIMENTS[name]
+    metric, label, sign = experiment.HEADLINE, experiment.HEADLINE_LABEL, SIGNS[name]
+    if name == "bbq":
+        metric, label = "bias_ambig", "bias score"
+    elif metric == "gap" and not _has(curves, "gap"):
+        metric, label, sign = BY_SEX
+    return {"title": experiment.TITLE, "metric": metric, "label": label, "sign": sign}
+
+
+def _curves(curves: Sequence[Curve]) -> list[dict[str, Any]]:
+    """A curve's description; two of one size in one family are told apart by their names."""
+    families = [family(c) for c in curves]
+    taken = [(f, c.model_params) for f, c in zip(families, curves, strict=True)]
+    return [
+        {
+            "name": c.name,
+            "model": model_name(c),
+            "params": c.model_params,
+            "size": size_label(c.model_params),
+            "seed": c.seed,
+            "algorithm": c.algorithm,
+            "step_name": c.step_name,
+            "family": f if taken.count((f, c.model_params)) == 1 else f"{f} ({c.name})",
+        }
+        for c, f in zip(curves, families, strict=True)
+    ]
+
+
+def _checkpoint(k: int, curve: Curve, summary: dict[str, Any]) -> dict[str, Any]:
+    weights = summary.get("adapter_weights") or summary.get("weights") or ""
+    results = Path(summary["results"])
+    return {
+        "curve": k,
+        "step": summary["step"],
+        "results": results.name,
+        "weights": weights.partition(":")[2][:12] or weights[:12],
+        "commit": (summary.get("git_commit") or "")[:10],
+        "format": summary["format"],
+        "data": summary["data"],
+    }
+
+
+class Texts:
+    """Values that recur, each kept once; calling gives its place."""
+
+    def __init__(self) -> None:
+        self.places: dict[str, int] = {}
+        self.values: list[Any] = []
+
+    def __call__(self, value: Any) -> int:
+        key = json.dumps(value)
+        if key not in self.places:
+            self.places[key] = len(self.values)
+            self.values.append(value)
+        return self.places[key]
+
+
+def fixed(value: float | None) -> int | None:
+    """Four decimals, rounded as the tables round, in units of 1e-4."""
+    return None if value is None else round(float(f"{value:.4f}") * UNIT)
+
+
+def _metrics(checkpoints: Sequence[tuple[int, Curve, dict[str, Any]]], detail: Detail) -> dict[str, Any]:
+    """Columns: key (experiment, condition, name, category), how (items, clusters, method, note), caution (0 = none)."""
+    keys, hows, texts = Texts(), Texts(), Texts()
+    texts(None)
+    names = ("checkpoint", "key", "value", "low", "high", "how", "caution")
+    columns: dict[str, list[Any]] = {name: [] for name in names}
+    for place, (_, _, summary) in enumerate(checkpoints):
+        cautions = list(of_checkpoint(summary))
+        for m in summary["metrics"]:
+            if not _wanted(m, detail.metrics):
+                continue
+            caution = caution_of(cautions, "", summary["step"], m)
+            row = (
+                place, keys([m[k] for k in ("experiment", "condition", "name", "category")]),
+                fixed(m["value"]), fixed(m["low"]), fixed(m["high"]),
+                hows([m[k] for k in ("n_items", "n_clusters", "method", "note")]),
+                texts(caution.text if caution else None),
+            )  # fmt: skip
+            for name, value in zip(names, row, strict=True):
+                columns[name].append(value)
+    return {"keys": keys.values, "hows": hows.values, "cautions": texts.values, **columns}
+
+
+def _wanted(m: dict[str, Any], metrics: str) -> bool:
+    if metrics == "all":
+        return True
+    if m["condition"] not in CONDITIONS:
+        return False
+    if m["category"] == "all":
+        return m["name"] in CHARTED
+    by_category = m["experiment"] == "bbq" and m["name"] in BY_CATEGORY and m["category"] != POOLED
+    return by_category and metrics == "charts"
+
+
+def _effects(checkpoints: Sequence[tuple[int, Curve, dict[str, Any]]]) -> list[list[Any]]:
+    """[checkpoint, cells of eval.tables.EFFECT_COLUMNS ...], as the terminal writes them."""
+    return [[place, *row] for place, (_, _, s) in enumerate(checkpoints) for row in effect_rows(s["effects"])]
+
+
+def shown_first(checkpoints: Sequence[tuple[int, Curve, dict[str, Any]]]) -> list[int]:
+    """Places of the checkpoints by how much a reader asks for them: the last of each curve, its first, the others."""
+
+    def rank(place: int) -> tuple[int, int]:
+        _, curve, summary = checkpoints[place]
+        return (0 if summary["step"] == curve.steps[-1] else 1 if summary["step"] == curve.steps[0] else 2), place
+
+    return sorted(range(len(checkpoints)), key=rank)
+
+
+def _breakdowns(checkpoints: Sequence[tuple[int, Curve, dict[str, Any]]], most: int | None) -> list[dict[str, Any]]:
+    """Occupations and profiles of the checkpoints, in their order."""
+    chosen = sorted(shown_first(checkpoints)[:most])
+    found = ({"checkpoint": k, **breakdown(Path(checkpoints[k][2]["results"]))} for k in chosen)
+    return [b for b in found if b["occupations"] or b["profiles"]]
+
+
+def breakdown(results: Path) -> dict[str, Any]:
+    """breakdown.jsonl of a results folder, empty where it has none: occupations {experiment: {condition: [[name, BLS
+    share, p_female, p_male, p_neutral]]}} and profiles {condition: [[LSAT from, UGPA from, students, gap, p(admit)]]},
+    the latter in cells of 3 LSAT points x 0.3 UGPA, each the mean of its students.
+    """
+    occupations: dict[str, dict[str, list[Any]]] = {}
+    cells: dict[str, dict[tuple[int, int], list[float]]] = {}
+    for row in _rows(results / "breakdown.jsonl"):
+        if row["condition"] not in CONDITIONS:
+            continue
+        if row["by"] == "occupation":
+            shares = [fixed(row.get(k)) for k in ("bls_share", "p_female", "p_male", "p_neutral")]
+            occupations.setdefault(row["experiment"], {}).setdefault(row["condition"], []).append(
+                [row["group"], *shares]
+            )
+        elif row["by"] == "LSAT x UGPA":
+            gap = row.get("gap", row.get(BY_SEX[0]))
+            if gap is not None:
+                _add(cells.setdefault(row["condition"], {}), row, gap)
+    profiles = {c: [_cell(place, sums) for place, sums in sorted(found.items())] for c, found in cells.items()}
+    return {"occupations": occupations, "profiles": profiles}
+
+
+def _add(cells: dict[tuple[int, int], list[float]], row: dict[str, Any], gap: float) -> None:
+    lsat, _, ugpa = row["group"].partition(" x ")
+    place = int(float(lsat) // LSAT_BIN), int(round(float(ugpa) * 10) // round(UGPA_BIN * 10))
+    sums = cells.setdefault(place, [0.0, 0.0, 0.0])
+    for k, value in enumerate((1.0, gap, row["p_admit"])):
+        sums[k] += row["weight"] * value
+
+
+def _cell(place: tuple[int, int], sums: list[float]) -> list[Any]:
+    weight, gap, admitted = sums
+    lsat, ugpa = place[0] * LSAT_BIN, round(place[1] * UGPA_BIN, 1)
+    return [lsat, ugpa, round(weight), fixed(gap / weight), fixed(admitted / weight)]
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    if path.is_file():
+        with path.open(encoding="utf-8") as lines:
+            yield from (json.loads(line) for line in lines)
