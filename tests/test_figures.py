@@ -29,11 +29,11 @@ from eval.plan import plan
 from eval.scorers.oracle import Oracle, Preferences
 from eval.views.figures import FiguresConfig, draw, figures, write
 from eval.views.frame import Drawn, settings
-from eval.views.gathered import find, gather
+from eval.views.gathered import find, gather, size_name
 from eval.views.panels import CARET
 from eval.views.reference import REFERENCES
 from eval.views.scoring import name_for_all
-from eval.views.style import STYLES, size_name
+from eval.views.style import STYLES
 from tests.oracle_runs import oracle_run
 
 SMALL, MIDDLE, LARGE = 135_000_000, 360_000_000, 1_700_000_000

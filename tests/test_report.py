@@ -15,8 +15,8 @@ from eval.config import InputError
 from eval.results import write_json
 from eval.scorers.oracle import Oracle
 from eval.views import page_text
-from eval.views.gathered import Curve, gather
-from eval.views.page_data import CHARTED, Detail, breakdown, family, headline, page_data, size_label
+from eval.views.gathered import Curve, gather, size_name
+from eval.views.page_data import CHARTED, Detail, breakdown, family, headline, page_data
 from eval.views.page_examples import checkpoints, examples, normalised
 from eval.views.report import MOST_BYTES, ReportConfig, build, embedded, fill, report
 from tests.page_runs import Page, numbers, training
@@ -85,7 +85,7 @@ def test_every_headline_number_is_in_the_table(runs: Path, tmp_path: Path) -> No
     text, _, _ = written(runs, tmp_path)
     blocks = text.split("\n\n")
     for curve, block in zip(gather([runs]), blocks, strict=True):
-        assert block.startswith(f"{curve.name} ({size_label(curve.model_params)}, seed {curve.seed}), RLHF step\n")
+        assert block.startswith(f"{curve.name} ({size_name(curve.model_params)}, seed {curve.seed}), RLHF step\n")
         for summary in curve.summaries:
             for experiment, condition in (("bbq", "Q+IF+CoT"), ("winogender", "Q"), ("admissions", "Q+IF")):
                 metric = headline(summary, experiment, condition)

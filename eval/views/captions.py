@@ -14,10 +14,10 @@ from eval.views import cells as data
 from eval.views.cells import MEASURED, PAPER, Cell, at, some
 from eval.views.explained import OTHERS, READING
 from eval.views.frame import Drawn
+from eval.views.gathered import size_name
 from eval.views.panels import SHIPPED, comparable
 from eval.views.reference import SOURCE, told
 from eval.views.scoring import ending
-from eval.views.style import size_name
 
 
 def paragraphs(drawn: Drawn) -> list[str]:

@@ -17,8 +17,8 @@ from eval.views import cells as data
 from eval.views import panels
 from eval.views.cells import Cell
 from eval.views.explained import Caution
-from eval.views.gathered import Curve
-from eval.views.style import GREY, SETTINGS, SMALL, WIDTH, size_name
+from eval.views.gathered import Curve, size_name
+from eval.views.style import GREY, SETTINGS, SMALL, WIDTH
 
 NOTE_WIDTH = 138
 """Characters of the smallest text across a figure."""

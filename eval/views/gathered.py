@@ -113,6 +113,16 @@ def find(
     )
 
 
+def size_name(params: int | None) -> str:
+    """135,000,000 -> '135M', 1,700,000,000 -> '1.7B', None -> 'size not known'."""
+    if params is None:
+        return "size not known"
+    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if params >= 0.9995 * unit:
+            return f"{float(f'{params / unit:.3g}'):g}{name}"
+    return str(params)
+
+
 def training_folder(results: Path) -> Path | None:
     """The folder of the training that the results lie in: the nearest above with run.json."""
     return next((p for p in (results, *results.parents) if (p / RUN_FILE).is_file()), None)

@@ -17,9 +17,9 @@ from eval.config import InputError
 from eval.views import cells as data
 from eval.views.cells import MEASURED, UNDEFINED, Cell
 from eval.views.frame import Asked, Drawn, foot, new, part_labels, steps_told
-from eval.views.gathered import Curve
+from eval.views.gathered import Curve, size_name
 from eval.views.panels import nothing
-from eval.views.style import GREY, PRONOUNS, SMALL, STYLES, size_name
+from eval.views.style import GREY, PRONOUNS, SMALL, STYLES
 
 MATCH = "Q+Match Stats"
 WINOGENDER = "winogender"

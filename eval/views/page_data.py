@@ -16,8 +16,9 @@ from typing import Any
 from eval.conditions import CONDITIONS
 from eval.experiments.registry import EXPERIMENTS
 from eval.tables import effect_rows
+from eval.views import scoring
 from eval.views.explained import SIGNS, VARIANTS, caution_of, of_checkpoint
-from eval.views.gathered import Curve, find
+from eval.views.gathered import Curve, find, size_name
 
 UNIT = 10_000
 CHARTED = (
@@ -54,26 +55,14 @@ def headline(summary: dict[str, Any], experiment: str, condition: str) -> dict[s
     """The metric that stands for an experiment; BBQ asked in one order has no symmetrised score: the expected; where
     admissions vary the sex, the gap between the sexes.
     """
-    wanted: str = EXPERIMENTS[experiment].HEADLINE
-    names = [wanted, wanted.removesuffix("_symmetrised"), *([BY_SEX[0]] if wanted == "gap" else [])]
-    found = (find(summary, experiment, condition, name) for name in names)
-    return next((m for m in found if m is not None), None)
+    found = scoring.headline(summary, experiment, condition)
+    return find(summary, experiment, condition, BY_SEX[0]) if found is None and experiment == "admissions" else found
 
 
 def experiments(curves: Sequence[Curve]) -> list[str]:
     """The experiments of which there is a number, in their order."""
     present = {m["experiment"] for c in curves for s in c.summaries for m in s["metrics"]}
     return [e for e in EXPERIMENTS if e in present]
-
-
-def size_label(params: int | None) -> str:
-    """135000000 -> '135M'."""
-    if params is None:
-        return "size not known"
-    for unit, name in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
-        if params >= unit:
-            return f"{params / unit:.3g}{name}"
-    return str(params)
 
 
 def model_name(curve: Curve) -> str:
@@ -132,7 +121,7 @@ def _curves(curves: Sequence[Curve]) -> list[dict[str, Any]]:
             "name": c.name,
             "model": model_name(c),
             "params": c.model_params,
-            "size": size_label(c.model_params),
+            "size": size_name(c.model_params),
             "seed": c.seed,
             "algorithm": c.algorithm,
             "step_name": c.step_name,

@@ -14,8 +14,8 @@ from eval.experiments.registry import EXPERIMENTS
 from eval.sources import SMALL_SET_NOTE
 from eval.tables import remarks
 from eval.views.explained import OTHERS, READING, Caution, cautions, small_set
-from eval.views.gathered import Curve
-from eval.views.page_data import experiments, model_name, size_label
+from eval.views.gathered import Curve, size_name
+from eval.views.page_data import experiments, model_name
 
 SOURCES = {
     "bbq": "Questions and metrics: Parrish et al. 2022, arXiv:2110.08193; prompts: Ganguli et al. 2023, "
@@ -202,7 +202,7 @@ def provenance_html(curves: Sequence[Curve], brief: bool) -> str:
         for s in curve.summaries:
             rows = _pairs([("results", Path(s["results"]).name), *((n, s.get(n)) for n in own)])
             parts.append(
-                f"<details><summary>{html.escape(curve.name)} ({size_label(curve.model_params)}{seed}), "
+                f"<details><summary>{html.escape(curve.name)} ({size_name(curve.model_params)}{seed}), "
                 f"{html.escape(curve.step_name)} {s['step']}</summary>{rows}</details>"
             )
     return "".join(parts)

@@ -17,8 +17,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator
 
 from eval.views.cells import ABSENT, MEASURED, UNDEFINED, Cell
+from eval.views.gathered import size_name
 from eval.views.reference import at_paper_step, parity
-from eval.views.style import BAND, GREY, SMALL, STYLES, lighter, size_name
+from eval.views.style import BAND, GREY, SMALL, STYLES, lighter
 
 SIZE, STEP = "size", "step"
 SHIPPED = "small set"  # eval.sources.data_name

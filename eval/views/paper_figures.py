@@ -20,9 +20,10 @@ from eval.views import cells as data
 from eval.views.cells import ABSENT, PAPER, Cell
 from eval.views.explained import CHANCE, SIGNS
 from eval.views.frame import Asked, Drawn, chosen_told, complete, larger, new, steps_told
+from eval.views.gathered import size_name
 from eval.views.panels import SIZE, STEP, draw, finish, mark_references, nothing, position, rug
 from eval.views.scoring import BIAS, ending, name_for_all
-from eval.views.style import GREY, SMALL, size_name
+from eval.views.style import GREY, SMALL
 
 
 def at_sizes(asked: Asked, experiment: str, metric: str, category: str = "all") -> list[Cell]:

@@ -20,9 +20,9 @@ from eval.config import InputError, prepare_output
 from eval.experiments.registry import EXPERIMENTS
 from eval.tables import text_table
 from eval.views import page_examples, page_text
-from eval.views.gathered import Curve, gather
+from eval.views.gathered import Curve, gather, size_name
 from eval.views.options import OutputConfig
-from eval.views.page_data import Detail, experiments, headline, page_data, size_label
+from eval.views.page_data import Detail, experiments, headline, page_data
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def table(curves: Sequence[Curve]) -> str:
             if (m := headline(s, e, c)) is not None
         ]
         seed = "" if curve.seed is None else f", seed {curve.seed}"
-        head = f"{curve.name} ({size_label(curve.model_params)}{seed}), {curve.step_name}\n" if len(curves) > 1 else ""
+        head = f"{curve.name} ({size_name(curve.model_params)}{seed}), {curve.step_name}\n" if len(curves) > 1 else ""
         tables.append(head + text_table(found))
     return "\n\n".join(tables)
 

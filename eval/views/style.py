@@ -64,16 +64,6 @@ def lighter(colour: str, keep: float = 0.5) -> str:
     return "#" + "".join(f"{round(255 - keep * (255 - part)):02X}" for part in parts)
 
 
-def size_name(params: int | None) -> str:
-    """135,000,000 -> '135M', 1,700,000,000 -> '1.7B', None -> 'size not known'."""
-    if params is None:
-        return "size not known"
-    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if params >= 0.9995 * unit:
-            return f"{float(f'{params / unit:.3g}'):g}{name}"
-    return str(params)
-
-
 def save(figure: Figure, path: Path, described: dict[str, str] | None = None) -> Path:
     """Writes SVG, PDF or PNG by the file's ending and closes the figure where pyplot made it.
 
