@@ -4,42 +4,54 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from wandb.util import get_core_path
 
 from eval import tracking
 from eval.conditions import CONDITIONS
 
 
-def summary(folder: Path, step: int, value: float) -> None:
+def summary(folder: Path, step: int, value: float, conditions: Sequence[str] = tuple(CONDITIONS), **more: Any) -> Path:
+    """Writes the result of a checkpoint; the k-th condition's rho is value + k."""
     interval = {"low": None, "high": None} if step else {"low": value - 1, "high": value + 1}
-    common = {"experiment": "winogender", "name": "rho", "category": "all", "n_items": 60, **interval}
+    common = {"experiment": "winogender", "name": "rho", "category": "all", "n_items": 60, "note": "", **interval}
     metrics: list[dict[str, Any]] = [
-        {**common, "condition": condition, "value": value + k} for k, condition in enumerate(CONDITIONS)
+        {**common, "condition": condition, "value": value + k} for k, condition in enumerate(conditions)
     ]
     metrics.append({**metrics[0], "name": "undefined_one", "value": None})
     target = folder / "eval" / f"step-{step:06d}"
-    target.mkdir(parents=True)
-    (target / "summary.json").write_text(
-        json.dumps({"step": step, "metrics": metrics, "model": "m", "format": "chat", "dtype": "float32"})
-    )
+    target.mkdir(parents=True, exist_ok=True)
+    written = {"step": step, "metrics": metrics, "model": "m", "format": "chat", "dtype": "float32", **more}
+    (target / "summary.json").write_text(json.dumps(written))
+    return target
+
+
+def fragments(folder: Path) -> list[Path]:
+    """The files of all offline runs in a folder, in the order of their times."""
+    return sorted(folder.glob("wandb/offline-run-*/*.wandb"))
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    """What is in a file, by `wandb leet inspect --json` without the start of Python around it."""
+    command = [get_core_path(), "leet", "inspect", "--json", "--run-file", str(path)]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def read_back(folder: Path) -> dict[str, dict[str, Any]]:
-    """run id -> {run, rows, summary, metrics} of all offline runs in `folder`, by `wandb leet inspect`."""
+    """run id -> {run, rows, summary, metrics} of all offline runs in `folder`, by wandb's own reader."""
     found: dict[str, dict[str, Any]] = {}
-    for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
-        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
-        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-        records = [json.loads(line) for line in lines]
-        (run,) = [r["run"] for r in records if r["type"] == "run"]
+    for path in fragments(folder):
+        read = records(path)
+        (run,) = [r["run"] for r in read if r["type"] == "run"]
         entry = found.setdefault(run["run_id"], {"run": run, "rows": [], "summary": {}, "metrics": []})
-        entry["rows"] += [r["history"]["item"] for r in records if r["type"] == "history"]
-        entry["metrics"] += [r["metric"] for r in records if r["type"] == "metric"]
-        for r in records:
+        entry["rows"] += [r["history"]["item"] for r in read if r["type"] == "history"]
+        entry["metrics"] += [r["metric"] for r in read if r["type"] == "metric"]
+        for r in read:
             if r["type"] == "summary":
                 entry["summary"] |= r["summary"]["update"]
     return found
@@ -96,7 +108,8 @@ def test_an_experiment_that_is_asked_later_is_sent_alone(tmp_path: Path) -> None
     tracking.publish(tmp_path)
     path = tmp_path / "eval" / "step-000020" / "summary.json"
     more = json.loads(path.read_text())
-    more["metrics"] += [{**m, "experiment": "admissions", "name": "gap"} for m in more["metrics"]]
+    defined = [m for m in more["metrics"] if m["value"] is not None]
+    more["metrics"] += [{**m, "experiment": "admissions", "name": "gap"} for m in defined]
     path.write_text(json.dumps(more))
     assert len(tracking.publish(tmp_path)) == len(CONDITIONS)
     assert tracking.publish(tmp_path) == []
