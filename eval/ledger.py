@@ -17,15 +17,18 @@ import fcntl
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from eval.config import InputError
 from eval.results import read_json, write_json
@@ -34,6 +37,8 @@ from eval.views.gathered import Curve, training_folder
 LEDGER = "wandb-ledger.json"
 SETTINGS = ("format", "system_turn", "dtype", "prompt_version", "evaluation", "data", "data_sha256")
 """What two curves of one training may differ in."""
+HELPER_SECONDS = 30.0
+"""How long the helper of a killed process is waited for at most."""
 
 
 def digest(value: Any) -> str:
@@ -104,17 +109,34 @@ class Ledger:
         """Notes a folder that was written to its end."""
         self.entry["fragments"].append(folder.name)
 
+    def another_second(self, run_id: str) -> None:
+        """Waits where a folder of this run was made in this second: wandb names them by the second, and a second one
+        would be the same.
+        """
+        while any(time.strftime("%Y%m%d_%H%M%S") in folder.name for folder in self.folders(run_id)):
+            time.sleep(0.05)
+
     def unsynced(self) -> list[Path]:
         """The finished offline folders that `wandb sync` has not sent yet."""
         folders = (self.home / "wandb" / name for name in self.entry["fragments"] if name.startswith("offline-"))
         return [p for p in folders if p.is_dir() and not synced(p)]
 
 
-def ledger_of(curve: Curve, alone: Path | None, named: Callable[..., str]) -> Ledger:
+def policy_name(folder: Path, *distinguishing: Any) -> str:
+    """A readable name: the folder's, and a hash of machine, path and what it holds.
+
+    Runs elsewhere or with other settings get other names; the same run started again goes on under its own.
+    """
+    path = folder.resolve()
+    what = json.dumps([platform.node(), str(path), *distinguishing], sort_keys=True, default=str)
+    return f"{path.parent.name}-{path.name}-{hashlib.sha256(what.encode()).hexdigest()[:6]}"
+
+
+def ledger_of(curve: Curve, alone: Path | None) -> Ledger:
     """The ledger that knows of one of the curve's results, wherever above them it lies; else a new one.
 
     A new one lies in the training's folder, else in `alone`, the folder given that holds this curve and no other, else
-    in the curve's own. Its policy is what run.json says, or named(folder, weights).
+    in the curve's own. Its policy is what run.json says, or policy_name of that folder.
     """
     results = [Path(s["results"]).resolve() for s in curve.summaries]
     for place in results:
@@ -126,7 +148,7 @@ def ledger_of(curve: Curve, alone: Path | None, named: Callable[..., str]) -> Le
     home = curve.folder if training_folder(results[0]) or alone is None else alone
     first = curve.summaries[0]
     made_of = [(first["step"], first.get("weights"), first.get("adapter_weights"))]
-    name = curve.described.get("policy") or named(home, made_of)
+    name = curve.described.get("policy") or policy_name(home, made_of)
     taken = _read(home, "")["policies"].get(name)
     if taken and any((home / place / "summary.json").is_file() for place in taken["results"] or []):
         name = f"{name}-{digest({k: first.get(k) for k in SETTINGS})[:6]}"  # another way of asking the same policy
@@ -179,3 +201,19 @@ def read_fragment(folder: Path) -> list[dict[str, Any]]:
         why = done.stderr.strip()[-200:]
         raise InputError(f"{path} was synced and cannot be read ({why}); remove its folder if W&B has nothing of it")
     return [r["history"]["item"] for r in records if r["type"] == "history"]
+
+
+def wait_for_helper(opened: dict[str, Any]) -> None:
+    """Waits for the end of wandb's helper of a process that was killed, which goes on sending for a moment.
+
+    opened: what that process wrote down when it began to send.
+    """
+    until = time.monotonic() + HELPER_SECONDS
+    if opened["node"] == platform.node() and opened["pid"] != os.getpid():
+        while _helper_of(opened["pid"]) and time.monotonic() < until:
+            time.sleep(0.2)
+
+
+def _helper_of(pid: int) -> bool:
+    lines = (p.info["cmdline"] or [] for p in psutil.process_iter(["cmdline"]))
+    return any(line and Path(line[0]).name == "wandb-core" and str(pid) in line for line in lines)

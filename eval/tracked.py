@@ -99,3 +99,17 @@ def _defined(row: dict[str, float | None]) -> dict[str, float]:
     return {
         n: v for n, v in row.items() if v is not None and row[n.removesuffix("_low").removesuffix("_high")] is not None
     }
+
+
+def by_experiment(row: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """The metrics of a row, experiment by experiment."""
+    parts: dict[str, dict[str, float]] = {}
+    for name, value in row.items():
+        if name.startswith("eval/"):
+            parts.setdefault(name.split("/")[1], {})[name] = value
+    return parts
+
+
+def picture_name(path: Path) -> str:
+    """The name under which a picture is logged: a panel's media key."""
+    return "report/page" if path.suffix == ".html" else f"report/{path.stem}"

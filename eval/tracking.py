@@ -8,38 +8,30 @@ what was sent, so publishing again sends nothing again, and after a kill what wa
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
 import os
 import platform
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 import wandb
 from wandb.apis.public.runs import RunNotFoundError
 from wandb.sdk.lib.wbauth import read_netrc_auth  # what `wandb login` wrote; wandb's own lookup, as its CLI does it
 
 from eval.conditions import CONDITIONS, Condition
 from eval.config import InputError
-from eval.ledger import Ledger, digest, ledger_of, read_fragment, remove, synced
-from eval.tracked import axis_of, cautions_of, config_of, final_values, rows_of, setup_of
+from eval.ledger import Ledger, digest, ledger_of, policy_name, read_fragment, remove, synced, wait_for_helper
+from eval.tracked import axis_of, by_experiment, cautions_of, config_of, final_values, picture_name, rows_of, setup_of
 from eval.views.gathered import Curve, gather
 
-log = logging.getLogger(__name__)
-
+__all__ = ["policy_name"]  # those who train take it from here
 PROJECT = "selfcorrect"
 QUIET = wandb.Settings(
     silent=True, console="off", x_disable_stats=True, x_disable_machine_info=True, x_save_requirements=False,
     disable_git=True,
 )  # fmt: skip
 """Of the publishing process nothing is recorded: what evaluated is in the results' provenance."""
-HELPER_SECONDS = 30.0
-"""How long the helper of a killed process, which goes on sending for a moment, is waited for."""
 
 
 def mode() -> str:
@@ -50,16 +42,6 @@ def mode() -> str:
     return "online" if settings.api_key or read_netrc_auth(host=settings.base_url) else "offline"
 
 
-def policy_name(folder: Path, *distinguishing: Any) -> str:
-    """A readable name: the folder's, and a hash of machine, path and what it holds.
-
-    Runs elsewhere or with other settings get other names; the same run started again goes on under its own.
-    """
-    path = folder.resolve()
-    what = json.dumps([platform.node(), str(path), *distinguishing], sort_keys=True, default=str)
-    return f"{path.parent.name}-{path.name}-{hashlib.sha256(what.encode()).hexdigest()[:6]}"
-
-
 @dataclass(frozen=True)
 class Destination:
     """Where runs are sent. entity: None = the user's own."""
@@ -68,11 +50,13 @@ class Destination:
     entity: str | None = field(default_factory=lambda: os.environ.get("WANDB_ENTITY") or None)
 
     def target(self) -> str:
-        """Server, entity and project as a ledger names them; the user's own entity is '' whether named or not."""
+        """Server, entity and project as a ledger names them; W&B's own server and the user's own entity are ''."""
         entity = self.entity or ""
         if entity and mode() == "online" and entity == wandb.Api().default_entity:
             entity = ""
-        return f"{wandb.setup().settings.base_url}/{entity}/{self.project}"
+        settings = wandb.setup().settings
+        server = "" if settings.base_url == wandb.Settings.model_fields["base_url"].default else settings.base_url
+        return f"{server}/{entity}/{self.project}"
 
     def path(self, run_id: str) -> str:
         """entity/project/run, for the server."""
@@ -138,7 +122,7 @@ def send(curve: Curve, destination: Destination, alone: Path | None = None) -> S
     Killed anywhere and called again it loses and doubles nothing (eval.ledger). Where W&B is disabled nothing is sent,
     and nothing is taken for sent.
     """
-    ledger = ledger_of(curve, alone, policy_name)
+    ledger = ledger_of(curve, alone)
     sent = Sent(ledger.policy, ledger.home)
     if mode() == "disabled":
         sent.held.append("W&B is disabled: nothing is sent, and nothing is taken for sent")
@@ -159,37 +143,51 @@ def send(curve: Curve, destination: Destination, alone: Path | None = None) -> S
     return sent
 
 
-def send_pictures(curve: Curve, destination: Destination, alone: Path | None, files: Sequence[Path]) -> str | None:
-    """Logs pages (.html) as report/page and figures (.png) as report/NAME into the policy's run report-POLICY, where
-    they are not those that were logged last; the run's id, or None where nothing is new.
+def send_pictures(
+    curves: Sequence[Curve], destination: Destination, alone: Path | None, draw: Callable[[], list[Path]]
+) -> str | None:
+    """Logs pages (.html) as report/page and figures (.png) as report/NAME into a run of their own, report-POLICY or
+    that of several policies, where results are new since it was last done; its id, or None where nothing is new.
+
+    draw: writes the files, called only where they are sent.
     """
-    ledger = ledger_of(curve, alone, policy_name)
-    if mode() == "disabled" or not files:
+    if mode() == "disabled":
         return None
-    content = digest([hashlib.sha256(path.read_bytes()).hexdigest() for path in files])
-    run_id = f"report-{ledger.policy}"
+    content = digest([[s["step"], s["metrics"]] for c in curves for s in c.summaries])
+    policies = sorted(ledger_of(c, None).policy for c in curves)
+    run_id = f"report-{policies[0] if len(policies) == 1 else digest(policies)}"
+    ledger = ledger_of(curves[0], alone)
     with ledger.opened(Destination().target()):
         channel = Channel(ledger, destination)
         for row in channel.arrived(run_id, known=run_id in channel.place["pictures"]):
             channel.place["pictures"][run_id] = row.get("report/content")
         if channel.place["pictures"].get(run_id) == content:
             return None
+        files = draw()
 
         def write(run: Any) -> None:
             media = {picture_name(p): wandb.Html(p, inject=False) for p in files if p.suffix == ".html"}
             media |= {picture_name(p): wandb.Image(str(p)) for p in files if p.suffix == ".png"}
             run.log({**media, "report/content": content})
 
-        config = {**config_of(curve, ledger.policy, "report"), "condition": "report"}
-        channel.write(run_id, "report", config, "", write)
+        config = {
+            "condition": "report",
+            "policies": policies,
+            "policy": policies[0] if len(policies) == 1 else "several",
+        }
+        channel.write(run_id, "report", {**config, "setup": config["policy"]}, "", write)
         channel.place["pictures"][run_id] = content
         ledger.write()
     return run_id
 
 
-def picture_name(path: Path) -> str:
-    """The name under which a picture is logged: a panel's media key."""
-    return "report/page" if path.suffix == ".html" else f"report/{path.stem}"
+def unsynced(curve: Curve) -> list[str]:
+    """The folders of a policy that lie offline and were not synced."""
+    ledger = ledger_of(curve, None)
+    if not ledger.path.is_file():
+        return []
+    with ledger.opened(Destination().target()):
+        return [str(path) for path in ledger.unsynced()]
 
 
 def _run_id(ledger: Ledger, condition: Condition) -> str:
@@ -206,12 +204,12 @@ def _unsent(
     start = f"{condition.slug}@"
     for row in channel.arrived(_run_id(channel.ledger, condition), known=any(key.startswith(start) for key in done)):
         if axis in row:
-            done |= {f"{start}{int(row[axis])}/{e}": digest(part) for e, part in _by_experiment(row).items()}
+            done |= {f"{start}{int(row[axis])}/{e}": digest(part) for e, part in by_experiment(row).items()}
     new: dict[int, dict[str, float]] = {}
     keys: dict[str, str] = {}
     for step, row in rows.items():
         whole = f"{start}{step}"  # the key before experiments had keys of their own
-        for experiment, part in _by_experiment(row).items():
+        for experiment, part in by_experiment(row).items():
             key = f"{whole}/{experiment}"
             if not {key, whole} & done.keys():
                 new.setdefault(step, {axis: step}).update(part)
@@ -219,14 +217,6 @@ def _unsent(
             elif done.get(key) not in (None, digest(part)):
                 sent.changed.append(f"{condition.name}, step {step}, {experiment}")
     return new, keys
-
-
-def _by_experiment(row: dict[str, Any]) -> dict[str, dict[str, float]]:
-    parts: dict[str, dict[str, float]] = {}
-    for name, value in row.items():
-        if name.startswith("eval/"):
-            parts.setdefault(name.split("/")[1], {})[name] = value
-    return parts
 
 
 def _send_rows(
@@ -278,7 +268,7 @@ class Channel:
                 self.ledger.finished(folder)
         if self.online and (not known or (opened and opened["online"])):
             if opened:
-                _wait_for_helper(opened)
+                wait_for_helper(opened)
             rows += _history(self.destination.path(run_id))
         for folder in self.ledger.unfinished(run_id):
             remove(folder)
@@ -304,14 +294,14 @@ class Channel:
         """
         self.place["open"][run_id] = {"online": self.online, "node": platform.node(), "pid": os.getpid()}
         self.ledger.write()
-        _another_second(self.ledger, run_id)
+        self.ledger.another_second(run_id)
         run = wandb.init(
             project=self.destination.project,
             entity=self.destination.entity,
             dir=str(self.ledger.home),
             id=run_id,
             name=run_id,
-            group=self.ledger.policy,
+            group=config["policy"],
             job_type=job_type,
             notes=notes,
             resume="allow",
@@ -330,32 +320,9 @@ class Channel:
         del self.place["open"][run_id]
 
 
-def _another_second(ledger: Ledger, run_id: str) -> None:
-    """wandb names folders by the second: a second one of a run in the same second would be the same folder."""
-    while any(time.time() - folder.stat().st_ctime < 1.1 and _named_now(folder) for folder in ledger.folders(run_id)):
-        time.sleep(0.05)
-
-
-def _named_now(folder: Path) -> bool:
-    return time.strftime("%Y%m%d_%H%M%S") in folder.name
-
-
 def _history(path: str) -> list[dict[str, Any]]:
     """All rows of a run on the server; none where there is no such run."""
     try:
         return list(wandb.Api().run(path).scan_history(use_cache=False))
     except RunNotFoundError:
         return []
-
-
-def _wait_for_helper(opened: dict[str, Any]) -> None:
-    """wandb's helper outlives the process that was killed, and goes on sending for a moment."""
-    until = time.monotonic() + HELPER_SECONDS
-    if opened["node"] == platform.node() and opened["pid"] != os.getpid():
-        while _helper_of(opened["pid"]) and time.monotonic() < until:
-            time.sleep(0.2)
-
-
-def _helper_of(pid: int) -> bool:
-    lines: Iterable[list[str]] = (p.info["cmdline"] or [] for p in psutil.process_iter(["cmdline"]))
-    return any(line and Path(line[0]).name == "wandb-core" and str(pid) in line for line in lines)

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
+import sys
+import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from wandb.util import get_core_path
 
 from eval import tracking
 from eval.conditions import CONDITIONS
+from eval.tracked import rows_of
+from eval.views.gathered import gather
 
 
-def summary(folder: Path, step: int, value: float, conditions: Sequence[str] = tuple(CONDITIONS), **more: Any) -> Path:
-    """Writes the result of a checkpoint; the k-th condition's rho is value + k."""
+def summary(
+    folder: Path, step: int, value: float, conditions: Sequence[str] = tuple(CONDITIONS), parts: int = 0, **more: Any
+) -> Path:
+    """Writes the result of a checkpoint; the k-th condition's rho is value + k. parts: more metrics of the first."""
     interval = {"low": None, "high": None} if step else {"low": value - 1, "high": value + 1}
     common = {"experiment": "winogender", "name": "rho", "category": "all", "n_items": 60, "note": "", **interval}
     metrics: list[dict[str, Any]] = [
         {**common, "condition": condition, "value": value + k} for k, condition in enumerate(conditions)
     ]
+    metrics += [{**metrics[0], "name": f"p_{k}"} for k in range(parts)]
     metrics.append({**metrics[0], "name": "undefined_one", "value": None})
     target = folder / "eval" / f"step-{step:06d}"
     target.mkdir(parents=True, exist_ok=True)
@@ -132,3 +142,76 @@ def test_mode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "netrc").chmod(0o600)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     assert tracking.mode() == "online"
+
+
+def expected(folder: Path) -> Counter[tuple[str, int, str, float]]:
+    """(run, step, metric, value) of everything that is to be sent, once each."""
+    (curve,) = gather([folder])
+    name = curve.described["policy"]
+    return Counter(
+        (f"eval-{name}-{c.slug}", step, metric, value)
+        for c in CONDITIONS.values()
+        for step, row in rows_of(curve, c.name).items()
+        for metric, value in row.items()
+    )
+
+
+def found(folder: Path) -> Counter[tuple[str, int, str, float]]:
+    """The same as it lies in all offline runs of the folder, all of which `wandb sync` would send."""
+    return Counter(
+        (run, row["rlhf_step"], metric, value)
+        for run, entry in read_back(folder).items()
+        for row in entry["rows"]
+        for metric, value in row.items()
+        if metric.startswith("eval/")
+    )
+
+
+def described(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps({"policy": "p", "algorithm": "rloo"}))
+    return folder
+
+
+def test_killed_at_any_call_and_run_again_nothing_is_lost_or_doubled(tmp_path: Path) -> None:
+    """kill -9 at each of the calls to wandb and to the ledger for the first run, and at some of the second's; then a
+    publishing that is not killed.
+    """
+    points = [*range(1, 13), 15, 21]
+    folders = [described(tmp_path / str(n)) for n in points]
+    for folder in folders:
+        for step in (20, 0):
+            summary(folder, step, 0.5, ("Q", "Q+IF"))
+    given = [word for n, folder in zip(points, folders, strict=True) for word in (str(n), str(folder))]
+    command = [sys.executable, "-m", "tests.killed_publishing", *given]
+    called = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert called[:12] == [  # in the order of the points
+        "write_json", "write_json", "init", "define_metric", "define_metric", "log", "log", "update", "finish",
+        "finished", "write_json", "write_json",
+    ]  # fmt: skip
+    for folder in folders:
+        tracking.publish(folder)
+        assert found(folder) == expected(folder), folder.name
+        assert all(records(path)[-1]["type"] == "exit" for path in fragments(folder)), folder.name
+        assert tracking.publish(folder) == []
+
+
+def test_killed_together_with_its_helper_while_that_writes(tmp_path: Path) -> None:
+    """kill -9 of the publishing process and of wandb-core, in the middle of thousands of rows."""
+    folder = described(tmp_path / "run")
+    for step in range(20):
+        summary(folder, step, 0.5, ("Q",), parts=1000)
+    code = f"from pathlib import Path; from eval import tracking; tracking.publish(Path({str(folder)!r}))"
+    command = [sys.executable, "-c", code]
+    process = subprocess.Popen(command)
+    while not any(path.stat().st_size >= 100_000 for path in fragments(folder)):
+        assert process.poll() is None, f"it was over before it could be killed, with status {process.poll()}"
+        time.sleep(0.002)
+    for one in (process, *psutil.Process(process.pid).children()):
+        one.send_signal(signal.SIGKILL)
+    process.wait()
+    (path,) = fragments(folder)
+    assert not any(r["type"] == "exit" for r in records(path)), "it was over before it could be killed"
+    tracking.publish(folder)
+    assert found(folder) == expected(folder)
+    assert len(fragments(folder)) == 1
