@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import wandb
 from wandb.apis.public.runs import RunNotFoundError
 from wandb.sdk.lib.wbauth import read_netrc_auth  # what `wandb login` wrote; wandb's own lookup, as its CLI does it
+from wandb.sdk.mailbox.mailbox_handle import ServerResponseError
 
 from eval.conditions import CONDITIONS, Condition
 from eval.config import InputError
@@ -32,6 +34,7 @@ QUIET = wandb.Settings(
     disable_git=True,
 )  # fmt: skip
 """Of the publishing process nothing is recorded: what evaluated is in the results' provenance."""
+RELEASE_SECONDS = 60.0
 
 
 def mode() -> str:
@@ -40,6 +43,14 @@ def mode() -> str:
         return chosen
     settings = wandb.setup().settings
     return "online" if settings.api_key or read_netrc_auth(host=settings.base_url) else "offline"
+
+
+def default_entity() -> str:
+    """The entity of the user who is logged in. Raises InputError where the server does not say."""
+    entity = wandb.Api().default_entity
+    if not entity:
+        raise InputError("W&B does not say which entity is yours; run `wandb login`, or give --entity")
+    return entity
 
 
 @dataclass(frozen=True)
@@ -52,7 +63,7 @@ class Destination:
     def target(self) -> str:
         """Server, entity and project as a ledger names them; W&B's own server and the user's own entity are ''."""
         entity = self.entity or ""
-        if entity and mode() == "online" and entity == wandb.Api().default_entity:
+        if entity and mode() == "online" and entity == default_entity():
             entity = ""
         settings = wandb.setup().settings
         server = "" if settings.base_url == wandb.Settings.model_fields["base_url"].default else settings.base_url
@@ -60,7 +71,7 @@ class Destination:
 
     def path(self, run_id: str) -> str:
         """entity/project/run, for the server."""
-        return f"{self.entity or wandb.Api().default_entity}/{self.project}/{run_id}"
+        return f"{self.entity or default_entity()}/{self.project}/{run_id}"
 
 
 @dataclass
@@ -295,7 +306,7 @@ class Channel:
         self.place["open"][run_id] = {"online": self.online, "node": platform.node(), "pid": os.getpid()}
         self.ledger.write()
         self.ledger.another_second(run_id)
-        run = wandb.init(
+        run = _started(
             project=self.destination.project,
             entity=self.destination.entity,
             dir=str(self.ledger.home),
@@ -318,6 +329,18 @@ class Channel:
         run.finish()
         self.ledger.finished(Path(run.settings.sync_dir))
         del self.place["open"][run_id]
+
+
+def _started(**about: Any) -> Any:
+    """wandb.init, again for a while where the run's last part, finished in this process, is not quite released yet."""
+    until = time.monotonic() + RELEASE_SECONDS
+    while True:
+        try:
+            return wandb.init(**about)
+        except ServerResponseError as error:
+            if "in use" not in str(error) or time.monotonic() > until:
+                raise InputError(f"W&B's helper process did not begin {about['id']}: {error}; publish again") from error
+            time.sleep(0.5)
 
 
 def _history(path: str) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -173,6 +174,11 @@ def described(folder: Path) -> Path:
     return folder
 
 
+def alone() -> dict[str, str]:
+    """The environment without wandb's helper of this process, which a process started from it would share."""
+    return {k: v for k, v in os.environ.items() if k != "WANDB_SERVICE"}
+
+
 def test_killed_at_any_call_and_run_again_nothing_is_lost_or_doubled(tmp_path: Path) -> None:
     """kill -9 at each of the calls to wandb and to the ledger for the first run, and at some of the second's; then a
     publishing that is not killed.
@@ -184,7 +190,9 @@ def test_killed_at_any_call_and_run_again_nothing_is_lost_or_doubled(tmp_path: P
             summary(folder, step, 0.5, ("Q", "Q+IF"))
     given = [word for n, folder in zip(points, folders, strict=True) for word in (str(n), str(folder))]
     command = [sys.executable, "-m", "tests.killed_publishing", *given]
-    called = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    done = subprocess.run(command, capture_output=True, text=True, env=alone())
+    assert done.returncode == 0, done.stderr[-3000:]
+    called = done.stdout.split()
     assert called[:12] == [  # in the order of the points
         "write_json", "write_json", "init", "define_metric", "define_metric", "log", "log", "update", "finish",
         "finished", "write_json", "write_json",
@@ -203,9 +211,9 @@ def test_killed_together_with_its_helper_while_that_writes(tmp_path: Path) -> No
         summary(folder, step, 0.5, ("Q",), parts=1000)
     code = f"from pathlib import Path; from eval import tracking; tracking.publish(Path({str(folder)!r}))"
     command = [sys.executable, "-c", code]
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=alone())
     while not any(path.stat().st_size >= 100_000 for path in fragments(folder)):
-        assert process.poll() is None, f"it was over before it could be killed, with status {process.poll()}"
+        assert process.poll() is None, (process.communicate()[1] or "it was over before it could be killed")[-3000:]
         time.sleep(0.002)
     for one in (process, *psutil.Process(process.pid).children()):
         one.send_signal(signal.SIGKILL)
