@@ -243,8 +243,8 @@ def _send_rows(
         run.summary.update({**final_values(curve, condition.name), "cautions": told})
 
     notes = "\n".join(["Before believing these numbers:", *(f"- {line}" for line in told)]) if told else ""
-    config = config_of(curve, channel.ledger.policy, condition.name)
-    channel.write(_run_id(channel.ledger, condition), "eval", config, notes, write)
+    config, run_id = config_of(curve, channel.ledger.policy, condition.name), _run_id(channel.ledger, condition)
+    channel.write(run_id, "eval", config, notes, write)
     channel.place["sent"] |= keys
     channel.ledger.write()
 

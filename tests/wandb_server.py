@@ -44,6 +44,7 @@ class WandbServer(ThreadingHTTPServer):
                 "entityName": ENTITY,
                 "createdAt": "2026-01-01T00:00:00",
                 "isBenchmark": False,
+                "user": None,
             }
             return {"models": {"edges": [{"node": node, "cursor": "c"}], "pageInfo": page}}
         viewer = {"id": "v", "entity": ENTITY, "username": ENTITY, "flags": "{}", "teams": {"edges": []}}
