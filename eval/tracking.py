@@ -211,6 +211,8 @@ def _unsent(
     """The rows that are not at the destination, and their keys with a checksum of each; what was sent before with other
     numbers is noted.
     """
+    if not rows:
+        return {}, {}
     done, axis = channel.place["sent"], axis_of(curve)
     start = f"{condition.slug}@"
     for row in channel.arrived(_run_id(channel.ledger, condition), known=any(key.startswith(start) for key in done)):

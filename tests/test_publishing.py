@@ -213,6 +213,34 @@ def test_what_was_being_sent_online_waits_for_the_server(tmp_path: Path) -> None
     assert told["runs"] == ["eval-p-q-if"] and "publish online once" in told["held"][0]
 
 
+def test_online_the_server_is_asked_what_has_arrived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our side of it: the server's answer and the sending are replaced, since there is no server here."""
+    run = described(tmp_path / "run")
+    summary(run, 20, 0.5, ("Q",))
+    tracking.publish(run)
+    ledger = json.loads((run / LEDGER).read_text())
+    place = ledger["policies"]["p"]["targets"]["//selfcorrect"]
+    place["open"] = {"eval-p-q": {"online": True, "node": "elsewhere", "pid": 1}}
+    (run / LEDGER).write_text(json.dumps(ledger))
+    summary(run, 40, 0.6, ("Q",))
+    summary(run, 60, 0.7, ("Q",))
+    asked: list[str] = []
+    began = tracking.wandb.init
+
+    def history(path: str) -> list[dict[str, Any]]:
+        asked.append(path)
+        return [{"rlhf_step": 40, "eval/winogender/rho": 0.6}]
+
+    monkeypatch.setattr(tracking, "mode", lambda: "online")
+    monkeypatch.setattr(tracking, "default_entity", lambda: "team")
+    monkeypatch.setattr(tracking, "_history", history)
+    monkeypatch.setattr(tracking.wandb, "init", lambda **about: began(**{**about, "mode": "offline"}))
+    assert tracking.publish(run) == ["eval-p-q"]
+    assert asked == ["team/selfcorrect/eval-p-q"]
+    assert [r["rlhf_step"] for r in read_back(run)["eval-p-q"]["rows"]] == [20, 60]
+    assert tracking.publish(run) == []
+
+
 def test_bad_input(tmp_path: Path, ended: Any) -> None:
     assert "run folder is missing" in ended(command_line.main, "publish")
     assert "is not there" in ended(command_line.main, "publish", tmp_path / "none")
