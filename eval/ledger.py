@@ -30,6 +30,7 @@ from typing import Any
 
 import psutil
 
+from eval.conditions import Condition
 from eval.config import InputError
 from eval.results import read_json, write_json
 from eval.views.gathered import Curve, training_folder
@@ -86,6 +87,10 @@ class Ledger:
             self.write()
             yield self
             self.write()
+
+    def run_id(self, condition: Condition) -> str:
+        """The run of a condition."""
+        return f"eval-{self.policy}-{condition.slug}"
 
     def target(self, name: str) -> dict[str, Any]:
         """What was sent to a server, entity and project."""

@@ -149,7 +149,7 @@ def send(curve: Curve, destination: Destination, alone: Path | None = None) -> S
                 continue
             if new:
                 _send_rows(channel, curve, condition, new, keys)
-                sent.runs.append(_run_id(ledger, condition))
+                sent.runs.append(ledger.run_id(condition))
                 sent.rows += len(new)
     return sent
 
@@ -201,10 +201,6 @@ def unsynced(curve: Curve) -> list[str]:
         return [str(path) for path in ledger.unsynced()]
 
 
-def _run_id(ledger: Ledger, condition: Condition) -> str:
-    return f"eval-{ledger.policy}-{condition.slug}"
-
-
 def _unsent(
     channel: Channel, curve: Curve, condition: Condition, rows: dict[int, dict[str, float]], sent: Sent
 ) -> tuple[dict[int, dict[str, float]], dict[str, str]]:
@@ -215,7 +211,7 @@ def _unsent(
         return {}, {}
     done, axis = channel.place["sent"], axis_of(curve)
     start = f"{condition.slug}@"
-    for row in channel.arrived(_run_id(channel.ledger, condition), known=any(key.startswith(start) for key in done)):
+    for row in channel.arrived(channel.ledger.run_id(condition), known=any(key.startswith(start) for key in done)):
         if axis in row:
             done |= {f"{start}{int(row[axis])}/{e}": digest(part) for e, part in by_experiment(row).items()}
     new: dict[int, dict[str, float]] = {}
@@ -245,7 +241,7 @@ def _send_rows(
         run.summary.update({**final_values(curve, condition.name), "cautions": told})
 
     notes = "\n".join(["Before believing these numbers:", *(f"- {line}" for line in told)]) if told else ""
-    config, run_id = config_of(curve, channel.ledger.policy, condition.name), _run_id(channel.ledger, condition)
+    config, run_id = config_of(curve, channel.ledger.policy, condition.name), channel.ledger.run_id(condition)
     channel.write(run_id, "eval", config, notes, write)
     channel.place["sent"] |= keys
     channel.ledger.write()

@@ -65,12 +65,10 @@ def test_several_folders_and_curves_with_results_made_elsewhere(tmp_path: Path) 
 def test_a_curve_that_grows_goes_on_in_its_runs_from_wherever_it_is_given(tmp_path: Path) -> None:
     """The revisions of a model: the name and the ledger stay where the first was, whatever is evaluated later."""
     runs = tmp_path / "runs"
-    more = {"revision": "step1000", "step_name": "training step"}
+    more: dict[str, Any] = {"revision": "step1000", "step_name": "training step"}
     result(runs, "b", "org/m", 7, **more)
     (first,) = published(runs)[1]["policies"]
-    summary(runs / "a", 512, 0.7, ("Q",), model="org/m", model_params=7, revision="step512", weights="w", **{
-        "step_name": "training step"
-    })  # fmt: skip
+    summary(runs / "a", 512, 0.7, ("Q",), model="org/m", model_params=7, weights="w", step_name="training step")
     (second,) = published(tmp_path / "runs" / "a", runs / "b")[1]["policies"]
     assert first["policy"] == second["policy"] and first["runs"] == second["runs"] and second["rows"] == 1
     assert published(tmp_path)[1]["policies"][0]["runs"] == []

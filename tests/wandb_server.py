@@ -66,7 +66,7 @@ class WandbServer(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     """POST /graphql."""
 
-    server: WandbServer
+    server: WandbServer  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
