@@ -3,43 +3,66 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+from wandb.util import get_core_path
 
 from eval import tracking
 from eval.conditions import CONDITIONS
+from eval.tracked import rows_of
+from eval.views.gathered import gather
 
 
-def summary(folder: Path, step: int, value: float) -> None:
+def summary(
+    folder: Path, step: int, value: float, conditions: Sequence[str] = tuple(CONDITIONS), parts: int = 0, **more: Any
+) -> Path:
+    """Writes the result of a checkpoint; the k-th condition's rho is value + k. parts: more metrics of the first."""
     interval = {"low": None, "high": None} if step else {"low": value - 1, "high": value + 1}
-    common = {"experiment": "winogender", "name": "rho", "category": "all", "n_items": 60, **interval}
+    common = {"experiment": "winogender", "name": "rho", "category": "all", "n_items": 60, "note": "", **interval}
     metrics: list[dict[str, Any]] = [
-        {**common, "condition": condition, "value": value + k} for k, condition in enumerate(CONDITIONS)
+        {**common, "condition": condition, "value": value + k} for k, condition in enumerate(conditions)
     ]
+    metrics += [{**metrics[0], "name": f"p_{k}"} for k in range(parts)]
     metrics.append({**metrics[0], "name": "undefined_one", "value": None})
     target = folder / "eval" / f"step-{step:06d}"
-    target.mkdir(parents=True)
-    (target / "summary.json").write_text(
-        json.dumps({"step": step, "metrics": metrics, "model": "m", "format": "chat", "dtype": "float32"})
-    )
+    target.mkdir(parents=True, exist_ok=True)
+    written = {"step": step, "metrics": metrics, "model": "m", "format": "chat", "dtype": "float32", **more}
+    (target / "summary.json").write_text(json.dumps(written))
+    return target
+
+
+def fragments(folder: Path) -> list[Path]:
+    """The files of all offline runs in a folder, in the order of their times."""
+    return sorted(folder.glob("wandb/offline-run-*/*.wandb"))
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    """What is in a file, by `wandb leet inspect --json` without the start of Python around it."""
+    command = [get_core_path(), "leet", "inspect", "--json", "--run-file", str(path)]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def read_back(folder: Path) -> dict[str, dict[str, Any]]:
-    """run id -> {run, rows, summary, metrics} of all offline runs in `folder`, by `wandb leet inspect`."""
+    """run id -> {run, rows, summary, metrics} of all offline runs in `folder`, by wandb's own reader."""
     found: dict[str, dict[str, Any]] = {}
-    for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
-        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
-        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-        records = [json.loads(line) for line in lines]
-        (run,) = [r["run"] for r in records if r["type"] == "run"]
+    for path in fragments(folder):
+        read = records(path)
+        (run,) = [r["run"] for r in read if r["type"] == "run"]
         entry = found.setdefault(run["run_id"], {"run": run, "rows": [], "summary": {}, "metrics": []})
-        entry["rows"] += [r["history"]["item"] for r in records if r["type"] == "history"]
-        entry["metrics"] += [r["metric"] for r in records if r["type"] == "metric"]
-        for r in records:
+        entry["rows"] += [r["history"]["item"] for r in read if r["type"] == "history"]
+        entry["metrics"] += [r["metric"] for r in read if r["type"] == "metric"]
+        for r in read:
             if r["type"] == "summary":
                 entry["summary"] |= r["summary"]["update"]
     return found
@@ -96,7 +119,8 @@ def test_an_experiment_that_is_asked_later_is_sent_alone(tmp_path: Path) -> None
     tracking.publish(tmp_path)
     path = tmp_path / "eval" / "step-000020" / "summary.json"
     more = json.loads(path.read_text())
-    more["metrics"] += [{**m, "experiment": "admissions", "name": "gap"} for m in more["metrics"]]
+    defined = [m for m in more["metrics"] if m["value"] is not None]
+    more["metrics"] += [{**m, "experiment": "admissions", "name": "gap"} for m in defined]
     path.write_text(json.dumps(more))
     assert len(tracking.publish(tmp_path)) == len(CONDITIONS)
     assert tracking.publish(tmp_path) == []
@@ -119,3 +143,83 @@ def test_mode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "netrc").chmod(0o600)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     assert tracking.mode() == "online"
+
+
+def expected(folder: Path) -> Counter[tuple[str, int, str, float]]:
+    """(run, step, metric, value) of everything that is to be sent, once each."""
+    (curve,) = gather([folder])
+    name = curve.described["policy"]
+    return Counter(
+        (f"eval-{name}-{c.slug}", step, metric, value)
+        for c in CONDITIONS.values()
+        for step, row in rows_of(curve, c.name).items()
+        for metric, value in row.items()
+    )
+
+
+def found(folder: Path) -> Counter[tuple[str, int, str, float]]:
+    """The same as it lies in all offline runs of the folder, all of which `wandb sync` would send."""
+    return Counter(
+        (run, row["rlhf_step"], metric, value)
+        for run, entry in read_back(folder).items()
+        for row in entry["rows"]
+        for metric, value in row.items()
+        if metric.startswith("eval/")
+    )
+
+
+def described(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps({"policy": "p", "algorithm": "rloo"}))
+    return folder
+
+
+def alone() -> dict[str, str]:
+    """The environment without wandb's helper of this process, which a process started from it would share."""
+    return {k: v for k, v in os.environ.items() if k != "WANDB_SERVICE"}
+
+
+def test_killed_at_any_call_and_run_again_nothing_is_lost_or_doubled(tmp_path: Path) -> None:
+    """kill -9 at each of the calls to wandb and to the ledger for the first run, and at some of the second's; then a
+    publishing that is not killed.
+    """
+    points = [*range(1, 13), 15, 21]
+    folders = [described(tmp_path / str(n)) for n in points]
+    for folder in folders:
+        for step in (20, 0):
+            summary(folder, step, 0.5, ("Q", "Q+IF"))
+    given = [word for n, folder in zip(points, folders, strict=True) for word in (str(n), str(folder))]
+    command = [sys.executable, "-m", "tests.killed_publishing", *given]
+    done = subprocess.run(command, capture_output=True, text=True, env=alone())
+    assert done.returncode == 0, done.stderr[-3000:]
+    called = done.stdout.split()
+    assert called[:12] == [  # in the order of the points
+        "write_json", "write_json", "init", "define_metric", "define_metric", "log", "log", "update", "finish",
+        "finished", "write_json", "write_json",
+    ]  # fmt: skip
+    for folder in folders:
+        tracking.publish(folder)
+        assert found(folder) == expected(folder), folder.name
+        assert all(records(path)[-1]["type"] == "exit" for path in fragments(folder)), folder.name
+        assert tracking.publish(folder) == []
+
+
+def test_killed_together_with_its_helper_while_that_writes(tmp_path: Path) -> None:
+    """kill -9 of the publishing process and of wandb-core, in the middle of thousands of rows."""
+    folder = described(tmp_path / "run")
+    for step in range(20):
+        summary(folder, step, 0.5, ("Q",), parts=1000)
+    code = f"from pathlib import Path; from eval import tracking; tracking.publish(Path({str(folder)!r}))"
+    command = [sys.executable, "-c", code]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=alone())
+    while not any(path.stat().st_size >= 100_000 for path in fragments(folder)):
+        assert process.poll() is None, (process.communicate()[1] or "it was over before it could be killed")[-3000:]
+        time.sleep(0.002)
+    for one in (process, *psutil.Process(process.pid).children()):
+        one.send_signal(signal.SIGKILL)
+    process.wait()
+    (path,) = fragments(folder)
+    assert not any(r["type"] == "exit" for r in records(path)), "it was over before it could be killed"
+    tracking.publish(folder)
+    assert found(folder) == expected(folder)
+    assert len(fragments(folder)) == 1

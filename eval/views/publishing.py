@@ -1,0 +1,155 @@
+"""python -m eval publish RUNS...: results, wherever they were made, onto Weights & Biases.
+
+Each policy gets a run per condition (eval.tracking), and a run report-POLICY with what W&B's own panels cannot draw:
+our page, and Figures 1 and 2 with their interval bands; several policies together get one more. A training publishes
+after each checkpoint without these pictures, since drawing them takes seconds; this command sends them, at the end.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from eval.commands import Told
+from eval.config import InputError
+from eval.run import FAILURES, told_failure
+from eval.views.gathered import Curve, gather
+from eval.views.options import RunsConfig
+
+log = logging.getLogger(__name__)
+
+Pictures = Callable[[Sequence[Curve], Path], list[Path]]
+HERO = ("fig1", "fig2")
+"""Figures that are logged: bias against size, and against RLHF step."""
+FORBIDDEN = "/\\#?%:"
+"""What W&B does not take in the name of a project."""
+
+
+@dataclass
+class PublishConfig(RunsConfig):
+    """`eval publish`."""
+
+    project: str | None = field(default=None, metadata={"help": "default $WANDB_PROJECT or selfcorrect"})
+    entity: str | None = field(default=None, metadata={"help": "user or team; default $WANDB_ENTITY or your own"})
+    pictures: bool = field(default=True, metadata={"help": "also send the page and Figure 2 of each policy"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_destination(self.project, self.entity)
+
+
+def check_destination(project: str | None, entity: str | None) -> None:
+    """Raises InputError for names that W&B does not take."""
+    for name, value in (("project", project), ("entity", entity)):
+        if value is not None and (not value.strip() or len(value) > 128 or set(value) & set(FORBIDDEN)):
+            raise InputError(f"{name} must have 1 to 128 characters without {' '.join(FORBIDDEN)}, not '{value}'")
+
+
+def publish(config: PublishConfig, pictures: Pictures | None = None) -> Told:
+    """Sends what was not sent yet, policy by policy; one that fails does not keep the others back.
+
+    pictures: draws what is logged beside the numbers, `pictures` of this module by default. Raises InputError where a
+    folder is not there or holds no result. What fails later stands in the object's 'failed' and 'error'.
+    """
+    from eval import tracking
+
+    curves = gather(config.folders)
+    given = {k: v for k, v in (("project", config.project), ("entity", config.entity)) if v}
+    destination = tracking.Destination(**given)
+    draw = (pictures or draw_pictures) if config.pictures else None
+    told = [_publish_one(c, destination, alone_in(c, curves, config.folders), draw) for c in curves]
+    mode = tracking.mode()
+    lines = [_line(t, mode) for t in told]
+    failed = [t for t in told if t["error"]]
+    together = None
+    if draw and len(curves) > 1 and not failed:
+        together = _send_pictures(curves, destination, alone_in(curves[0], curves, config.folders), draw)
+        lines += [f"page and figures of all {len(curves)}: {together}"] if together else []
+    unsynced = sorted({path for t in told for path in t["unsynced"]})
+    if unsynced:
+        lines.append(f"`wandb sync {' '.join(unsynced)}` sends what lies offline, once you are logged in")
+    error = None
+    if failed:
+        n = len(curves)
+        error = f"{len(failed)} of {n} policies failed: {failed[0]['policy']}: {failed[0]['error']}"
+    return "\n".join(lines), {
+        "mode": mode, "project": destination.project, "entity": destination.entity, "policies": told,
+        "report": together,
+        "unsynced": unsynced, "error": error,
+    }  # fmt: skip
+
+
+def _publish_one(curve: Curve, destination: Any, alone: Path | None, draw: Pictures | None) -> dict[str, Any]:
+    """What became of one policy."""
+    from eval import tracking
+
+    told: dict[str, Any] = {
+        "policy": curve.name, "steps": curve.steps, "runs": [], "rows": 0, "report": None, "changed": [], "held": [],
+        "unsynced": [], "error": None,
+    }  # fmt: skip
+    try:
+        sent = tracking.send(curve, destination, alone)
+        told |= {name: getattr(sent, name) for name in ("policy", "runs", "rows", "changed", "held")}
+        if draw:
+            told["report"] = _send_pictures([curve], destination, alone, draw)
+        told["unsynced"] = tracking.unsynced(curve)
+    except (*FAILURES, tracking.wandb.Error) as error:
+        told["error"] = told_failure(curve.folder, error)
+    return told
+
+
+def _send_pictures(curves: Sequence[Curve], destination: Any, alone: Path | None, draw: Pictures) -> str | None:
+    from eval import tracking
+
+    with tempfile.TemporaryDirectory() as folder:
+        return tracking.send_pictures(curves, destination, alone, lambda: draw(curves, Path(folder)))
+
+
+def _line(told: dict[str, Any], mode: str) -> str:
+    """A policy in a line, and a line for each thing to know of it."""
+    n = len(told["runs"])
+    what = f"{n} {'run' if n == 1 else 'runs'} written ({mode}), {told['rows']} rows" if n else "nothing new"
+    if told["report"]:
+        what += f"; page and figures: {told['report']}"
+    lines = [f"{told['policy']}: {what}", *(f"  not sent: {why}" for why in told["held"])]
+    if told["error"]:
+        lines = [f"{told['policy']}: failed: {told['error']}"] if not n else [*lines, f"  failed: {told['error']}"]
+    if told["changed"]:
+        lines.append(
+            f"  {len(told['changed'])} results were sent before and have other numbers now ({told['changed'][0]} ...): "
+            "W&B keeps the old ones, since rows there cannot be replaced; send all anew with another --project"
+        )
+    return "\n".join(lines)
+
+
+def alone_in(curve: Curve, curves: Sequence[Curve], folders: Sequence[Path]) -> Path | None:
+    """The folder, of those given, that holds all of this curve and nothing of another."""
+    for folder in folders:
+        inside = [c for c in curves if any(_lies_in(s, folder) for s in c.summaries)]
+        if [c.name for c in inside] == [curve.name] and all(_lies_in(s, folder) for s in curve.summaries):
+            return folder
+    return None
+
+
+def _lies_in(summary: dict[str, Any], folder: Path) -> bool:
+    results = Path(summary["results"]).resolve()
+    return folder.resolve() in (results, *results.parents)
+
+
+def draw_pictures(curves: Sequence[Curve], folder: Path) -> list[Path]:
+    """The page, and Figures 1 and 2, of the curves, drawn into the folder."""
+    from eval.views import figures, page_text, report
+    from eval.views.figures import FiguresConfig
+
+    page, _ = report.build(curves, page_text.notes(curves))
+    files = [folder / "page.html"]
+    files[0].write_bytes(page)
+    drawn = figures.draw(curves, FiguresConfig(runs=[str(c.folder) for c in curves]))
+    for one in (d for d in drawn if d.stem in HERO):
+        files.append(folder / f"{one.stem}.png")
+        one.figure.savefig(files[-1], dpi=200)
+    return files

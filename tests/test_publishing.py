@@ -1,0 +1,248 @@
+"""`eval publish`: several folders, several curves in one, destinations, pictures, bad input; read back from files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from eval import __main__ as command_line
+from eval import tracking
+from eval.config import InputError
+from eval.ledger import LEDGER
+from eval.views.gathered import Curve
+from eval.views.publishing import PublishConfig, publish
+from tests.test_tracking import described, fragments, read_back, records, summary
+
+
+def drawn(curves: Sequence[Curve], folder: Path) -> list[Path]:
+    """A page and a figure in the place of eval.views.report's and eval.views.figures'."""
+    (folder / "page.html").write_text(f"<p>{[c.name for c in curves]}</p>")
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "fig2.png")
+    return [folder / "page.html", folder / "fig2.png"]
+
+
+def config(*runs: Path, **more: Any) -> PublishConfig:
+    return PublishConfig(runs=[str(r) for r in runs], **more)
+
+
+def published(*runs: Path, **more: Any) -> tuple[str, dict[str, Any]]:
+    return publish(config(*runs, **more), drawn)
+
+
+def result(folder: Path, name: str, model: str, params: int, **more: Any) -> None:
+    """The result of a model that was trained elsewhere, without run.json."""
+    made = summary(folder / name, 0, 0.5, ("Q",), model=model, model_params=params, weights=f"hub:{model}", **more)
+    made.joinpath("summary.json").rename(folder / name / "summary.json")
+
+
+def test_several_folders_and_curves_with_results_made_elsewhere(tmp_path: Path) -> None:
+    training = described(tmp_path / "training")
+    summary(training, 20, 0.5, ("Q",))
+    elsewhere = tmp_path / "elsewhere"
+    for model, params in (("org/small", 70_000_000), ("org/large", 160_000_000)):
+        result(elsewhere, model.replace("/", "--"), model, params)
+    text, told = published(training, elsewhere)
+    assert [len(p["runs"]) for p in told["policies"]] == [1, 1, 1] and told["error"] is None
+    assert text.count("1 run written (offline), 1 rows") == 3 and "wandb sync" in text
+    small, large, trained = told["policies"]
+    assert trained["policy"] == "p" and small["policy"].startswith("elsewhere-org--small-")
+    found = read_back(elsewhere / "org--small") | read_back(elsewhere / "org--large") | read_back(training)
+    configs = {run: entry["run"]["config"]["update"] for run, entry in found.items()}
+    assert configs[small["runs"][0]]["model_params"] == 70_000_000
+    assert configs[large["runs"][0]]["model"] == "org/large"
+    assert (configs[trained["runs"][0]]["algorithm"], configs[trained["runs"][0]]["condition"]) == ("rloo", "Q")
+    assert configs[small["runs"][0]]["setup"] != configs[large["runs"][0]]["setup"]
+    again, told = published(training, elsewhere)
+    assert again.count("nothing new") == 3 and not any(p["runs"] or p["report"] for p in told["policies"])
+
+
+def test_a_curve_that_grows_goes_on_in_its_runs_from_wherever_it_is_given(tmp_path: Path) -> None:
+    """The revisions of a model: the name and the ledger stay where the first was, whatever is evaluated later."""
+    runs = tmp_path / "runs"
+    more: dict[str, Any] = {"revision": "step1000", "step_name": "training step"}
+    result(runs, "b", "org/m", 7, **more)
+    (first,) = published(runs)[1]["policies"]
+    summary(runs / "a", 512, 0.7, ("Q",), model="org/m", model_params=7, weights="w", step_name="training step")
+    (second,) = published(tmp_path / "runs" / "a", runs / "b")[1]["policies"]
+    assert first["policy"] == second["policy"] and first["runs"] == second["runs"] and second["rows"] == 1
+    assert published(tmp_path)[1]["policies"][0]["runs"] == []
+    (entry,) = [e for run, e in read_back(runs).items() if run in first["runs"]]
+    assert {r["training_step"]: r["eval/winogender/rho"] for r in entry["rows"]} == {0: 0.5, 512: 0.7}
+
+
+def test_names_and_ledgers_of_before_stay(tmp_path: Path) -> None:
+    """A ledger of the first version, and the name that a folder without run.json had."""
+    summary(tmp_path, 20, 0.5, ("Q", "Q+IF"))
+    (tmp_path / LEDGER).write_text(json.dumps({"policy": "old", "sent": ["q@20", "q-if@20/admissions"]}))
+    (told,) = published(tmp_path)[1]["policies"]
+    assert (told["policy"], told["runs"]) == ("old", ["eval-old-q-if"])
+    (tmp_path / LEDGER).unlink()
+    (told,) = published(tmp_path)[1]["policies"]
+    assert told["policy"] == tracking.policy_name(tmp_path, [(20, None, None)])
+
+
+def test_two_ways_of_asking_one_training_are_two_policies(tmp_path: Path) -> None:
+    """Else there would be two values of one metric at one step of one run."""
+    run = described(tmp_path / "run")
+    summary(run, 20, 0.5, ("Q",), evaluation={"limit": 60})
+    (first,) = published(run)[1]["policies"]
+    summary(run / "more", 20, 0.7, ("Q",), evaluation={"limit": 600})
+    names = {p["policy"]: p["runs"] for p in published(run)[1]["policies"]}
+    assert first["policy"] == "p" and names.pop("p") == []
+    ((other, runs),) = names.items()
+    assert other.startswith("p-") and runs == [f"eval-{other}-q"]
+    assert [len(e["rows"]) for run, e in read_back(run).items() if run.startswith("eval")] == [1, 1]
+    assert all(p["runs"] == [] for p in published(run)[1]["policies"])
+
+
+def test_another_project_is_sent_to_anew(tmp_path: Path) -> None:
+    run = described(tmp_path / "run")
+    summary(run, 20, 0.5, ("Q",))
+    for project in ("one", "two", "one"):
+        published(run, project=project, entity="team")
+    projects = [r["run"]["project"] for p in fragments(run) for r in records(p) if r["type"] == "run"]
+    assert sorted(projects) == ["one", "one", "two", "two"]  # numbers and pictures
+    targets = json.loads((run / LEDGER).read_text())["policies"]["p"]["targets"]
+    assert [t for t in targets if targets[t]["sent"]] == ["/team/one", "/team/two"]
+
+
+def test_pictures_are_logged_once_for_what_they_show(tmp_path: Path) -> None:
+    run = described(tmp_path / "run")
+    summary(run, 20, 0.5, ("Q",))
+    assert published(run)[1]["policies"][0]["report"] == "report-p"
+    assert published(run)[1]["policies"][0]["report"] is None
+    summary(run, 40, 0.5, ("Q",))
+    text, told = published(run)
+    assert told["policies"][0]["report"] == "report-p" and "page and figures: report-p" in text
+    entry = read_back(run)["report-p"]
+    assert (entry["run"]["job_type"], entry["run"]["run_group"]) == ("report", "p")
+    assert len(entry["rows"]) == 2
+    row, folder = entry["rows"][-1], fragments(run)[-1].parent / "files"
+    assert (row["report/page._type"], row["report/fig2._type"]) == ("html-file", "image-file")
+    assert (folder / row["report/page.path"]).read_text() == "<p>['p']</p>" and (
+        folder / row["report/fig2.path"]
+    ).is_file()
+
+
+def test_one_policy_that_fails_does_not_keep_the_others_back(tmp_path: Path) -> None:
+    bad, good = described(tmp_path / "bad"), tmp_path / "good"
+    summary(bad, 20, 0.5, ("Q",))
+    (bad / LEDGER).write_text("{")
+    summary(good, 20, 0.5, ("Q",))
+    text, told = published(bad, good)
+    failed, sent = sorted(told["policies"], key=lambda p: not p["error"])
+    assert LEDGER in failed["error"] and len(sent["runs"]) == 1
+    assert f"{failed['policy']}: failed: " in text and told["error"].startswith("1 of 2 policies failed")
+
+
+def test_what_was_sent_and_is_another_number_now_is_told(tmp_path: Path) -> None:
+    run = described(tmp_path / "run")
+    summary(run, 20, 0.5, ("Q",))
+    published(run)
+    summary(run, 20, 0.6, ("Q",))
+    text, told = published(run)
+    assert told["policies"][0]["changed"] == ["Q, step 20, winogender"]
+    assert "other numbers now" in text and "--project" in text
+
+
+def test_values_of_the_last_step_and_cautions(tmp_path: Path) -> None:
+    """A value that is undefined at the last step leaves none of an earlier step; late checkpoints do not overwrite."""
+    run = described(tmp_path / "run")
+    summary(run, 20, 0.5, ("Q",))
+    published(run)
+    path = summary(run, 40, 0.7, ("Q",)) / "summary.json"
+    read = json.loads(path.read_text())
+    read["metrics"][0] |= {"value": None, "note": "p(female) does not vary"}
+    path.write_text(json.dumps(read))
+    summary(run, 0, 0.1, ("Q",))
+    published(run)
+    entry = read_back(run)["eval-p-q"]
+    assert entry["summary"]["final/winogender/rho"] is None
+    assert entry["summary"]["final/winogender/step"] == 40
+    assert entry["summary"]["cautions"] == ["step 40, winogender: rho is undefined: p(female) does not vary"]
+    notes = [r["run"].get("notes", "") for p in fragments(run) for r in records(p) if r["type"] == "run"]
+    assert any("rho is undefined" in n for n in notes)
+
+
+def test_disabled_sends_nothing_and_takes_nothing_for_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = described(tmp_path / "run")
+    summary(run, 20, 0.5, ("Q",))
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    text, told = published(run)
+    assert "disabled" in text and told["policies"][0]["runs"] == [] and told["mode"] == "disabled"
+    assert tracking.publish(run) == [] and sorted(p.name for p in run.iterdir()) == ["eval", "run.json"]
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert published(run)[1]["policies"][0]["runs"] == ["eval-p-q"]
+
+
+def test_a_rest_that_was_synced_in_between_counts_as_sent(tmp_path: Path) -> None:
+    """`wandb sync` leaves a file beside what it sent; the ledger does not know of it after a kill."""
+    run = described(tmp_path / "run")
+    summary(run, 20, 0.5, ("Q",))
+    tracking.publish(run)
+    ledger = json.loads((run / LEDGER).read_text())
+    entry = ledger["policies"]["p"]
+    entry["fragments"], entry["targets"]["//selfcorrect"]["sent"] = [], {}  # as a kill before its end leaves it
+    (run / LEDGER).write_text(json.dumps(ledger))
+    (path,) = fragments(run)
+    path.with_suffix(".wandb.synced").touch()
+    summary(run, 40, 0.6, ("Q",))
+    assert tracking.publish(run) == ["eval-p-q"]
+    assert [r["rlhf_step"] for r in read_back(run)["eval-p-q"]["rows"]] == [20, 40]
+    assert tracking.publish(run) == []
+
+
+def test_what_was_being_sent_online_waits_for_the_server(tmp_path: Path) -> None:
+    run = described(tmp_path / "run")
+    summary(run, 20, 0.5, ("Q", "Q+IF"))
+    tracking.publish(run)
+    ledger = json.loads((run / LEDGER).read_text())
+    place = ledger["policies"]["p"]["targets"]["//selfcorrect"]
+    place["open"] = {"eval-p-q": {"online": True, "node": "elsewhere", "pid": 1}}
+    (run / LEDGER).write_text(json.dumps(ledger))
+    summary(run, 40, 0.5, ("Q", "Q+IF"))
+    (told,) = published(run)[1]["policies"]
+    assert told["runs"] == ["eval-p-q-if"] and "publish online once" in told["held"][0]
+
+
+def test_online_the_server_is_asked_what_has_arrived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our side of it: the server's answer and the sending are replaced, since there is no server here."""
+    run = described(tmp_path / "run")
+    summary(run, 20, 0.5, ("Q",))
+    tracking.publish(run)
+    ledger = json.loads((run / LEDGER).read_text())
+    place = ledger["policies"]["p"]["targets"]["//selfcorrect"]
+    place["open"] = {"eval-p-q": {"online": True, "node": "elsewhere", "pid": 1}}
+    (run / LEDGER).write_text(json.dumps(ledger))
+    summary(run, 40, 0.6, ("Q",))
+    summary(run, 60, 0.7, ("Q",))
+    asked: list[str] = []
+    began = tracking.wandb.init
+
+    def history(path: str) -> list[dict[str, Any]]:
+        asked.append(path)
+        return [{"rlhf_step": 40, "eval/winogender/rho": 0.6}]
+
+    monkeypatch.setattr(tracking, "mode", lambda: "online")
+    monkeypatch.setattr(tracking, "default_entity", lambda: "team")
+    monkeypatch.setattr(tracking, "_history", history)
+    monkeypatch.setattr(tracking.wandb, "init", lambda **about: began(**{**about, "mode": "offline"}))
+    assert tracking.publish(run) == ["eval-p-q"]
+    assert asked == ["team/selfcorrect/eval-p-q"]
+    assert [r["rlhf_step"] for r in read_back(run)["eval-p-q"]["rows"]] == [20, 60]
+    assert tracking.publish(run) == []
+
+
+def test_bad_input(tmp_path: Path, ended: Any) -> None:
+    assert "run folder is missing" in ended(command_line.main, "publish")
+    assert "is not there" in ended(command_line.main, "publish", tmp_path / "none")
+    assert "no finished evaluation" in ended(command_line.main, "publish", tmp_path)
+    for project in ("a/b", "", "x" * 129):
+        with pytest.raises(InputError, match="1 to 128 characters"):
+            config(tmp_path, project=project)
