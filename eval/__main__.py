@@ -25,7 +25,8 @@ commands
   figures  RUNS... [-o DIR]: the paper's Figures 1 to 8 of these runs, as SVG, PDF and PNG
   emergence RUNS...: from which size, and which step, the instruction reduces bias, with intervals
   publish  RUNS... [--project P] [--entity E]: send results to Weights & Biases (offline unless logged in)
-  dashboard [--project P] [--entity E]: a workspace and a report on Weights & Biases, of what was published there
+  dashboard [RUNS...] [--project P] [--entity E] [-o DIR]: a workspace and a report on Weights & Biases, of what was
+           published there
   score    --predictions FILE [--answer-key FIELD]: BBQ's scores of answers produced anywhere
   oracle   [--trials N]: do the metrics find what is planted, and do their intervals hold it?
   data     fetch | verify | list [--data-dir FOLDER]: the public data, checked by its checksums
@@ -73,10 +74,11 @@ def compare(config: Any) -> Told:
 
 
 def report(config: Any) -> Told:
-    """The table and the paths of the page and what lies beside it."""
+    """The table and the path of the page."""
+    from eval.views import emergence
     from eval.views import report as reporting
 
-    return reporting.report(config)
+    return reporting.report(config, emergence.told)
 
 
 def figures(config: Any) -> Told:
@@ -193,7 +195,7 @@ COMMANDS: dict[str, Callable[[Any], Told]] = {
 }  # fmt: skip
 POSITIONAL = {
     "watch": ("output_dir",), "list": ("run_folder",), "compare": ("a", "b"), "report": ("runs*",),
-    "figures": ("runs*",), "emergence": ("runs*",), "publish": ("runs*",),
+    "figures": ("runs*",), "emergence": ("runs*",), "publish": ("runs*",), "dashboard": ("runs*",),
 }  # fmt: skip
 VIEWS = {
     "report": ("report", "ReportConfig"), "figures": ("figures", "FiguresConfig"),

@@ -29,7 +29,10 @@ class DashboardConfig:
 
     runs: list[str] = field(
         default_factory=list,
-        metadata={"help": "folders of published results: then only panels that they fill, and their lines' colours"},
+        metadata={
+            "action": "extend",
+            "help": "folders of published results: then only panels that they fill, and their lines' colours",
+        },
     )
     project: str | None = field(default=None, metadata={"help": "default $WANDB_PROJECT or selfcorrect"})
     entity: str | None = field(default=None, metadata={"help": "user or team; default $WANDB_ENTITY or your own"})

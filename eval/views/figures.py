@@ -16,7 +16,7 @@ from eval.commands import Told
 from eval.config import InputError, nearest, prepare_output, split_commas
 from eval.results import write_text
 from eval.views.explained import cautions
-from eval.views.gathered import Curve, gather
+from eval.views.gathered import Curve, gather, size_name
 from eval.views.options import OutputConfig
 from eval.views.scoring import EXPECTED, SCORINGS
 
@@ -123,8 +123,6 @@ def draw(curves: Sequence[Curve], config: FiguresConfig) -> Iterator[Drawn]:
 
 def named(curves: Sequence[Curve], name: str) -> list[Curve]:
     """The curves that a name means: of that name; else of that model; else of that size. InputError where none is."""
-    from eval.views.style import size_name
-
     meanings = (
         lambda c: {c.name},
         lambda c: {c.model, Path(c.model).name},
