@@ -27,8 +27,9 @@ commands
   publish  RUNS... [--project P] [--entity E]: send results to Weights & Biases (offline unless logged in)
   dashboard [RUNS...] [--project P] [--entity E] [-o DIR]: a workspace and a report on Weights & Biases, of what was
            published there
+  live     RUNS... [--follow] [--show]: a local trackio dashboard, without an account (needs trackio)
   score    --predictions FILE [--answer-key FIELD]: BBQ's scores of answers produced anywhere
-  oracle   [--trials N]: do the metrics find what is planted, and do their intervals hold it?
+  oracle   [--trials N] [--emergence]: do the metrics find what is planted, and do their intervals hold it?
   data     fetch | verify | list [--data-dir FOLDER]: the public data, checked by its checksums
 
 --json: one JSON object on stdout, everything else on stderr"""
@@ -109,6 +110,13 @@ def dashboard(config: Any) -> Told:
     return showing.dashboard(config)
 
 
+def live(config: Any) -> Told:
+    """Brings a local trackio project up to date."""
+    from eval.views import live as showing
+
+    return showing.live(config)
+
+
 def score(config: Any) -> Told:
     """BBQ's scores of a file of answers."""
     from eval import score as scoring
@@ -118,12 +126,16 @@ def score(config: Any) -> Told:
 
 
 def oracle(config: Any) -> Told:
-    """Coverage of the planted values; with --precision, of the value over all questions where asking stopped early."""
-    from eval import coverage, early_stops
+    """Coverage of the planted values; with --precision, of the value over all questions where asking stopped early;
+    with --emergence, of planted thresholds.
+    """
+    from eval import coverage, early_stops, emergence_coverage
 
     chosen = coverage.coverage, coverage.table
     if config.precision is not None:
         chosen = early_stops.early_stops, early_stops.table
+    if config.emergence:
+        chosen = emergence_coverage.emergence_coverage, emergence_coverage.table
     result = chosen[0](config)
     return chosen[1](result), result
 
@@ -190,17 +202,17 @@ def config_type(command: str) -> type:
 
 COMMANDS: dict[str, Callable[[Any], Told]] = {
     "run": run, "watch": watch, "list": list_command, "compare": compare, "report": report, "figures": figures,
-    "emergence": emergence, "publish": publish, "dashboard": dashboard, "score": score, "oracle": oracle,
+    "emergence": emergence, "publish": publish, "dashboard": dashboard, "live": live, "score": score, "oracle": oracle,
     "data fetch": data_fetch, "data verify": data_verify, "data list": data_list,
 }  # fmt: skip
 POSITIONAL = {
     "watch": ("output_dir",), "list": ("run_folder",), "compare": ("a", "b"), "report": ("runs*",),
-    "figures": ("runs*",), "emergence": ("runs*",), "publish": ("runs*",), "dashboard": ("runs*",),
+    "figures": ("runs*",), "emergence": ("runs*",), "publish": ("runs*",), "dashboard": ("runs*",), "live": ("runs*",),
 }  # fmt: skip
 VIEWS = {
     "report": ("report", "ReportConfig"), "figures": ("figures", "FiguresConfig"),
     "emergence": ("emergence", "EmergenceConfig"), "publish": ("publishing", "PublishConfig"),
-    "dashboard": ("dashboard", "DashboardConfig"),
+    "dashboard": ("dashboard", "DashboardConfig"), "live": ("live", "LiveConfig"),
 }  # fmt: skip
 """The options of the commands that show results: module in eval.views, and class."""
 

@@ -1,6 +1,7 @@
 """`python -m eval oracle`: do the metrics find what was planted, and do 95% intervals hold it in 95% of trials?
 
 With --precision: do the intervals at which asking stops early hold the value over all questions? (eval.early_stops)
+With --emergence: is a planted threshold along size found? (eval.emergence_coverage)
 
 Each trial draws a new population: clusters of the data set (templates, occupations, profiles) with replacement, BBQ's
 within their category, and a new oracle (eval.scorers.oracle) that answers every question. The metrics and effects are
@@ -50,12 +51,15 @@ class OracleConfig(QuestionsConfig):
         default=0.7, metadata={"help": "probability that BBQ's drawn answer is given; 0: none drawn"}
     )
     trials: int = field(default=400, metadata={"help": "seeded trials"})
+    emergence: bool = field(default=False, metadata={"help": "plant thresholds along size, and look for them"})
     json: bool = field(default=False, metadata={"help": "one JSON object on stdout, everything else on stderr"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.trials < 1:
             raise InputError(f"trials must be at least 1, not {self.trials}")
+        if self.emergence and self.precision is not None:
+            raise InputError("emergence and precision are two different checks; give one of them")
         self.preferences()
 
     def preferences(self) -> Preferences:

@@ -68,6 +68,7 @@ class Run:
     def run(self, evaluation: EvaluationConfig | None, planned: Plan | None, adaptive: bool) -> dict[str, Any]:
         """Trains, and returns the result as it was written. planned: given where each checkpoint is evaluated here."""
         from train.callbacks import RESUMABLE, ScheduledCheckpoints, go_on
+        from train.console import readable
 
         self.tracked = announce(self.trainer, self.output, self.policy, evaluation)
         self._watch_budget(adaptive)
@@ -75,6 +76,7 @@ class Run:
         keep = self.arguments.keep_optimizer_states
         checkpoints = ScheduledCheckpoints(self.trainer, self.policy, saved, keep)
         self.trainer.add_callback(checkpoints)
+        readable(self.trainer, self.output)
         resumed = last_checkpoint(self.output, *RESUMABLE)
         go_on(self.trainer, resumed, checkpoints, self._stopped_with(resumed))
         self.trainer.accelerator.wait_for_everyone()

@@ -186,4 +186,4 @@ def _names(curves: Sequence[Curve]) -> list[str]:
 
 
 def _tail(curve: Curve, depth: int) -> str:
-    return "/".join(curve.folder.resolve().parts[-depth:])
+    return "/".join(curve.folder.resolve().parts[1:][-depth:])

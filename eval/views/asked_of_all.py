@@ -1,0 +1,130 @@
+"""The questions that several checkpoints were all asked, under Q and an instruction, and what is measured on them.
+
+Records are read folder by folder and not kept: of each folder the headline quantities and the names of the questions
+stay, and a folder is read again only where it was asked more than the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from eval.conditions import CONDITIONS
+from eval.experiments.registry import EXPERIMENTS
+from eval.measure import CONTROL
+from eval.records import Record
+from eval.results import Store
+from eval.sampled_answers import answered
+from eval.statistics import Quantity
+from eval.views.gathered import find
+
+Question = tuple[str, int]
+"""(item, order)."""
+MOST_PROBABLE = "most-probable"
+
+
+class NoShared(ValueError):
+    """Nothing can be compared; the text says why."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The headline quantity of one checkpoint under Q and under the instruction, on the same questions."""
+
+    before: Quantity
+    after: Quantity
+
+
+@dataclass
+class Asked:
+    """What is kept of a folder, by (experiment, condition): the questions asked, and the pair measured on them."""
+
+    folder: Path
+    questions: dict[tuple[str, str], frozenset[Question]] = field(default_factory=dict)
+    pairs: dict[tuple[str, str], Pair | None] = field(default_factory=dict)
+
+
+def names(experiment: str, scoring: str) -> tuple[str, ...]:
+    """Names of the metric that stands for an experiment, the first that was measured counts. BBQ asked in one order
+    only has no symmetrised score; by the most probable option, as given, it is the paper's bias_ambig.
+    """
+    headline = EXPERIMENTS[experiment].HEADLINE
+    plain = headline.removesuffix("_symmetrised").removesuffix("_expected")
+    return (plain,) if scoring == MOST_PROBABLE else (headline, headline.removesuffix("_symmetrised"))
+
+
+def metric_name(experiment: str, summary: dict[str, Any], condition: str, measured: str) -> str:
+    """The summary's name of what was measured: symmetrised where the summary is and the shared questions are not."""
+    wanted = (measured, f"{measured}_symmetrised")
+    return next((n for n in wanted if find(summary, experiment, condition, n)), measured)
+
+
+def shared_pairs(
+    folders: Sequence[Path], experiment: str, condition: str, scoring: str, asked: dict[Path, Asked]
+) -> list[Pair] | None:
+    """The pair of each folder, on the questions asked of all under both conditions; None where no folder was asked
+    under the condition. `asked` keeps what was read.
+
+    Raises NoShared where only some were, or share no question.
+    """
+    known = [asked.setdefault(f, Asked(f)) for f in folders]
+    for one in known:
+        if not one.questions:
+            _read(one, scoring)
+    cell = (experiment, condition)
+    without = [one.folder for one in known if cell not in one.questions]
+    if len(without) == len(known):
+        return None
+    if without:
+        raise NoShared(f"{len(without)} of {len(known)} checkpoints were not asked, the first being {without[0]}")
+    shared = frozenset.intersection(*(one.questions[cell] for one in known))
+    if not shared:
+        raise NoShared("the checkpoints share no question")
+    found = []
+    for one in known:
+        pair = one.pairs[cell]
+        if one.questions[cell] != shared:
+            pair = _measured(_cells(one.folder), experiment, condition, scoring, shared)
+        if pair is None:
+            raise NoShared(f"{' or '.join(names(experiment, scoring))} is not measured in {one.folder}")
+        found.append(pair)
+    if len({p.before.name for p in found}) > 1:
+        raise NoShared("the checkpoints were asked in different orders of the options")
+    return found
+
+
+def _cells(folder: Path) -> dict[tuple[str, str], dict[Question, Record]]:
+    """The answers of a folder by experiment and condition, questions without a readable answer left out."""
+    cells: dict[tuple[str, str], list[Record]] = {}
+    for record in Store(folder).read():
+        condition = record["condition"]
+        if condition == CONTROL or (condition in CONDITIONS and CONDITIONS[condition].instruction):
+            cells.setdefault((record["experiment"], condition), []).append(record)
+    found, _ = answered(cells)
+    return {cell: {(r["item"], r["order"]): r for r in records} for cell, records in found.items()}
+
+
+def _read(one: Asked, scoring: str) -> None:
+    cells = _cells(one.folder)
+    for experiment, condition in cells:
+        if condition == CONTROL or (experiment, CONTROL) not in cells:
+            continue
+        shared = frozenset(cells[experiment, condition].keys() & cells[experiment, CONTROL].keys())
+        one.questions[experiment, condition] = shared
+        if shared:
+            one.pairs[experiment, condition] = _measured(cells, experiment, condition, scoring, shared)
+
+
+def _measured(
+    cells: dict[tuple[str, str], dict[Question, Record]], experiment: str, condition: str, scoring: str,
+    shared: frozenset[Question],
+) -> Pair | None:  # fmt: skip
+    """The headline quantities on the shared questions, in their order; None where there is none."""
+    pair = []
+    for name in (CONTROL, condition):
+        records = [cells[experiment, name][q] for q in sorted(shared)]
+        whole = {q.name: q for q in EXPERIMENTS[experiment].measure(records) if q.category == "all" and q.reported}
+        pair += [whole[n] for n in names(experiment, scoring) if n in whole][:1]
+    return Pair(*pair) if len(pair) == 2 else None
