@@ -35,6 +35,7 @@ RUN_FILE, EVALUATION_FILE = "run.json", "evaluation.json"
 CLAIM = ".watch.lock"
 """Held in a step's folder by the watcher that is on it, from before the model is loaded."""
 POLL_SECONDS = 30.0
+UNSENT = "not all results were sent ({why}); `python -m eval publish {output}` sends them"
 
 
 @dataclass
@@ -137,13 +138,7 @@ class Watched:
 
     def send(self) -> None:
         """Publishes what was not sent yet; what goes wrong there is told and stops nothing."""
-        from eval import tracking
-
-        try:
-            tracking.publish(self.output)
-            self.unsent = None
-        except (*FAILURES, tracking.wandb.Error) as error:
-            self.unsent = told_failure(self.output, error)
+        self.unsent = not_sent(self.output)
 
     def summaries(self) -> list[dict[str, Any]]:
         """In the order of the steps."""
@@ -156,10 +151,19 @@ class Watched:
             n = len(found) + len(self.done)
             found[0] = f"{len(found)} of {n} checkpoints failed, the others are done: {found[0]}"
         if self.unsent:
-            found.append(
-                f"not all results were sent ({self.unsent}); `python -m eval publish {self.output}` sends them"
-            )
+            found.append(UNSENT.format(why=self.unsent, output=self.output))
         return found
+
+
+def not_sent(output: Path) -> str | None:
+    """Publishes what was not sent yet; why, in a line, where that fails, as W&B may: nothing that is computed stops."""
+    from eval import tracking
+
+    try:
+        tracking.publish(output)
+    except (*FAILURES, tracking.wandb.Error) as error:
+        return told_failure(output, error)
+    return None
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -62,7 +63,8 @@ def test_every_command_is_covered() -> None:
     )
     assert [c for c in COMMANDS if not c.startswith(known)] == []
     assert {c.split()[3] for c in COMMANDS if c.startswith("python -m eval")} == {
-        "run", "watch", "list", "compare", "report", "publish", "score", "oracle", "data"
+        "run", "watch", "list", "compare", "report", "figures", "emergence", "publish", "dashboard", "live", "score",
+        "oracle", "data"
     }  # fmt: skip
 
 
@@ -90,7 +92,8 @@ def test_the_chain_as_the_readme_says_it(tiny: Path, tmp_path: Path) -> None:
     tracked = read_back(tmp_path / "runs" / "demo" / "rloo")
     (policy,) = {entry["run"]["run_group"] for entry in tracked.values()}
     assert policy.startswith("demo-rloo-")
-    names = [f"eval-{policy}-{c}" for c in ("q", "q-if", "q-if-cot", "q-match-stats")] + [f"train-{policy}"]
+    names = [f"eval-{policy}-{c}" for c in ("q", "q-if", "q-if-cot", "q-match-stats")]
+    names += [f"report-{policy}", f"train-{policy}"]
     assert sorted(tracked) == names
     assert [r["train/reward"] for r in tracked[names[-1]]["rows"] if "train/reward" in r]
     assert tracked[names[-1]]["run"]["job_type"] == "train"
@@ -114,8 +117,22 @@ def test_the_chain_as_the_readme_says_it(tiny: Path, tmp_path: Path) -> None:
     few = ("--limit", "4", "--experiments", "winogender", "--conditions", "Q")
     assert "2 of 2 checkpoints done" in execute(curve, tmp_path, *few)
     assert "done already" in execute(curve, tmp_path, *few)
-    assert "report.html" in execute(documented("python -m eval report"), tmp_path)
     assert "nothing new" in execute(documented("python -m eval publish"), tmp_path)
+    shown_at_a_glance(tmp_path)
+
+
+def shown_at_a_glance(folder: Path) -> None:
+    """What shows the results of the chain, and of a checkpoint evaluated by itself."""
+    alone, both = [c for c in COMMANDS if c.startswith("python -m eval report ")]
+    assert "runs/demo/rloo/report/report.html" in execute(alone, folder)
+    assert "runs/page/report.html" in execute(both.replace("runs/eval/real", "runs/eval/step-60"), folder)
+    assert "captions.md" in execute(documented("python -m eval figures"), folder, "--only", "2")
+    assert (folder / "runs" / "demo" / "rloo" / "figures" / "fig2.pdf").is_file()
+    assert "2 steps, at least 3 are needed" in execute(documented("python -m eval emergence"), folder, status=2)
+    assert "specifications are in runs/dashboard" in execute(documented("python -m eval dashboard"), folder)
+    there = importlib.util.find_spec("trackio") is not None
+    said = execute(documented("python -m eval live"), folder, status=0 if there else 2)
+    assert "trackio project selfcorrect: " in said or "pip install 'trackio==0.43.*'" in said
 
 
 @pytest.mark.real_data

@@ -47,7 +47,16 @@ def test_every_command(tiny: Path, tmp_path: Path, monkeypatch, capfd) -> None:
         (tmp_path / "training" / f"{name}.json").write_text(json.dumps(value))
     told["watch"] = printed(monkeypatch, capfd, "watch", tmp_path / "training")
     told["report"] = printed(monkeypatch, capfd, "report", tmp_path / "run", "--output", tmp_path / "page")
-    told["publish"] = printed(monkeypatch, capfd, "publish", tmp_path / "run")
+    told["figures"] = printed(
+        monkeypatch, capfd, "figures", tmp_path / "run", "--only", "1", "-o", tmp_path / "figures"
+    )
+    told["publish"] = printed(monkeypatch, capfd, "publish", tmp_path / "run", "--no_pictures")
+    told["dashboard"] = printed(monkeypatch, capfd, "dashboard", "-o", tmp_path / "dashboard")
+    with pytest.raises(InputError, match="1 step, at least 3 are needed"):
+        printed(monkeypatch, capfd, "emergence", tmp_path / "run")
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    with pytest.raises(InputError, match="trackio is not installed"):
+        printed(monkeypatch, capfd, "live", tmp_path / "run")
     rows = [json.loads(line) for line in (SMALL_SET / "bbq" / "Age.jsonl").read_text().splitlines()]
     lines = [json.dumps({"category": "Age", "example_id": r["example_id"], "answer": "a"}) + "\n" for r in rows]
     (tmp_path / "p.jsonl").write_text("".join(lines))
@@ -64,7 +73,7 @@ def test_every_command(tiny: Path, tmp_path: Path, monkeypatch, capfd) -> None:
     with serving() as empty, pytest.raises(InputError, match="1 of 1 files were not fetched"):
         printed(monkeypatch, capfd, "data", "fetch", *folder, "--mirror", empty.address)
     told["data fetch"] = json.loads(capfd.readouterr().out)
-    assert set(told) == set(COMMANDS)
+    assert set(told) | {"emergence", "live"} == set(COMMANDS)
     assert [f["state"] for f in told["data list"]["files"]] == ["missing"]
     assert told["data verify"]["files"] == told["data list"]["files"]
     assert "404" in told["data fetch"]["files"][0]["problem"]
@@ -76,7 +85,8 @@ def test_every_command(tiny: Path, tmp_path: Path, monkeypatch, capfd) -> None:
     assert [f["folder"] for f in told["list"]["results"]] == [str(tmp_path / "run")]
     assert told["watch"]["done"] == told["watch"]["failed"] == [] and told["watch"]["error"] is None
     assert told["compare"]["identical"] and told["compare"]["a"] == str(tmp_path / "run")
-    assert len(told["publish"]["written"]) == 2
+    assert len(told["publish"]["policies"][0]["runs"]) == 2
+    assert [f["figure"] for f in told["figures"]["figures"]] == [1] and len(told["dashboard"]["files"]) == 3
     assert set(told["score"]["categories"]["Age"]) >= {
         "bias_ambig", "bias_disambig", "accuracy_ambig", "accuracy_disambig", "n_ambig", "n_disambig", "unread"
     }  # fmt: skip

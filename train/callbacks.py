@@ -27,6 +27,7 @@ from eval.plan import Plan
 from eval.results import Busy, read_json, write_json
 from eval.scorers.transformers import TransformersScorer
 from eval.targets import RLHF_STEP, step_folder
+from eval.watch import UNSENT, not_sent
 from reward.stage import train_from
 
 log = logging.getLogger(__name__)
@@ -180,7 +181,5 @@ class CheckpointEvaluator:
         summary = read_json(results / "summary.json")
         assert summary is not None  # evaluate has written it
         write_card(folder, summary)
-        if self.publish:
-            from eval import tracking
-
-            tracking.publish(self.output)
+        if self.publish and (why := not_sent(self.output)):
+            log.warning(UNSENT.format(why=why, output=self.output))

@@ -24,7 +24,7 @@ from eval.experiments.registry import EXPERIMENTS
 from eval.measure import CONTROL
 from eval.results import read_json
 from eval.views.explained import SIGNS, caution_of, of_checkpoint
-from eval.views.gathered import find
+from eval.views.scoring import headline
 
 log = logging.getLogger(__name__)
 
@@ -137,11 +137,10 @@ def block(summary: dict[str, Any]) -> Iterator[str]:
 def _rows(summary: dict[str, Any]) -> Iterator[tuple[str, list[tuple[dict[str, Any], str]]]]:
     """(experiment, [(headline metric, why it means little or '') under Q and each instruction])."""
     known = list(of_checkpoint(summary))
-    for experiment, module in EXPERIMENTS.items():
+    for experiment in EXPERIMENTS:
         found = []
         for condition in [CONTROL, *(c.name for c in CONDITIONS.values() if c.instruction)]:
-            names = (module.HEADLINE, module.HEADLINE.removesuffix("_symmetrised"))
-            metric = next((m for n in names if (m := find(summary, experiment, condition, n))), None)
+            metric = headline(summary, experiment, condition)
             if metric is not None:
                 caution = caution_of(known, "", summary["step"], metric)
                 found.append((metric, caution.text if caution else ""))

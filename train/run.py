@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from reward.functions import Rewards, build_rewards
 from reward.stage import Stage, last_checkpoint
 from train.arguments import PolicyArguments
 from train.prompts import Prompts
+
+log = logging.getLogger(__name__)
 
 ALERTS = "alerts.jsonl"
 
@@ -37,13 +40,12 @@ def announce(trainer: Any, output: Path, policy: dict[str, Any], evaluation: Eva
 
 def evaluate_afterwards(trainer: Any, output: Path, evaluation: EvaluationConfig, publish: bool) -> None:
     """All checkpoints, one after the other, the trained model having made room."""
-    from eval import tracking
-    from eval.watch import evaluate_output
+    from eval.watch import UNSENT, evaluate_output, not_sent
 
     trainer.model.to("cpu")
     evaluate_output(output, evaluation)
-    if publish:
-        tracking.publish(output)
+    if publish and (why := not_sent(output)):
+        log.warning(UNSENT.format(why=why, output=output))
 
 
 class Run:
