@@ -164,8 +164,8 @@ def _told(summary: dict[str, Any], folder: Path) -> str:
 def told_of_several(output: Path, done: list[tuple[Path, dict[str, Any]]], failed: list[tuple[str, str]]) -> str:
     """The headline metrics of what is done, (folder, summary), and (what, why) failed."""
     from eval.experiments.registry import EXPERIMENTS
-    from eval.figures import headline
     from eval.tables import COLUMNS, columns, metric_row
+    from eval.views.scoring import headline
 
     rows = [
         (str(folder.relative_to(output)), *metric_row(summary["step"], m))

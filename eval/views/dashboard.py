@@ -87,18 +87,11 @@ def shown(curves: Sequence[Curve]) -> Shown:
     if not curves:
         return Shown(sections(), [], [])
     from eval.ledger import ledger_of
-    from eval.tracked import cautions_of, setup_of
-    from eval.views.dashboard_panels import COLOURS
+    from eval.tracked import setup_of
+    from eval.views.page_text import notes
 
     setups = list(dict.fromkeys(setup_of(c.described, ledger_of(c, None).policy) for c in curves))
-    told = [
-        f"{c.name}, {condition}, {line}"
-        for c in curves
-        for condition in COLOURS
-        for line in cautions_of(c, condition)
-        if line.startswith(f"step {c.steps[-1]},")
-    ]
-    return Shown(known_only(sections(), logged_names(curves)), setups, told)
+    return Shown(known_only(sections(), logged_names(curves)), setups, notes(curves))
 
 
 def write_specs(what: Shown, project: str, folder: Path) -> list[str]:

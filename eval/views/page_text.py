@@ -128,12 +128,21 @@ def _grouped(curves: Sequence[Curve]) -> list[str]:
             steps = ", ".join(map(str, dict.fromkeys(c.step for c in own)))
             conditions = ", ".join(dict.fromkeys(c.condition for c in own))
             places.append(f"{_of(curves, by_name[name])}{by_name[name].step_name} {steps} ({conditions})")
+        if len(curves) > 1 and _everywhere(curves, found):
+            places = [f"every checkpoint ({', '.join(dict.fromkeys(c.condition for c in found))})"]
         told = (
             f" (the number of {last.condition} at step {last.step}{_by(curves, last.curve)})" if len(found) > 1 else ""
         )
         title = EXPERIMENTS[experiment].TITLE.partition(",")[0]
         lines.append(f"{title}: {last.text}{told}. Concerns {_first_few(places)}.")
     return lines
+
+
+def _everywhere(curves: Sequence[Curve], found: Sequence[Caution]) -> bool:
+    """Whether they concern all checkpoints, each under the same conditions."""
+    conditions = {c.condition for c in found}
+    concerned = {(c.curve, c.step, c.condition) for c in found}
+    return all((curve.name, step, c) in concerned for curve in curves for step in curve.steps for c in conditions)
 
 
 def _by(curves: Sequence[Curve], name: str) -> str:

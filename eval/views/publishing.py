@@ -71,7 +71,8 @@ def publish(config: PublishConfig, pictures: Pictures | None = None) -> Told:
         lines += [f"page and figures of all {len(curves)}: {together}"] if together else []
     unsynced = sorted({path for t in told for path in t["unsynced"]})
     if unsynced:
-        lines.append(f"`wandb sync {' '.join(unsynced)}` sends what lies offline, once you are logged in")
+        folders = dict.fromkeys(str(Path(path).parent / "offline-run-*") for path in unsynced)
+        lines.append(f"`wandb sync {' '.join(folders)}` sends what lies offline, once you are logged in")
     error = None
     if failed:
         n = len(curves)
