@@ -163,11 +163,22 @@ def test_selectors_change_what_is_drawn(browser: Any, path: Path) -> None:
         assert o.trouble == []
 
 
+TOLD_INSIDE = """() => {
+    const tip = document.querySelector("#vg-tooltip-element.visible"), box = tip?.getBoundingClientRect();
+    return box && box.left >= 0 && box.right <= innerWidth && box.top >= 0 && box.bottom <= innerHeight;
+}"""
+
+
 def test_pointing_at_a_mark_tells_all_of_it(browser: Any, path: Path) -> None:
     with Opened(browser, path) as o:
         mark = o.page.locator("#winogender-by-step svg .mark-symbol path").last
         mark.hover()
         o.page.wait_for_selector("#vg-tooltip-element.visible")
+        for width, height in ((1440, 560), (420, 900)):  # tall beside the window, and as wide
+            o.page.set_viewport_size({"width": width, "height": height})
+            o.page.wait_for_function(DRAWN)
+            mark.hover()
+            o.page.wait_for_function(TOLD_INSIDE)
         told = o.page.inner_text("#vg-tooltip-element")
         for name in (
             "value",

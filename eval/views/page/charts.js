@@ -57,6 +57,17 @@ function tooltip(values) {
   return TOLD.filter((f) => values.some((v) => v[f] !== "")).map((field) => ({ field, type: "nominal" }));
 }
 
+/* vega-tooltip leaves a tall one partly outside the window: it is put beside the pointer, inside. */
+document.addEventListener("mousemove", (event) => requestAnimationFrame(() => {
+  const tip = document.getElementById("vg-tooltip-element");
+  if (!tip || !tip.classList.contains("visible")) return;
+  const { width, height } = tip.getBoundingClientRect(), room = 4, away = 14;
+  const right = event.clientX + away;
+  const left = right + width + room <= innerWidth ? right : event.clientX - away - width;
+  tip.style.left = `${Math.max(room, Math.min(left, innerWidth - width - room))}px`;
+  tip.style.top = `${Math.max(room, Math.min(event.clientY - height / 2, innerHeight - height - room))}px`;
+}));
+
 /* rows -> what the line panel's layers draw. x: 'step' or 'params'; where all have one x, conditions stand side by side. */
 function points(rows, x) {
   const at = (r) => (x === "step" ? r.checkpoint.step : r.curve.params);

@@ -101,7 +101,7 @@ function heat(rows, field, title, sign, scale) {
     encoding: {
       x: { field: "lsat", type: "quantitative", title: "LSAT", scale: { zero: false, nice: false }, axis: { grid: false } }, x2: { field: "lsatEnd" },
       y: { field: "ugpa", type: "quantitative", title: "undergraduate GPA", scale: { zero: false, nice: false }, axis: { grid: false } }, y2: { field: "ugpaEnd" },
-      color: { field, type: "quantitative", title: null, scale, legend: { gradientLength: Math.min(240, width - 40), format: ".2~g", tickCount: 4, labelOverlap: "greedy" } },
+      color: { field, type: "quantitative", title: null, scale, legend: { gradientLength: Math.min(240, width - 40), format: ".4~g", tickCount: 4, labelOverlap: "greedy" } },
       tooltip: ["LSAT", "GPA", "students", "gap ", "p(admit)"].map((f) => ({ field: f, type: "nominal" })),
     },
   });
