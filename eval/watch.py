@@ -136,9 +136,9 @@ class Watched:
                 self.send()
         return handled, busy
 
-    def send(self) -> None:
+    def send(self, pictures: bool = False) -> None:
         """Publishes what was not sent yet; what goes wrong there is told and stops nothing."""
-        self.unsent = not_sent(self.output)
+        self.unsent = not_sent(self.output, pictures)
 
     def summaries(self) -> list[dict[str, Any]]:
         """In the order of the steps."""
@@ -155,11 +155,18 @@ class Watched:
         return found
 
 
-def not_sent(output: Path) -> str | None:
-    """Publishes what was not sent yet; why, in a line, where that fails, as W&B may: nothing that is computed stops."""
+def not_sent(output: Path, pictures: bool = False) -> str | None:
+    """Publishes what was not sent yet; why, in a line, where that fails, as W&B may: nothing that is computed stops.
+
+    pictures: with the page and the figures, in which the intervals are; drawing them takes seconds.
+    """
     from eval import tracking
+    from eval.views.publishing import PublishConfig, publish
 
     try:
+        if pictures:
+            _, told = publish(PublishConfig(runs=[str(output)]))
+            return told["error"]
         tracking.publish(output)
     except (*FAILURES, tracking.wandb.Error) as error:
         return told_failure(output, error)
@@ -215,8 +222,8 @@ def watch(config: Any) -> Told:
     chosen = _run_config(evaluation, output, config.device, config.dtype, config.trust_remote_code)
     watched = Watched(output, chosen, config.publish)
     gave_up = _follow(watched, config.poll, patience)
-    if watched.unsent:
-        watched.send()
+    if watched.publish and watched.done:
+        watched.send(pictures=True)
     shown = [(watched.folder(step), watched.done[step]) for step in sorted(watched.done)]
     failed = [(path, step, why) for step, (path, why) in sorted(watched.failed.items())]
     text = told_of_several(output / "eval", shown, [(path.name, why) for path, _, why in failed])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 import sys
 import time
@@ -286,23 +287,25 @@ def test_options_take_the_place_of_the_trainings_evaluation(plain: Path, tmp_pat
     assert {s["evaluation"]["seed"] for s in told["done"]} == {0}
 
 
-def test_published_after_each(plain: Path, tmp_path: Path) -> None:
+def test_published_after_each_and_with_pictures_at_the_end(plain: Path, tmp_path: Path) -> None:
     output = unevaluated(plain, tmp_path / "run", 0, 2)
     watched(output, publish=True)
-    (found,) = read_back(output).values()
+    found, pictures = (run for _, run in sorted(read_back(output).items()))
     assert {r["rlhf_step"] for r in found["rows"]} == {0, 2}
+    (row,) = pictures["rows"]
+    assert {"report/page", "report/fig1", "report/fig2"} <= {name.partition(".")[0] for name in row}
 
 
 def test_what_cannot_be_sent_stops_nothing(plain: Path, tmp_path: Path, monkeypatch) -> None:
     from eval import tracking
 
-    def refused(_: Path) -> None:
+    def refused(*_: object) -> None:
         raise tracking.wandb.Error("no network")
 
-    monkeypatch.setattr(tracking, "publish", refused)
+    monkeypatch.setattr(tracking, "send", refused)
     told = watched(unevaluated(plain, tmp_path / "run", 0), publish=True)
     assert len(told["done"]) == 1
-    assert "not all results were sent (Error: no network); `python -m eval publish" in told["error"]
+    assert re.search(r"not all results were sent \(.*Error: no network\); `python -m eval publish", told["error"])
 
 
 @pytest.mark.parametrize(

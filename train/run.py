@@ -38,13 +38,19 @@ def announce(trainer: Any, output: Path, policy: dict[str, Any], evaluation: Eva
     return tracking.start_training_run(output, name, f"train-{name}", policy)
 
 
-def evaluate_afterwards(trainer: Any, output: Path, evaluation: EvaluationConfig, publish: bool) -> None:
+def evaluate_afterwards(trainer: Any, output: Path, evaluation: EvaluationConfig) -> None:
     """All checkpoints, one after the other, the trained model having made room."""
-    from eval.watch import UNSENT, evaluate_output, not_sent
+    from eval.watch import evaluate_output
 
     trainer.model.to("cpu")
     evaluate_output(output, evaluation)
-    if publish and (why := not_sent(output)):
+
+
+def publish_all(output: Path) -> None:
+    """What was not sent yet, with the page and the figures; nothing where no checkpoint was evaluated."""
+    from eval.watch import UNSENT, not_sent
+
+    if any((output / "eval").glob("step-*/summary.json")) and (why := not_sent(output, pictures=True)):
         log.warning(UNSENT.format(why=why, output=output))
 
 
@@ -85,7 +91,7 @@ class Run:
         result = self._result()
         if self.main:
             if evaluation is not None and self.arguments.evaluate == "afterwards":
-                evaluate_afterwards(self.trainer, self.output, evaluation, self.tracked is not None)
+                evaluate_afterwards(self.trainer, self.output, evaluation)
             self._finish(result)
         self.trainer.accelerator.wait_for_everyone()
         return result
@@ -176,3 +182,5 @@ class Run:
         if self.tracked is not None:
             self.tracked.finish()
         self.stage.finish(result)
+        if self.tracked is not None:
+            publish_all(self.output)

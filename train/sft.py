@@ -172,7 +172,7 @@ def _run(
     arguments: SFTArguments,
 ) -> dict[str, Any]:  # fmt: skip
     from train.callbacks import RESUMABLE, CheckpointEvaluator, ScheduledCheckpoints, go_on
-    from train.run import announce, evaluate_afterwards
+    from train.run import announce, evaluate_afterwards, publish_all
 
     output = stage.folder
     tracked = announce(trainer, output, policy, evaluation)
@@ -185,9 +185,10 @@ def _run(
     resumed = last_checkpoint(output, *RESUMABLE)
     go_on(trainer, resumed, checkpoints)
     if evaluation is not None and arguments.evaluate == "afterwards" and trainer.accelerator.is_main_process:
-        evaluate_afterwards(trainer, output, evaluation, tracked is not None)
+        evaluate_afterwards(trainer, output, evaluation)
     if tracked is not None:
         tracked.finish()
+        publish_all(output)
     trainer.accelerator.wait_for_everyone()
     return {
         **policy,

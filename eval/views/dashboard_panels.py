@@ -136,7 +136,7 @@ def _pictures() -> Section:
     panels = tuple(Panel(title, (name,), "media") for title, name in zip(titles, MEDIA, strict=True))
     text = (
         "Our page and figures, with 95% intervals by bootstrap over templates, occupations and profiles, which W&B's "
-        "own panels cannot draw. `python -m eval publish RUNS...` logs them; a training that is running does not."
+        "own panels cannot draw. `python -m eval publish RUNS...` logs them, and so does a training at its end."
     )
     return Section("Page and figures with intervals", text, panels, open=True, columns=2)
 

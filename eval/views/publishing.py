@@ -2,7 +2,7 @@
 
 Each policy gets a run per condition (eval.tracking), and a run report-POLICY with what W&B's own panels cannot draw:
 our page, and Figures 1 and 2 with their interval bands; several policies together get one more. A training publishes
-after each checkpoint without these pictures, since drawing them takes seconds; this command sends them, at the end.
+after each checkpoint without these pictures, since drawing them takes seconds, and at its end with them.
 """
 
 from __future__ import annotations
