@@ -36,7 +36,14 @@ def summary(
     metrics.append({**metrics[0], "name": "undefined_one", "value": None})
     target = folder / "eval" / f"step-{step:06d}"
     target.mkdir(parents=True, exist_ok=True)
-    written = {"step": step, "metrics": metrics, "model": "m", "format": "chat", "dtype": "float32", **more}
+    written = {
+        "step": step,
+        "metrics": metrics,
+        "model": "m",
+        "format": "chat",
+        "dtype": "float32",
+        "data": "small set",
+    } | more
     (target / "summary.json").write_text(json.dumps(written))
     return target
 

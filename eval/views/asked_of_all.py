@@ -19,10 +19,10 @@ from eval.results import Store
 from eval.sampled_answers import answered
 from eval.statistics import Quantity
 from eval.views.gathered import find
+from eval.views.scoring import names
 
 Question = tuple[str, int]
 """(item, order)."""
-MOST_PROBABLE = "most-probable"
 
 
 class NoShared(ValueError):
@@ -44,15 +44,6 @@ class Asked:
     folder: Path
     questions: dict[tuple[str, str], frozenset[Question]] = field(default_factory=dict)
     pairs: dict[tuple[str, str], Pair | None] = field(default_factory=dict)
-
-
-def names(experiment: str, scoring: str) -> tuple[str, ...]:
-    """Names of the metric that stands for an experiment, the first that was measured counts. BBQ asked in one order
-    only has no symmetrised score; by the most probable option, as given, it is the paper's bias_ambig.
-    """
-    headline = EXPERIMENTS[experiment].HEADLINE
-    plain = headline.removesuffix("_symmetrised").removesuffix("_expected")
-    return (plain,) if scoring == MOST_PROBABLE else (headline, headline.removesuffix("_symmetrised"))
 
 
 def metric_name(experiment: str, summary: dict[str, Any], condition: str, measured: str) -> str:

@@ -27,10 +27,10 @@ from eval.views.asked_of_all import Asked, NoShared, metric_name, shared_pairs
 from eval.views.explained import caution_of, of_checkpoint
 from eval.views.gathered import Curve, find, gather
 from eval.views.options import RunsConfig
+from eval.views.scoring import EXPECTED, MOST_PROBABLE, SCORINGS
 
 SIZE, STEP = "size", "step"
 RESAMPLES = 2000
-SCORINGS = ("expected", "most-probable")
 
 
 @dataclass
@@ -42,7 +42,7 @@ class EmergenceConfig(RunsConfig):
         default=None, metadata={"help": "step at which sizes are compared; default: the largest that all of them have"}
     )
     scoring: str = field(
-        default="expected",
+        default=EXPECTED,
         metadata={"help": "BBQ's answers: expected (order-symmetrised where asked so) or most-probable, as the paper"},
     )
     seed: int = field(default=0, metadata={"help": "seed of the bootstrap"})
@@ -55,7 +55,7 @@ class EmergenceConfig(RunsConfig):
             if name not in EXPERIMENTS:
                 raise InputError(f"experiments: unknown '{name}'{nearest(name, list(EXPERIMENTS))}")
         if self.scoring not in SCORINGS:
-            raise InputError(f"scoring must be expected or most-probable, not '{self.scoring}'")
+            raise InputError(f"scoring must be {EXPECTED} or {MOST_PROBABLE}, not '{self.scoring}'")
         if self.resamples < 200:
             raise InputError(f"resamples must be at least 200, not {self.resamples}")
         check_seed(self.seed)
@@ -117,7 +117,7 @@ def told(curves: Sequence[Curve]) -> list[dict[str, Any]]:
 
 def thresholds(
     curves: Sequence[Curve], seed: int = 0, resamples: int = RESAMPLES, experiments: Sequence[str] = (),
-    step: int | None = None, scoring: str = "expected", strict: bool = False,
+    step: int | None = None, scoring: str = EXPECTED, strict: bool = False,
 ) -> tuple[list[dict[str, Any]], list[str]]:  # fmt: skip
     """An entry for each axis, experiment and condition, and a line for each that was left out.
 
