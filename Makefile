@@ -54,8 +54,8 @@ demo: $(MODEL)/config.json ## reward model, RLHF, evaluation of every checkpoint
 	$(BIN)/python -m eval figures $(RUN)/rloo
 	$(BIN)/python -m eval publish $(RUN)/rloo
 
-test: $(MODEL)/config.json ## the tests, but for those that start vLLM
-	$(BIN)/python -m pytest -m "not vllm"
+test: $(MODEL)/config.json ## the tests, but for those that start vLLM; two files at a time, each on one core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not vllm" --numprocesses 2 --dist loadfile
 
 test-vllm: $(MODEL)/config.json $(VLLM_VENV)/.installed ## those that start vLLM
 	$(BIN)/python -m pytest -m vllm
