@@ -35,7 +35,7 @@ class PublishConfig(RunsConfig):
 
     project: str | None = field(default=None, metadata={"help": "default $WANDB_PROJECT or selfcorrect"})
     entity: str | None = field(default=None, metadata={"help": "user or team; default $WANDB_ENTITY or your own"})
-    pictures: bool = field(default=True, metadata={"help": "also send the page and Figure 2 of each policy"})
+    pictures: bool = field(default=True, metadata={"help": "also send the page, and Figures 1 and 2, of each policy"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
