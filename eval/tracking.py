@@ -93,7 +93,7 @@ def start_training_run(folder: Path, policy: str, run_id: str, config: dict[str,
     folder.mkdir(parents=True, exist_ok=True)
     return wandb.init(
         project=os.environ.get("WANDB_PROJECT", PROJECT),
-        dir=str(folder),
+        dir=str(folder.resolve()),  # the helper, where a parent process shares its own, has another working directory
         id=run_id,
         name=run_id,
         group=policy,
@@ -307,7 +307,7 @@ class Channel:
         run = _started(
             project=self.destination.project,
             entity=self.destination.entity,
-            dir=str(self.ledger.home),
+            dir=str(self.ledger.home.resolve()),
             id=run_id,
             name=run_id,
             group=config["policy"],

@@ -106,6 +106,14 @@ def test_offline_files_hold_what_the_results_hold(tmp_path: Path) -> None:
         ).items()
 
 
+def test_a_folder_is_where_it_is_whatever_the_helpers_working_directory(tmp_path: Path, monkeypatch) -> None:
+    tracking.publish(summary(tmp_path / "first", 0, 0.5).parents[1])  # wandb's helper is there, and works elsewhere
+    summary(tmp_path / "run", 20, 0.5)
+    monkeypatch.chdir(tmp_path)
+    tracking.publish(Path("run"))
+    assert len(fragments(tmp_path / "run")) == len(CONDITIONS)
+
+
 def test_publishing_again_sends_only_what_is_new(tmp_path: Path) -> None:
     summary(tmp_path, 20, 0.5)
     assert len(tracking.publish(tmp_path)) == len(CONDITIONS)
