@@ -33,7 +33,7 @@ def execute(command: str, folder: Path, *more: str, status: int = 0) -> str:
     environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "WANDB_MODE": "offline"}
     environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "NO_PROXY": "127.0.0.1"}
     environment.pop("WANDB_SERVICE", None)  # a user's shell has no helper of wandb's, as a test before this one may
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == status, done.stdout[-2000:] + done.stderr[-3000:]
     return done.stdout + done.stderr
 
