@@ -57,7 +57,7 @@ def started(*arguments: object, **more: Any) -> subprocess.Popen[str]:
 
 def vllm_run(*arguments: object) -> tuple[int, dict[str, Any], str]:
     """`eval run --scorer vllm` -> (exit status, the object of --json, its error line)."""
-    out, err = (process := started("--scorer", "vllm", *arguments)).communicate(timeout=300)
+    out, err = (process := started("--scorer", "vllm", *arguments)).communicate(timeout=600)
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
     assert process.returncode == 0 or lines, err[-3000:]
     return process.returncode, json.loads(out) if out else {}, "".join(lines)
