@@ -28,16 +28,17 @@ HEADLINES = {
     "winogender": ("rho", "Winogender: correlation with the labour statistics"),
     "admissions": ("gap", "Admissions: p(admit | Black) - p(admit | white)"),
 }
-"""The paper's three panels: metric and title. BBQ: the most probable option, options as given, which is its "
-"protocol."""
+"""The paper's three panels: metric and title. BBQ: the most probable option, options as given, which is its
+protocol."""
 EXPECTED = "bias_ambig_expected_symmetrised"
 CATEGORIES = tuple(sorted(Path(p.path).stem for p in PINNED if Path(p.path).match("bbq/*.jsonl")))
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A line plot against `x` (several names: lines in one plot), a plot against size of a run's last value, or "
-    "media."""
+    """A line plot against `x` (several names: lines in one plot), a plot against size of a run's last value, or
+    media.
+    """
 
     title: str
     names: tuple[str, ...]
