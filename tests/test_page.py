@@ -94,6 +94,13 @@ class Opened:
     def svg(self, chart: str) -> str:
         return self.page.inner_html(f"#{chart} svg.marks")
 
+    def resize(self, width: int, height: int) -> None:
+        """The window made as wide and high; returns when all is drawn for it, which begins a while after the change."""
+        anew = width != self.page.viewport_size["width"]
+        self.page.evaluate("window.before = document.querySelector('svg.marks')")
+        self.page.set_viewport_size({"width": width, "height": height})
+        self.page.wait_for_function(f"{DRAWN} && window.before.isConnected === {str(not anew).lower()}")
+
     def choose(self, select: str, value: str, chart: str) -> tuple[str, str]:
         """A chart before and after a choice."""
         before = self.svg(chart)
@@ -175,8 +182,7 @@ def test_pointing_at_a_mark_tells_all_of_it(browser: Any, path: Path) -> None:
         mark.hover()
         o.page.wait_for_selector("#vg-tooltip-element.visible")
         for width, height in ((1440, 560), (420, 900)):  # tall beside the window, and as wide
-            o.page.set_viewport_size({"width": width, "height": height})
-            o.page.wait_for_function(DRAWN)
+            o.resize(width, height)
             mark.hover()
             o.page.wait_for_function(TOLD_INSIDE)
         told = o.page.inner_text("#vg-tooltip-element")

@@ -150,6 +150,7 @@ async function begin() {
   new ResizeObserver(() => {
     if (printing || byId("main").clientWidth === width) return;
     width = byId("main").clientWidth;
+    document.documentElement.dataset.drawn = "no";
     clearTimeout(waiting);
     waiting = setTimeout(drawPage, 150);
   }).observe(byId("main"));
