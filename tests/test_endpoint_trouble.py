@@ -152,7 +152,7 @@ def test_killed_and_run_again(server: ModelServer, tmp_path: Path, how: signal.S
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(how)
-    _, said = process.communicate(timeout=60)  # it would otherwise wait for the server, tries and all
+    _, said = process.communicate(timeout=300)  # it would otherwise wait for the server, tries and all
     assert KEY not in said
     assert process.returncode == (130 if how == signal.SIGINT else -how)
     server.slow, kept = 0, list(Store(tmp_path / "out").read())

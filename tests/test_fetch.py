@@ -188,9 +188,9 @@ def test_partial_file_of_something_else_is_not_kept(server: FileServer, tmp_path
 
 def test_stall_is_retried(server: FileServer, tmp_path: Path) -> None:
     began = time.monotonic()
-    assert run(tmp_path, pin(server, "bbq/One.jsonl", BODY, stalls(HALF)), timeout=0.3)["error"] is None
+    assert run(tmp_path, pin(server, "bbq/One.jsonl", BODY, stalls(HALF)), timeout=1.0)["error"] is None
     assert [asked for _, asked in server.seen] == [None, f"bytes={HALF}-"]
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
 
 
 def test_end_without_announced_length(server: FileServer, tmp_path: Path) -> None:
@@ -319,7 +319,7 @@ def test_killed_and_run_again(server: FileServer, tmp_path: Path) -> None:
     part, target = tmp_path / "bbq" / "One.jsonl.part", tmp_path / "bbq" / "One.jsonl"
     process = started(tmp_path, pinned)
     try:
-        deadline = time.monotonic() + 30  # well before the stall ends or is noticed
+        deadline = time.monotonic() + 100  # well before the stall ends or is noticed
         while not (part.is_file() and part.stat().st_size == FEW):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
@@ -336,7 +336,7 @@ def test_disk_that_is_full(server: FileServer, tmp_path: Path) -> None:
     """A limit on the size of files stands for it: the write fails in the same call."""
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))"
     process = started(tmp_path, pin(server, "bbq/One.jsonl"), before=limit)
-    said = process.communicate(timeout=60)[1]
+    said = process.communicate(timeout=300)[1]
     assert process.returncode == 2
     (line,) = [x for x in said.splitlines() if x.startswith("error: ")]
     assert str(tmp_path) in line and "free some space" in line and "Traceback" not in said
@@ -350,13 +350,13 @@ def test_two_at_once(server: FileServer, tmp_path: Path, caplog) -> None:
     outcomes: list[list[str]] = []
 
     def work() -> None:
-        outcomes.append([f["outcome"] for f in run(tmp_path, *pins, timeout=0.2)["files"]])
+        outcomes.append([f["outcome"] for f in run(tmp_path, *pins, timeout=1.0)["files"]])
 
     threads = [threading.Thread(target=work) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(300)
     assert sorted(outcomes) == [["fetched"] * 3, ["right"] * 3]
     assert len(server.seen) == 6 and "another fetch is at work" in caplog.text
     assert lying(tmp_path) == {p.path for p in pins}

@@ -179,16 +179,18 @@ def test_killed_and_interrupted_it_leaves_nothing_and_goes_on(tiny_32: Path, tmp
             start_new_session=True,
             preexec_fn=heed_interrupts,
         )
-        there, until = sum(1 for _ in Store(tmp_path / "out").read()), time.monotonic() + 120
+        there, until = sum(1 for _ in Store(tmp_path / "out").read()), time.monotonic() + 600
         while sum(1 for _ in Store(tmp_path / "out").read()) == there and time.monotonic() < until:
             assert process.poll() is None
             time.sleep(0.05)
         process.send_signal(signum)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
         assert process.returncode == (-signal.SIGKILL if number == 1 else 130) and out == ""
         assert number == 1 or "run the same command again" in err
-        time.sleep(0.5)
-        assert of_session(process.pid) == []
+        until = time.monotonic() + 60
+        while left := of_session(process.pid):
+            assert time.monotonic() < until, left
+            time.sleep(0.5)
     kept = records(tmp_path / "out")
     status, told, _ = vllm_run(*asked, *long, "--output", tmp_path / "out")
     assert status == 0 and len(told["sessions"]) == 3

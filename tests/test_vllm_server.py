@@ -64,7 +64,7 @@ def url(real_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             yield address
         finally:
             server.terminate()
-            server.wait(60)
+            server.wait(300)
 
 
 def records(output: Path, **settings: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -159,7 +159,7 @@ def start(output: Path, source: Path, loaded: list[str]) -> Callable[[int], None
     return appear
 
 
-def until(what: Callable[[], bool], seconds: float = 60) -> None:
+def until(what: Callable[[], bool], seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end, "it did not happen"
@@ -187,7 +187,7 @@ def test_started_before_the_training_and_ended_with_it(plain: Path, tmp_path: Pa
             time.sleep(0.2)
             assert not watching.done()
         shutil.copy(plain / "rloo.json", output)
-        told = watching.result(timeout=60)
+        told = watching.result(timeout=300)
     assert loaded == ["checkpoint-4", "checkpoint-0", "checkpoint-2"]
     assert [s["step"] for s in told["done"]] == [0, 2, 4] and told["error"] is None
 
@@ -207,7 +207,7 @@ def test_a_locked_step_is_left_and_taken_later(plain: Path, tmp_path: Path, load
         until(lambda: evaluated(output, 4))
         time.sleep(0.3)  # several looks, and longer than it waits for a training that may be dead
         assert not watching.done() and not evaluated(output, 0)
-    assert watching.result(timeout=60)["error"] is None
+    assert watching.result(timeout=300)["error"] is None
     assert evaluated(output, 0)
 
 
@@ -275,7 +275,7 @@ def test_the_result_file_is_the_one_that_run_json_names(plain: Path, tmp_path: P
         time.sleep(0.2)
         assert not watching.done()
         write_json(output / "ended.json", {})
-        assert len(watching.result(timeout=60)["done"]) == 1
+        assert len(watching.result(timeout=300)["done"]) == 1
     write_json(output / RUN_FILE, {k: v for k, v in run.items() if k != "result"})
     assert len(watched(output)["done"]) == 1
 
