@@ -17,15 +17,16 @@ from eval.views import apart, panels
 from eval.views import cells as data
 from eval.views.cells import Cell
 from eval.views.explained import Caution
-from eval.views.gathered import Curve, size_name
+from eval.views.gathered import Curve, size_name, unfinished
 from eval.views.lines import SIZE
 from eval.views.style import GREY, SETTINGS, SMALL, WIDTH
 
 NOTE_WIDTH = 138
 """Characters of the smallest text across a figure."""
 SEVERAL = (
-    "small marks and faint lines are single policies, large marks and thick lines their means; bars are intervals of "
-    "single policies; bands over steps go from the least to the greatest policy and are no intervals"
+    "small marks and faint lines are single policies, large marks and thick lines their means, over steps only where "
+    "all have a value; bars are intervals of single policies; bands over steps go from the least to the greatest "
+    "policy and are no intervals"
 )
 
 
@@ -127,7 +128,9 @@ def complete(
     shown = [a for a in figure.axes if a.axison]
     panels.make_room(shown)
     panels.legend(figure, panels.condition_lines(drawn.cells) if lines is None else lines, shown)
-    drawn.remarks = [*apart.told(parts), *drawn.remarks, *unfinished(drawn.cells, asked)]
+    there = {(c.curve, c.step) for c in drawn.cells}
+    shown_curves = [c for c in asked.curves if c.name in {name for name, _ in there}]
+    drawn.remarks = [*apart.told(parts), *drawn.remarks, *unfinished(shown_curves, there)]
     drawn.remarks += several_told(drawn)
     measured = [c for c in drawn.cells if c.state == data.MEASURED]
     if bare := sum(c.low is None for c in measured):
@@ -137,18 +140,6 @@ def complete(
     foot(drawn, asked)
     part_labels(figure)
     return drawn
-
-
-def unfinished(cells: Sequence[Cell], asked: Asked) -> list[str]:
-    """Checkpoints, of the curves that are drawn, that were not evaluated to the end and are not among the cells."""
-    drawn = {c.curve for c in cells}
-    there = {(c.curve, c.step) for c in cells}
-    told: dict[tuple[str, str], list[int]] = {}
-    for curve in (c for c in asked.curves if c.name in drawn):
-        for step, why in sorted(curve.unfinished.items()):
-            if (curve.name, step) not in there:
-                told.setdefault((curve.name, why), []).append(step)
-    return [f"{name}: {why} at step {', '.join(map(str, steps))}" for (name, why), steps in told.items()]
 
 
 def several_told(drawn: Drawn) -> list[str]:
@@ -161,16 +152,15 @@ def several_told(drawn: Drawn) -> list[str]:
     groups = list(dict.fromkeys(c.group for c in cells))
     if len(groups) > 1:
         told = "; ".join(
-            f"{algorithm or 'no RLHF run of ours'}, {kind}: {', '.join(sizes[algorithm, kind])}"
-            for algorithm, kind in groups
+            f"{kind} ({made or 'no RLHF run of ours'}): {', '.join(sizes[made, kind])}" for made, kind in groups
         )
-        remarks.append(f"lines apart for {told}; the first is the thickest")
+        remarks.append(f"lines apart for {told}" + ("" if drawn.number == 5 else "; the first is the thickest"))
     policies: dict[tuple[int | None, tuple[str, str]], set[str]] = {}
     for c in cells:
         policies.setdefault((c.model_params, c.group), set()).add(c.curve)
     several = [f"{len(names)} of {size_name(size)}" for (size, _), names in policies.items() if len(names) > 1]
     if several:
-        how = "marks and lines are their means" if drawn.number == 5 else SEVERAL
+        how = "marks and lines are their means, or, where there is none, each of them" if drawn.number == 5 else SEVERAL
         remarks.append(f"several policies ({', '.join(several)}): {how}")
     return remarks
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,16 @@ def whole(curves: Sequence[Curve]) -> list[Curve]:
             ours = [Curve(name, folder, first.described, tuple(summaries), unfinished=unfinished)]
         told += ours
     return told
+
+
+def unfinished(curves: Sequence[Curve], told: Container[tuple[str, int | None]] = ()) -> list[str]:
+    """A line for each curve with checkpoints that have no results, and why. told: (curve's name, step) not to name."""
+    lines: dict[tuple[str, str], list[str]] = {}
+    for curve in curves:
+        for step, why in sorted(curve.unfinished.items()):
+            if (curve.name, step) not in told:
+                lines.setdefault((curve.name, why), []).append(str(step))
+    return [f"{name}: {why} at step {', '.join(steps)}" for (name, why), steps in lines.items()]
 
 
 def metrics(curves: Sequence[Curve]) -> Iterator[tuple[Curve, dict[str, Any], dict[str, Any]]]:

@@ -41,9 +41,8 @@ def nothing(axes: Axes, text: str = "not evaluated") -> None:
 
 
 def why(cells: Iterable[Cell]) -> str:
-    """Why there is no number among them, in words."""
-    reasons = list(dict.fromkeys(c.lacking for c in cells if c.results))
-    return reasons[0] if len(reasons) == 1 else ABSENT
+    """Why there is no number among them, in words: what is told of some of their checkpoints, else not evaluated."""
+    return next((c.lacking for c in cells if c.results and c.note), ABSENT)
 
 
 def rug(axes: Axes, cells: Sequence[Cell], present: Sequence[str], along: str, colour: str = "") -> None:
@@ -121,8 +120,9 @@ def finish(axes: Axes, cells: Sequence[Cell], along: str, sign: str = "", level:
     words += [f"({sign})"] if sign else []
     names = list(dict.fromkeys(c.condition for c in cells))
     lacking = [n for n in names if all(c.state == ABSENT for c in cells if c.condition == n)]
-    if lacking and len(lacking) < len(names):
-        words += textwrap.wrap(f"{why(c for c in cells if c.condition in lacking)}: {', '.join(lacking)}", 36)
+    reasons = {n: why(c for c in cells if c.condition == n) for n in lacking if len(lacking) < len(names)}
+    for reason in dict.fromkeys(reasons.values()):
+        words += textwrap.wrap(f"{reason}: {', '.join(n for n in reasons if reasons[n] == reason)}", 36)
     axes.set_xlabel("\n".join(words), fontsize=SMALL)
     if len(lacking) == len(names):
         return
