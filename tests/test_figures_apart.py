@@ -140,7 +140,11 @@ def test_seeds_that_were_asked_otherwise_have_neither_mean_nor_band(made: Callab
     assert ys(axes, "Q") == [] and not ranges(axes)
     for run in (one, other):
         assert ys(axes, f"_Q: {run.name}") == pytest.approx([rho(run, s) for s in (0, 30, 60)])
-    assert said(found[2], "Winogender", "neither mean nor band of one, other: not asked the same (data, data_sha256)")
+    assert said(
+        found[2],
+        "Winogender",
+        "neither mean nor band of one, other at steps 0, 30, 60: not asked the same (data, data_sha256)",
+    )
     q = next(a for a in found[5].figure.axes if a.get_title() == "Winogender: Q")
     assert ys(q, str(SMALL)) == [] and len(ys(q, f"_filled {SMALL}")) == 6
 
@@ -167,7 +171,9 @@ def test_two_ways_of_asking_one_checkpoint_stay_apart(made: Callable[..., Path],
     made("run", edit=without_limit).joinpath("eval").rename(tmp_path / "more")
     (tmp_path / "more").rename(made("run") / "more")
     found = drawn_of(tmp_path, only=["2"])[2]
-    assert said(found, "neither mean nor band of run (limit 40), run (limit all): not asked the same (limit)")
+    assert said(
+        found, "neither mean nor band of run (limit 40), run (limit all) at steps 0, 30, 60: not asked the same"
+    )
     assert ys(winogender(found), "Q") == []
 
 

@@ -65,5 +65,7 @@ def _over_steps(cells: Sequence[Cell]) -> Iterator[tuple[str, str]]:
     for (experiment, curve, names), places in breaks.items():
         yield experiment, f"the line of {curve} breaks between steps {'; '.join(places)}: not asked the same ({names})"
     for (*_, why), found in without.items():
-        curves = list(dict.fromkeys(c.curve for c in found))
-        yield found[0].experiment, f"neither mean nor band of {some(curves, 4)}: {why}"
+        curves = some(list(dict.fromkeys(c.curve for c in found)), 4)
+        steps = [str(step) for step in sorted({c.step or 0 for c in found})]
+        where = f"step{'s' * (len(steps) > 1)} {some(steps, 12)}"
+        yield found[0].experiment, f"neither mean nor band of {curves} at {where}: {why}"
