@@ -14,7 +14,7 @@ from eval.experiments.registry import EXPERIMENTS
 from eval.sources import SMALL_SET_NOTE
 from eval.tables import remarks
 from eval.views.explained import OTHERS, READING, Caution, cautions, small_set
-from eval.views.gathered import Curve, size_name
+from eval.views.gathered import Curve, size_name, unfinished
 from eval.views.page_data import experiments, model_name
 
 SOURCES = {
@@ -76,6 +76,7 @@ def notes(curves: Sequence[Curve]) -> list[str]:
         if len(values) > 1:
             said = "" if name == "evaluation" else f" ({', '.join(str(json.loads(v) or 'not known') for v in values)})"
             found.append(f"Checkpoints on this page differ in {name.replace('_', ' ')}{said}: compare with care.")
+    found += [f"{line}, so that is not on this page." for line in unfinished(curves)]
     found += _grouped(curves)
     lasting: dict[str, list[str]] = {}
     for curve in curves:
