@@ -150,8 +150,7 @@ def _trial(
                 [ask(float(p), k, c) for k, p in enumerate(powers[plant.name])]
                 for c in (CONDITIONS[CONTROL], condition)
             )
-            values, resamples = reductions(before, after, bootstrap)
-            effects = over_trainings(values, resamples, np.arange(len(SIZES)), trial)
+            effects = over_trainings(*reductions(before, after, bootstrap), np.arange(len(SIZES)), trial)
             tallies[plant.name, condition.name].add(x_M, change_point(x_M, effects), plant.threshold)
 
 

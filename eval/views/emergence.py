@@ -217,12 +217,12 @@ def _along(
                 if pairs is None:  # not asked of any of them
                     continue
                 before, after = [p.before for p in pairs], [p.after for p in pairs]
-                values, drawn = reductions(before, after, bootstrap)
+                reduced = reductions(before, after, bootstrap)
             except (NoShared, Undefined) as error:
                 left_out.append(f"{where}: {error}")
                 continue
             place_P = np.array([k for k, place in enumerate(axis.places) for _ in place.checkpoints])
-            effects = over_trainings(values, drawn, place_P, seed)
+            effects = over_trainings(*reduced, place_P, seed, same_trainings=axis.kind == STEP)
             threshold = change_point(axis.x_M, effects)
             means = [[np.mean([q.value for q in part[place_P == k]]) for k in range(len(axis.places))]
                      for part in (np.array(before, dtype=object), np.array(after, dtype=object))]  # fmt: skip
