@@ -8,13 +8,14 @@ places) and a broken line (the second point at the last place) are ramps too, an
 known: with an interval of 95% a fitted broken line held a planted jump in none to 60% of trials of a simulation, and a
 fitted jump a planted broken line in 69 to 99%; the ramp held either in 94 to 99% (docs/validation.md, Emergence).
 
-How. Least squares over a grid of ramps, weighted by the variances of the null below. Ramps that fit equally well are all kept
-(a jump between two tested places may be anywhere between them): the estimate is the middle of their thresholds, and the
-interval is that of the outermost. Templates are drawn jointly for all places and both conditions, which were asked the
-same ones; trainings within a place where there are several. The interval is the percentile interval of the threshold
-over the resamples, whose spread is widened as that of eval.statistics is (few clusters, Student's t), and so is that of
-the trainings (few of them). Whether there is any effect at all is tested first: the largest reduction of the weighted
-sum of squares by any ramp, against its distribution over draws in which there is none (`Effects.null`).
+How. Least squares over a grid of ramps, weighted by the variances of the null below. Ramps that fit equally well are
+all kept (a jump between two tested places may be anywhere between them): the estimate is the middle of their
+thresholds, and the interval is that of the outermost. Templates are drawn jointly for all places and both conditions,
+which were asked the same ones; trainings within a place where there are several. The interval is the percentile
+interval of the threshold over the resamples, whose spread is widened as that of eval.statistics is (few clusters,
+Student's t), and so is that of the trainings (few of them). Whether there is any effect at all is tested first: the
+largest reduction of the weighted sum of squares by any ramp, against its distribution over draws in which there is none
+(`Effects.null`).
 """
 
 from __future__ import annotations
@@ -117,13 +118,15 @@ def _rising(x_M: np.ndarray, starts: np.ndarray, ends: np.ndarray, steps: np.nda
     return Ramps(shapes, start_G, end_G, step_G)
 
 
-def reductions(before: Sequence[Quantity], after: Sequence[Quantity], bootstrap: Bootstrap) -> tuple[np.ndarray, ...]:
+def reductions(
+    before: Sequence[Quantity], after: Sequence[Quantity], bootstrap: Bootstrap
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """|before| - |after| of P policies: values (P,), resamples (B, P) and null (B, P), the same clusters drawn for all.
 
     null is what a reduction of 0 would be seen as: |before*| - |before| less sign(after) (after* - after). An absolute
     value near 0 grows with noise. Of a noisy `before` that looks like a reduction, so it is in the null; of a noisy
-    `after` it looks like the opposite, and with |after*| - |after| in the null, nearly every reduction would seem larger
-    than noise: 20 to 29% false alarms instead of 5% (docs/validation.md, Emergence).
+    `after` it looks like the opposite, and with |after*| - |after| in the null nearly every reduction would seem
+    larger than noise: 20 to 29% false alarms instead of 5% (docs/validation.md, Emergence).
 
     Raises Undefined where they were not asked on the same clusters, or a value is undefined, or has no interval (too
     few clusters; undefined in more than 5% of the resamples).
@@ -131,13 +134,13 @@ def reductions(before: Sequence[Quantity], after: Sequence[Quantity], bootstrap:
     first = before[0].table
     for q in (*before, *after):
         if q.table.clusters != first.clusters:
-            raise Undefined(f"{q.name}: the policies were not asked on the same clusters")
+            raise Undefined(f"{q.name}: not asked on the same clusters (with another --admissions_vary, for one)")
         if q.undefined or not np.isfinite(q.value):
             raise Undefined(f"{q.name} is undefined: {q.undefined or 'no answer that it could be taken of'}")
     widening = spread(first)
     b_P, a_P = (np.array([q.value for q in part]) for part in (before, after))
     b_BP, a_BP = (np.column_stack([bootstrap.replicates(q) for q in part]) for part in (before, after))
-    defined = np.isfinite(b_BP).all(axis=1) & np.isfinite(a_BP).all(axis=1)
+    defined = np.array([np.isfinite(row).all() for row in np.hstack([b_BP, a_BP])])
     if (lost := int((~defined).sum())) > MAX_UNDEFINED * len(defined):
         raise Undefined(f"{before[0].name} is undefined in {lost} of {len(defined)} resamples")
     b_BP, a_BP, values = b_BP[defined], a_BP[defined], abs(b_P) - abs(a_P)
