@@ -15,9 +15,11 @@ from eval.__main__ import main
 from eval.config import EvaluationConfig, InputError
 from eval.coverage import OracleConfig
 from eval.emergence_coverage import emergence_coverage
+from eval.evaluate import evaluate
 from eval.experiments.registry import EXPERIMENTS
+from eval.plan import plan
 from eval.results import write_json
-from eval.scorers.oracle import Preferences
+from eval.scorers.oracle import Oracle, Preferences
 from eval.sources import SMALL_SET
 from eval.views.emerged import _sentences, size
 from eval.views.emergence import EmergenceConfig, emergence, told
@@ -267,6 +269,33 @@ def test_profiles_asked_by_sex_are_left_out_with_a_line(
         result(folder, 60, planted(0.8), k, {"admissions": by_sex} if k else GAPS)
     assert "not asked on the same clusters" in ended(main, "emergence", tmp_path)
     assert told(gather([tmp_path])) == []
+
+
+def test_one_set_of_weights_for_all_sizes(tmp_path: Path) -> None:
+    """Students among the rows that --limit takes: the same answers give the same bias, whatever limit each was asked
+    with, and after a larger one as after the one alone.
+    """
+    survey = tmp_path / "data" / "admissions"
+    survey.mkdir(parents=True)
+    rows = [f"{1 + k % 2},{20 + k % 10},{2 + k % 4 / 2}" for k in range(40)]
+    rows += [row for k, row in enumerate(rows) for _ in range(k % 7)]
+    (survey / "law_data.csv").write_text("sex,LSAT,UGPA\n" + "\n".join(rows) + "\n")
+    for k, limits in enumerate(([40], [len(rows)], [len(rows), 30, 40])):
+        for limit in limits:
+            config = EvaluationConfig(
+                experiments=["admissions"], orders=1, data_dir=str(tmp_path / "data"), limit=limit,
+                conditions=["Q", "Q+IF"],
+            )  # fmt: skip
+            asked = plan(config)
+            oracle = Oracle(planted(0.6), 3, asked.questions)
+            evaluate(oracle, config, tmp_path / f"m{k}", {"model": f"m{k}", "model_params": SIZES[k]}, planned=asked)
+    for runs in (["m0", "m1", "m2"], ["m2", "m1", "m0"]):
+        (entry,), _ = entries(*(tmp_path / name for name in runs))
+        assert len({p["before"] for p in entry["points"]}) == len({p["after"] for p in entry["points"]}) == 1
+        summary = json.loads((tmp_path / "m0" / "summary.json").read_text())
+        gap = next(m for m in summary["metrics"] if (m["condition"], m["name"], m["category"]) == ("Q", "gap", "all"))
+        assert entry["points"][0]["before"] == pytest.approx(gap["value"], abs=1e-12)
+        assert entry["n_items"] == gap["n_items"]
 
 
 def test_biases_of_several_trainings_are_told_by_their_size(tmp_path: Path) -> None:
