@@ -48,6 +48,10 @@ class Undefined(ValueError):
     """No interval can be had; the text says why."""
 
 
+class TooFewClusters(Undefined):
+    """Below MIN_CLUSTERS: whatever is answered, there is no interval."""
+
+
 @dataclass(frozen=True)
 class Effects:
     """Reductions of bias at M places: values (M,), resamples (B, M) with the spread widened, how many trainings each
@@ -150,14 +154,16 @@ def reductions(
 
 def spread(table: Table) -> float:
     """By how much the spread of the resamples is widened: sqrt(C / (C - S)) for C clusters in S strata, times what
-    Student's t adds to the normal quantile (Hesterberg 2015, as in eval.statistics). Raises Undefined below
-    MIN_CLUSTERS.
+    Student's t adds to the normal quantile (Hesterberg 2015, as in eval.statistics). Raises TooFewClusters
+    below MIN_CLUSTERS.
     """
     clusters = len(table.clusters)
     stratified = len(table.sizes) == 1 or min(table.sizes) > 1  # as Bootstrap draws them
     degrees = clusters - (len(table.sizes) if stratified else 1)
     if degrees < MIN_CLUSTERS - 1:
-        raise Undefined(f"{clusters} clusters are too few, at least {MIN_CLUSTERS - 1 + clusters - degrees} are needed")
+        raise TooFewClusters(
+            f"{clusters} clusters are too few, at least {MIN_CLUSTERS - 1 + clusters - degrees} are needed"
+        )
     student = stats.t.ppf(1 - ALPHA / 2, degrees) / stats.norm.ppf(1 - ALPHA / 2)
     return float(np.sqrt(clusters / degrees) * student)
 

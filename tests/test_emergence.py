@@ -15,6 +15,7 @@ from eval.__main__ import main
 from eval.config import EvaluationConfig, InputError
 from eval.coverage import OracleConfig
 from eval.emergence_coverage import emergence_coverage
+from eval.emergence_coverage import table as coverage_table
 from eval.evaluate import evaluate
 from eval.experiments.registry import EXPERIMENTS
 from eval.plan import plan
@@ -206,6 +207,18 @@ def test_planted_families_of_the_oracle() -> None:
     assert 0.9e9 < rows["jump"]["median_estimate"] < 3.1e9
     assert rows["everywhere"]["at_or_below_first"] >= 2 / 3
     assert rows["nowhere"]["found"] <= 1 / 3 and rows["nowhere"]["coverage"] is None
+
+
+def test_trials_without_a_threshold_are_counted_and_told(ended: Callable[..., str]) -> None:
+    """A rho that is undefined in every trial; too few profiles, and no instruction, are bad input."""
+    flat = OracleConfig(trials=2, experiments=["winogender"], conditions=["Q", "Q+IF"], scatter=0.0, slope=0.0)
+    found = emergence_coverage(flat)
+    assert all((r["trials"], r["undefined"], r["found"], r["misfit"]) == (0, 2, None, None) for r in found["rows"])
+    said = coverage_table(found)
+    assert "Undefined: winogender, Q+IF: rho is undefined: the model's probability hardly varies" in said
+    few = ("--experiments", "admissions", "--limit", "4", "--conditions", "Q,Q+IF", "--trials", "2")
+    assert "clusters are too few, at least 8 are needed; ask more" in ended(main, "oracle", "--emergence", *few)
+    assert "conditions Q: none has the instruction" in ended(main, "oracle", "--emergence", "--conditions", "Q")
 
 
 def test_sizes_are_written_as_they_are_spoken() -> None:
