@@ -14,10 +14,11 @@ from PIL import Image
 from eval import __main__ as command_line
 from eval import tracking
 from eval.config import InputError
-from eval.ledger import LEDGER
+from eval.ledger import LEDGER, policy_name
 from eval.views.gathered import Curve
 from eval.views.publishing import PublishConfig, publish
 from tests.test_tracking import described, fragments, read_back, records, summary
+from tests.test_tracking import publish as sent
 
 
 def drawn(curves: Sequence[Curve], folder: Path) -> list[Path]:
@@ -84,7 +85,7 @@ def test_names_and_ledgers_of_before_stay(tmp_path: Path) -> None:
     assert (told["policy"], told["runs"]) == ("old", ["eval-old-q-if"])
     (tmp_path / LEDGER).unlink()
     (told,) = published(tmp_path)[1]["policies"]
-    assert told["policy"] == tracking.policy_name(tmp_path, [(20, None, None)])
+    assert told["policy"] == policy_name(tmp_path, [(20, None, None)])
 
 
 def test_two_ways_of_asking_one_training_are_two_policies(tmp_path: Path) -> None:
@@ -176,7 +177,7 @@ def test_disabled_sends_nothing_and_takes_nothing_for_sent(tmp_path: Path, monke
     monkeypatch.setenv("WANDB_MODE", "disabled")
     text, told = published(run)
     assert "disabled" in text and told["policies"][0]["runs"] == [] and told["mode"] == "disabled"
-    assert tracking.publish(run) == [] and sorted(p.name for p in run.iterdir()) == ["eval", "run.json"]
+    assert sent(run) == [] and sorted(p.name for p in run.iterdir()) == ["eval", "run.json"]
     monkeypatch.setenv("WANDB_MODE", "offline")
     assert published(run)[1]["policies"][0]["runs"] == ["eval-p-q"]
 
@@ -185,7 +186,7 @@ def test_a_rest_that_was_synced_in_between_counts_as_sent(tmp_path: Path) -> Non
     """`wandb sync` leaves a file beside what it sent; the ledger does not know of it after a kill."""
     run = described(tmp_path / "run")
     summary(run, 20, 0.5, ("Q",))
-    tracking.publish(run)
+    sent(run)
     ledger = json.loads((run / LEDGER).read_text())
     entry = ledger["policies"]["p"]
     entry["fragments"], entry["targets"]["//selfcorrect"]["sent"] = [], {}  # as a kill before its end leaves it
@@ -193,15 +194,15 @@ def test_a_rest_that_was_synced_in_between_counts_as_sent(tmp_path: Path) -> Non
     (path,) = fragments(run)
     path.with_suffix(".wandb.synced").touch()
     summary(run, 40, 0.6, ("Q",))
-    assert tracking.publish(run) == ["eval-p-q"]
+    assert sent(run) == ["eval-p-q"]
     assert [r["rlhf_step"] for r in read_back(run)["eval-p-q"]["rows"]] == [20, 40]
-    assert tracking.publish(run) == []
+    assert sent(run) == []
 
 
 def test_what_was_being_sent_online_waits_for_the_server(tmp_path: Path) -> None:
     run = described(tmp_path / "run")
     summary(run, 20, 0.5, ("Q", "Q+IF"))
-    tracking.publish(run)
+    sent(run)
     ledger = json.loads((run / LEDGER).read_text())
     place = ledger["policies"]["p"]["targets"]["//selfcorrect"]
     place["open"] = {"eval-p-q": {"online": True, "node": "elsewhere", "pid": 1}}
@@ -215,7 +216,7 @@ def test_online_the_server_is_asked_what_has_arrived(tmp_path: Path, monkeypatch
     """Our side of it: the server's answer and the sending are replaced, since there is no server here."""
     run = described(tmp_path / "run")
     summary(run, 20, 0.5, ("Q",))
-    tracking.publish(run)
+    sent(run)
     ledger = json.loads((run / LEDGER).read_text())
     place = ledger["policies"]["p"]["targets"]["//selfcorrect"]
     place["open"] = {"eval-p-q": {"online": True, "node": "elsewhere", "pid": 1}}
@@ -233,10 +234,10 @@ def test_online_the_server_is_asked_what_has_arrived(tmp_path: Path, monkeypatch
     monkeypatch.setattr(tracking, "default_entity", lambda: "team")
     monkeypatch.setattr(tracking, "_history", history)
     monkeypatch.setattr(tracking.wandb, "init", lambda **about: began(**{**about, "mode": "offline"}))
-    assert tracking.publish(run) == ["eval-p-q"]
+    assert sent(run) == ["eval-p-q"]
     assert asked == ["team/selfcorrect/eval-p-q"]
     assert [r["rlhf_step"] for r in read_back(run)["eval-p-q"]["rows"]] == [20, 60]
-    assert tracking.publish(run) == []
+    assert sent(run) == []
 
 
 def test_bad_input(tmp_path: Path, ended: Any) -> None:

@@ -15,9 +15,9 @@ from typing import Any
 from eval.commands import JSON_HELP, Told
 from eval.config import InputError, prepare_output
 from eval.results import read_json, write_json, write_text
+from eval.tracked import check_destination
 from eval.views.dashboard_panels import Section, known_only, logged_names, sections
 from eval.views.gathered import Curve, gather
-from eval.views.publishing import check_destination
 
 SAVED = "saved.json"
 SPECS = {"workspace": "workspace.json", "report": "report.json"}
