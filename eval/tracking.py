@@ -66,7 +66,7 @@ def own_entity() -> str | None:
         return wandb.Api().default_entity
     except ERRORS as error:
         raise InputError(
-            f"W&B did not take the login: {_line(error)}; check the network and `wandb login`, or set "
+            f"W&B did not take the login: {line(error)}; check the network and `wandb login`, or set "
             "WANDB_MODE=offline and send later"
         ) from error
 
@@ -133,7 +133,7 @@ def start_training_run(folder: Path, policy: str, run_id: str, config: dict[str,
         )
     except ERRORS as error:
         raise InputError(
-            f"W&B did not take the run {run_id}: {_line(error)}; mend that, or train with --report_to none or "
+            f"W&B did not take the run {run_id}: {line(error)}; mend that, or train with --report_to none or "
             "WANDB_MODE=offline: the same command goes on"
         ) from error
 
@@ -240,5 +240,6 @@ def rows_in(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [r["history"]["item"] for r in records if r["type"] == "history"]
 
 
-def _line(error: Exception) -> str:
+def line(error: Exception) -> str:
+    """What wandb raised, in a line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -168,6 +168,23 @@ def test_mode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert tracking.mode() == "online"
 
 
+def test_mode_of_the_settings_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What `wandb offline` and `wandb disabled` write in the folder that is worked in, though the user is logged in."""
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password " + "a" * 40 + "\n")
+    (tmp_path / "netrc").chmod(0o600)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.chdir(tmp_path)
+    for mode in ("offline", "disabled", "online"):
+        (tmp_path / "wandb" / "settings").write_text(f"[default]\nmode = {mode}\n")
+        assert tracking.mode() == mode
+    (tmp_path / "wandb" / "settings").write_text("[default]\nmode = disabled\n")
+    for said, meant in (("online", "online"), ("dryrun", "offline")):
+        monkeypatch.setenv("WANDB_MODE", said)
+        assert tracking.mode() == meant
+
+
 def expected(folder: Path) -> Counter[tuple[str, int, str, float]]:
     """(run, step, metric, value) of everything that is to be sent, once each."""
     (curve,) = gather([folder])

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.commands import Told
+from eval.config import InputError
 from eval.run import FAILURES, told_failure
 from eval.tracked import check_destination
 from eval.views.gathered import Curve, gather
@@ -64,7 +65,7 @@ def publish(config: PublishConfig, pictures: Pictures | None = None) -> Told:
             together = _send_pictures(curves, destination, alone_in(curves[0], curves, config.folders), draw)
             lines += [f"page and figures of all {len(curves)}: {together}"] if together else []
         except (*FAILURES, *tracking.ERRORS) as failure:
-            error = f"page and figures of all {len(curves)} failed: {told_failure('page and figures', failure)}"
+            error = f"page and figures of all {len(curves)} failed: {_told_failure(destination, failure)}"
             lines.append(error)
     unsynced = sorted({path for t in told for path in t["unsynced"]})
     if unsynced:
@@ -92,8 +93,15 @@ def _publish_one(curve: Curve, destination: Any, alone: Path | None, draw: Pictu
             told["report"] = _send_pictures([curve], destination, alone, draw)
         told["unsynced"] = sending.unsynced(curve)
     except (*FAILURES, *tracking.ERRORS) as error:
-        told["error"] = told_failure(curve.folder, error)
+        told["error"] = _told_failure(curve.folder, error)
     return told
+
+
+def _told_failure(what: object, error: Exception) -> str:
+    """The same in a line where W&B is what failed."""
+    from eval import tracking
+
+    return told_failure(what, InputError(tracking.line(error)) if isinstance(error, tracking.ERRORS) else error)
 
 
 def _send_pictures(curves: Sequence[Curve], destination: Any, alone: Path | None, draw: Pictures) -> str | None:
