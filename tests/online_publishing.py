@@ -35,15 +35,11 @@ def steps(server: WandbServer, folder: Path) -> dict[str, Any]:
 
     def sent(name: str, **more: Any) -> None:
         (policy,) = published(run, **({"pictures": False} | more))[1]["policies"]
-        rows = {
-            r: [[row.get("rlhf_step"), row.get("eval/winogender/rho")] for row in server.rows(r)] for r in server.runs
-        }
-        place = json.loads((run / LEDGER).read_text())["policies"]["p"]["targets"]
-        found[name] = {
-            "told": policy,
-            "rows": rows,
-            "targets": {k.removeprefix(server.url): v for k, v in place.items()},
-        }
+        names = ("rlhf_step", "eval/winogender/rho")
+        rows = {r: [[row.get(n) for n in names] for row in server.rows(r)] for r in server.runs}
+        targets = json.loads((run / LEDGER).read_text())["policies"]["p"]["targets"]
+        targets = {name.removeprefix(server.url): place for name, place in targets.items()}
+        found[name] = {"told": policy, "rows": rows, "targets": targets}
 
     summary(run, 0, 0.0, ("Q",))
     sent("first")

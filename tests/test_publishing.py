@@ -221,7 +221,10 @@ def test_a_disk_that_is_full_is_told_and_nothing_is_taken_for_sent(tmp_path: Pat
     run = described(tmp_path / "run")
     for step in range(20):
         summary(run, step, 0.5, ("Q",), parts=1000)
-    code = f"from tests.test_publishing import *; tracking.ARRIVAL_SECONDS = 0.5; print(published(Path({str(run)!r}), pictures=False)[0])"
+    code = (
+        "from tests.test_publishing import *; tracking.ARRIVAL_SECONDS = 0.5; "
+        f"print(published(Path({str(run)!r}), pictures=False)[0])"
+    )
     limited = ["bash", "-c", 'ulimit -f 300; exec "$@"', "-", sys.executable, "-c", code]
     done = subprocess.run(limited, capture_output=True, text=True, env=alone())
     assert "failed" in done.stdout and "was not written to its end" in done.stdout, done.stdout + done.stderr

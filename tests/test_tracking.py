@@ -168,21 +168,19 @@ def test_mode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert tracking.mode() == "online"
 
 
-def test_mode_of_the_settings_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_mode_of_the_settings_file(tmp_path: Path) -> None:
     """What `wandb offline` and `wandb disabled` write in the folder that is worked in, though the user is logged in."""
     (tmp_path / "wandb").mkdir()
-    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password " + "a" * 40 + "\n")
-    (tmp_path / "netrc").chmod(0o600)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.delenv("WANDB_MODE")
-    monkeypatch.chdir(tmp_path)
-    for mode in ("offline", "disabled", "online"):
-        (tmp_path / "wandb" / "settings").write_text(f"[default]\nmode = {mode}\n")
-        assert tracking.mode() == mode
-    (tmp_path / "wandb" / "settings").write_text("[default]\nmode = disabled\n")
-    for said, meant in (("online", "online"), ("dryrun", "offline")):
-        monkeypatch.setenv("WANDB_MODE", said)
-        assert tracking.mode() == meant
+    code = (
+        f"import os; from eval import tracking; os.chdir({str(tmp_path)!r}); os.environ.pop('WANDB_MODE')\n"
+        "for mode in ('offline', 'disabled', 'online'):\n"
+        "    open('wandb/settings', 'w').write(f'[default]\\nmode = {mode}\\n'); print(tracking.mode())\n"
+        "open('wandb/settings', 'w').write('[default]\\nmode = disabled\\n')\n"
+        "for said in ('online', 'dryrun'): os.environ['WANDB_MODE'] = said; print(tracking.mode())"
+    )
+    environment = alone() | {"WANDB_API_KEY": "a" * 40}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["offline", "disabled", "online", "online", "offline"], done.stderr
 
 
 def expected(folder: Path) -> Counter[tuple[str, int, str, float]]:

@@ -111,7 +111,8 @@ class WandbServer(ThreadingHTTPServer):
             "id": f"id-{name}", "tags": [], "name": name, "displayName": name, "sweepName": None, "state": "finished",
             "config": self.runs[name]["config"], "group": None, "jobType": "eval", "commit": None, "readOnly": False,
             "createdAt": "2026-01-01T00:00:00", "heartbeatAt": "2026-01-01T00:00:00", "description": "", "notes": "",
-            "systemMetrics": "{}", "summaryMetrics": self.runs[name]["summary"], "user": {"name": ENTITY, "username": ENTITY}, "projectId": 1,
+            "systemMetrics": "{}", "summaryMetrics": self.runs[name]["summary"],
+            "user": {"name": ENTITY, "username": ENTITY}, "projectId": 1,
             "historyLineCount": len(self.rows(name)), "historyKeys": {"lastStep": last, "keys": {}},
         }  # fmt: skip
 
