@@ -43,7 +43,12 @@ def check_destination(project: str | None, entity: str | None) -> None:
 
 def axis_of(curve: Curve) -> str:
     """rlhf_step, or what else the steps count."""
-    return curve.step_name.lower().replace(" ", "_")
+    return axis_name(curve.step_name)
+
+
+def axis_name(step_name: str) -> str:
+    """'RLHF step' -> rlhf_step."""
+    return step_name.lower().replace(" ", "_")
 
 
 def setup_of(described: dict[str, Any], policy: str) -> str:
