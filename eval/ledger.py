@@ -211,6 +211,19 @@ def _read(folder: Path, default_target: str) -> dict[str, Any]:
     return {"version": 2, "policies": {content["policy"]: entry}}
 
 
+def check_distinct(ledgers: Sequence[Ledger]) -> None:
+    """Raises InputError where two trainings say that they are the same policy, as those of one run_name did once: their
+    runs would be the same ones.
+    """
+    homes: dict[str, Path] = {}
+    for ledger in ledgers:
+        if (home := homes.setdefault(ledger.policy, ledger.home)).resolve() != ledger.home.resolve():
+            raise InputError(
+                f"{home} and {ledger.home} both are the policy '{ledger.policy}' by their run.json; mixed they "
+                "would mean nothing: give them one at a time, each with a --project of its own"
+            )
+
+
 def synced(folder: Path) -> bool:
     """Whether `wandb sync` has sent an offline folder; it leaves a file that says so."""
     return any(folder.glob("*.wandb.synced"))

@@ -16,6 +16,7 @@ from typing import Any
 
 from eval.commands import Told
 from eval.config import InputError
+from eval.ledger import check_distinct, ledger_of
 from eval.run import FAILURES, told_failure
 from eval.tracked import check_destination
 from eval.views.gathered import Curve, gather
@@ -45,15 +46,18 @@ def publish(config: PublishConfig, pictures: Pictures | None = None) -> Told:
     """Sends what was not sent yet, policy by policy; one that fails does not keep the others back.
 
     pictures: draws what is logged beside the numbers, `pictures` of this module by default. Raises InputError where a
-    folder is not there or holds no result. What fails later stands in the object's 'failed' and 'error'.
+    folder is not there or holds no result, or two trainings say that they are the same policy. What fails later stands
+    in the object's 'failed' and 'error'.
     """
     from eval import tracking
 
     curves = gather(config.folders)
     given = {k: v for k, v in (("project", config.project), ("entity", config.entity)) if v}
     destination = tracking.Destination(**given)
+    places = [alone_in(curve, curves, config.folders) for curve in curves]
+    check_distinct([ledger_of(curve, place) for curve, place in zip(curves, places, strict=True)])
     draw = (pictures or draw_pictures) if config.pictures else None
-    told = [_publish_one(c, destination, alone_in(c, curves, config.folders), draw) for c in curves]
+    told = [_publish_one(c, destination, place, draw) for c, place in zip(curves, places, strict=True)]
     mode = tracking.mode()
     lines = [_line(t, mode) for t in told]
     failed = [t for t in told if t["error"]]
@@ -62,7 +66,7 @@ def publish(config: PublishConfig, pictures: Pictures | None = None) -> Told:
         error = f"{len(failed)} of {len(curves)} policies failed: {failed[0]['policy']}: {failed[0]['error']}"
     elif draw and len(curves) > 1:
         try:
-            together = _send_pictures(curves, destination, alone_in(curves[0], curves, config.folders), draw)
+            together = _send_pictures(curves, destination, places[0], draw)
             lines += [f"page and figures of all {len(curves)}: {together}"] if together else []
         except (*FAILURES, *tracking.ERRORS) as failure:
             error = f"page and figures of all {len(curves)} failed: {_told_failure(destination, failure)}"
