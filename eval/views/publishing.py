@@ -16,7 +16,7 @@ from typing import Any
 
 from eval.commands import Told
 from eval.config import InputError
-from eval.ledger import check_distinct, ledger_of
+from eval.ledger import Ledger, check_distinct, ledger_of
 from eval.run import FAILURES, told_failure
 from eval.tracked import check_destination
 from eval.views.gathered import Curve, gather
@@ -46,8 +46,8 @@ def publish(config: PublishConfig, pictures: Pictures | None = None) -> Told:
     """Sends what was not sent yet, policy by policy; one that fails does not keep the others back.
 
     pictures: draws what is logged beside the numbers, `pictures` of this module by default. Raises InputError where a
-    folder is not there or holds no result, or two trainings say that they are the same policy. What fails later stands
-    in the object's 'failed' and 'error'.
+    folder is not there or holds no result. What fails later, as the second of two trainings that say that they are the
+    same policy does, stands in the object's 'failed' and 'error'.
     """
     from eval import tracking
 
@@ -55,9 +55,9 @@ def publish(config: PublishConfig, pictures: Pictures | None = None) -> Told:
     given = {k: v for k, v in (("project", config.project), ("entity", config.entity)) if v}
     destination = tracking.Destination(**given)
     places = [alone_in(curve, curves, config.folders) for curve in curves]
-    check_distinct([ledger_of(curve, place) for curve, place in zip(curves, places, strict=True)])
     draw = (pictures or draw_pictures) if config.pictures else None
-    told = [_publish_one(c, destination, place, draw) for c, place in zip(curves, places, strict=True)]
+    known: list[Ledger] = []
+    told = [_publish_one(c, destination, place, draw, known) for c, place in zip(curves, places, strict=True)]
     mode = tracking.mode()
     lines = [_line(t, mode) for t in told]
     failed = [t for t in told if t["error"]]
@@ -82,8 +82,10 @@ def publish(config: PublishConfig, pictures: Pictures | None = None) -> Told:
     }  # fmt: skip
 
 
-def _publish_one(curve: Curve, destination: Any, alone: Path | None, draw: Pictures | None) -> dict[str, Any]:
-    """What became of one policy."""
+def _publish_one(
+    curve: Curve, destination: Any, alone: Path | None, draw: Pictures | None, known: list[Ledger]
+) -> dict[str, Any]:
+    """What became of one policy. known: the policies before it, to which it is added."""
     from eval import sending, tracking
 
     told: dict[str, Any] = {
@@ -91,6 +93,9 @@ def _publish_one(curve: Curve, destination: Any, alone: Path | None, draw: Pictu
         "unsynced": [], "error": None,
     }  # fmt: skip
     try:
+        ledger = ledger_of(curve, alone)
+        check_distinct([*known, ledger])
+        known.append(ledger)
         sent = sending.send(curve, destination, alone)
         told |= {name: getattr(sent, name) for name in ("policy", "runs", "rows", "changed", "held")}
         if draw:
