@@ -7,7 +7,6 @@ what they say of themselves (eval.curves), not by where they lie.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,12 @@ from typing import Any
 
 from eval.config import InputError
 from eval.curves import apart, by_step, read_summaries, step_name
+from eval.results import read_json
 from eval.targets import RLHF_STEP
 
 RUN_FILE = "run.json"
 """Written by a trainer into its output folder: policy, algorithm, model, model_params, seed ..."""
+WITHOUT = "remove it, and the results are shown without what it says of the training"
 TRAINING = ("policy", "algorithm", "model", "model_params", "seed")
 
 
@@ -162,7 +163,7 @@ def _made_of(summary: dict[str, Any]) -> tuple[str, Path | None]:
 def _curve(part: list[dict[str, Any]]) -> Curve:
     paths = [Path(s["results"]) for s in part]
     training = training_folder(paths[0])
-    described = json.loads((training / RUN_FILE).read_text("utf-8")) if training else {}
+    described = (read_json(training / RUN_FILE, WITHOUT) if training else None) or {}
     folder = training or _common(paths)
     return Curve("", folder, described, tuple(by_step(part, folder)))
 
