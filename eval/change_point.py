@@ -8,13 +8,14 @@ places) and a broken line (the second point at the last place) are ramps too, an
 known: with an interval of 95% a fitted broken line held a planted jump in none to 60% of trials of a simulation, and a
 fitted jump a planted broken line in 69 to 99%; the ramp held either in 94 to 99% (docs/validation.md, Emergence).
 
-How. Least squares over a grid of ramps, weighted by the bootstrap variances. Ramps that fit equally well are all kept
-(a jump between two tested places may be anywhere between them): the estimate is the middle of their thresholds, and the
-interval is that of the outermost. Templates are drawn jointly for all places and both conditions, which were asked the
-same ones; trainings within a place where there are several. The interval is the percentile interval of the threshold
-over the resamples, whose spread is widened as that of eval.statistics is (few clusters, Student's t). Whether there is
-any effect at all is tested first: the largest reduction of the weighted sum of squares by any ramp, against its
-distribution over centred resamples, in which there is none.
+How. Least squares over a grid of ramps, weighted by the variances of the null below. Ramps that fit equally well are
+all kept (a jump between two tested places may be anywhere between them): the estimate is the middle of their
+thresholds, and the interval is that of the outermost. Templates are drawn jointly for all places and both conditions,
+which were asked the same ones; trainings within a place where there are several. The interval is the percentile
+interval of the threshold over the resamples, whose spread is widened as that of eval.statistics is (few clusters,
+Student's t), and so is that of the trainings (few of them). Whether there is any effect at all is tested first: the
+largest reduction of the weighted sum of squares by any ramp, against its distribution over draws in which there is none
+(`Effects.null`).
 """
 
 from __future__ import annotations
@@ -47,15 +48,20 @@ class Undefined(ValueError):
     """No interval can be had; the text says why."""
 
 
+class TooFewClusters(Undefined):
+    """Below MIN_CLUSTERS: whatever is answered, there is no interval."""
+
+
 @dataclass(frozen=True)
 class Effects:
-    """Reductions of bias at M places: values (M,), resamples (B, M) with the spread widened, and how many trainings
-    each place has (M,).
+    """Reductions of bias at M places: values (M,), resamples (B, M) with the spread widened, how many trainings each
+    place has (M,), and null (B, M): what noise alone would make of them where nothing is reduced (see `reductions`).
     """
 
     values: np.ndarray
     resamples: np.ndarray
     trainings: np.ndarray
+    null: np.ndarray
 
     def intervals(self) -> np.ndarray:
         """95% percentile intervals, (M, 2)."""
@@ -116,64 +122,86 @@ def _rising(x_M: np.ndarray, starts: np.ndarray, ends: np.ndarray, steps: np.nda
     return Ramps(shapes, start_G, end_G, step_G)
 
 
-def reductions(before: Sequence[Quantity], after: Sequence[Quantity], bootstrap: Bootstrap) -> tuple[np.ndarray, ...]:
-    """|before| - |after| of P policies, values (P,) and resamples (B, P), the same clusters drawn for all of them.
+def reductions(
+    before: Sequence[Quantity], after: Sequence[Quantity], bootstrap: Bootstrap
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """|before| - |after| of P policies: values (P,), resamples (B, P) and null (B, P), the same clusters drawn for all.
 
-    Raises ValueError where they were not asked on the same clusters, Undefined where a value is undefined, or has no
-    interval (too few clusters; undefined in more than 5% of the resamples).
+    null is what a reduction of 0 would be seen as: |before*| - |before| less sign(after) (after* - after). An absolute
+    value near 0 grows with noise. Of a noisy `before` that looks like a reduction, so it is in the null; of a noisy
+    `after` it looks like the opposite, and with |after*| - |after| in the null nearly every reduction would seem
+    larger than noise: 20 to 29% false alarms instead of 5% (docs/validation.md, Emergence).
+
+    Raises Undefined where they were not asked on the same clusters, or a value is undefined, or has no interval (too
+    few clusters; undefined in more than 5% of the resamples).
     """
     first = before[0].table
     for q in (*before, *after):
         if q.table.clusters != first.clusters:
-            raise ValueError(f"{q.name}: the policies were not asked on the same clusters")
+            raise Undefined(f"{q.name}: not asked on the same clusters (with another --admissions_vary, for one)")
         if q.undefined or not np.isfinite(q.value):
             raise Undefined(f"{q.name} is undefined: {q.undefined or 'no answer that it could be taken of'}")
     widening = spread(first)
-    values = np.array([abs(b.value) - abs(a.value) for b, a in zip(before, after, strict=True)])
-    drawn = [abs(bootstrap.replicates(b)) - abs(bootstrap.replicates(a)) for b, a in zip(before, after, strict=True)]
-    resamples = np.column_stack(drawn)
-    defined = np.isfinite(resamples).all(axis=1)
-    lost = len(resamples) - int(defined.sum())
-    if lost > MAX_UNDEFINED * len(resamples):
-        raise Undefined(f"{before[0].name} is undefined in {lost} of {len(resamples)} resamples")
-    return values, values + widening * (resamples[defined] - values)
+    b_P, a_P = (np.array([q.value for q in part]) for part in (before, after))
+    b_BP, a_BP = (np.column_stack([bootstrap.replicates(q) for q in part]) for part in (before, after))
+    defined = np.array([np.isfinite(row).all() for row in np.hstack([b_BP, a_BP])])
+    if (lost := int((~defined).sum())) > MAX_UNDEFINED * len(defined):
+        raise Undefined(f"{before[0].name} is undefined in {lost} of {len(defined)} resamples")
+    b_BP, a_BP, values = b_BP[defined], a_BP[defined], abs(b_P) - abs(a_P)
+    null = abs(b_BP) - abs(b_P) - np.sign(a_P) * (a_BP - a_P)
+    return values, values + widening * (abs(b_BP) - abs(a_BP) - values), widening * null
 
 
 def spread(table: Table) -> float:
     """By how much the spread of the resamples is widened: sqrt(C / (C - S)) for C clusters in S strata, times what
-    Student's t adds to the normal quantile (Hesterberg 2015, as in eval.statistics). Raises Undefined below
-    MIN_CLUSTERS.
+    Student's t adds to the normal quantile (Hesterberg 2015, as in eval.statistics). Raises TooFewClusters
+    below MIN_CLUSTERS.
     """
     clusters = len(table.clusters)
     stratified = len(table.sizes) == 1 or min(table.sizes) > 1  # as Bootstrap draws them
     degrees = clusters - (len(table.sizes) if stratified else 1)
     if degrees < MIN_CLUSTERS - 1:
-        raise Undefined(f"{clusters} clusters are too few, at least {MIN_CLUSTERS - 1 + clusters - degrees} are needed")
+        raise TooFewClusters(
+            f"{clusters} clusters are too few, at least {MIN_CLUSTERS - 1 + clusters - degrees} are needed"
+        )
     student = stats.t.ppf(1 - ALPHA / 2, degrees) / stats.norm.ppf(1 - ALPHA / 2)
     return float(np.sqrt(clusters / degrees) * student)
 
 
-def over_trainings(values_P: np.ndarray, resamples_BP: np.ndarray, place_P: np.ndarray, seed: int) -> Effects:
-    """The mean of each place's policies. place_P: number of each policy's place, from 0.
+def over_trainings(
+    values_P: np.ndarray, resamples_BP: np.ndarray, null_BP: np.ndarray, place_P: np.ndarray, seed: int,
+    same_trainings: bool = False,
+) -> Effects:  # fmt: skip
+    """The mean of each place's policies. place_P: number of each policy's place, from 0. same_trainings: the trainings
+    of every place are the same ones, in the same order (checkpoints of a few trainings), and are drawn together.
 
-    Where a place has n > 1 trainings, n of them are drawn with replacement, and their spread is widened by
-    sqrt(n / (n - 1)), by which that of such draws is too small. Where it has one, how much trainings differ is unknown
-    and is not in the spread.
+    Where a place has n > 1 trainings, n of them are drawn with replacement, and how far their mean then lies from that
+    of all is widened by sqrt(n / (n - 1)), by which the spread of such draws is too small, times what Student's t of
+    n - 1 degrees of freedom adds. Where it has one, how much trainings differ is unknown and is not in the spread.
     """
     rng = np.random.default_rng([seed, 1])
-    places = range(int(place_P.max()) + 1)
-    values, drawn, counts = [], [], []
-    for place in places:
-        found = resamples_BP[:, place_P == place]
-        n = found.shape[1]
-        mean = found.mean(axis=1)
-        if n > 1:
-            chosen = np.take_along_axis(found, rng.integers(n, size=found.shape), axis=1).mean(axis=1)
-            mean = mean + np.sqrt(n / (n - 1)) * (chosen - mean)
-        values.append(values_P[place_P == place].mean())
-        drawn.append(mean)
+    values, drawn, null, counts = [], [], [], []
+    together = None
+    for place in range(int(place_P.max()) + 1):
+        here = place_P == place
+        n = int(here.sum())
+        value = values_P[here].mean()
+        if together is None or not same_trainings:
+            together = rng.integers(n, size=(len(resamples_BP), n))
+        values.append(value)
+        drawn.append(_mean_of_drawn(resamples_BP[:, here], together))
+        null.append(_mean_of_drawn(values_P[here] + null_BP[:, here], together) - value)
         counts.append(n)
-    return Effects(np.array(values), np.column_stack(drawn), np.array(counts))
+    return Effects(np.array(values), np.column_stack(drawn), np.array(counts), np.column_stack(null))
+
+
+def _mean_of_drawn(found_BN: np.ndarray, drawn_BN: np.ndarray) -> np.ndarray:
+    """The mean of the trainings drawn (their numbers, from 0) in each resample, its spread widened; (B,)."""
+    mean, n = found_BN.mean(axis=1), found_BN.shape[1]
+    if n == 1:
+        return mean
+    student = stats.t.ppf(1 - ALPHA / 2, n - 1) / stats.norm.ppf(1 - ALPHA / 2)
+    return mean + np.sqrt(n / (n - 1)) * student * (np.take_along_axis(found_BN, drawn_BN, axis=1).mean(axis=1) - mean)
 
 
 def change_point(x_M: np.ndarray, effects: Effects) -> Threshold:
@@ -181,15 +209,14 @@ def change_point(x_M: np.ndarray, effects: Effects) -> Threshold:
     if len(x_M) < MIN_PLACES:
         raise ValueError(f"{len(x_M)} places, at least {MIN_PLACES} are needed")
     grid, y_M = ramps(x_M), effects.values
-    variances = effects.resamples.var(axis=0)
+    variances = effects.null.var(axis=0)
     floor = max(LEAST_SHARE * variances.mean(), np.finfo(float).tiny ** 0.5)
     weights_M = 1 / np.maximum(variances, floor)
     best, *_, fitted = _fit(y_M[None], grid, weights_M)
     most, between = _best(x_M, y_M, grid, weights_M)
-    centred = effects.resamples - y_M
-    none, *_ = _fit(centred, grid, weights_M)
+    none, *_ = _fit(effects.null, grid, weights_M)
     left = (weights_M * y_M**2).sum() - most
-    again = fitted[0] + centred
+    again = fitted[0] + effects.null
     explained, *_ = _fit(again, grid, weights_M)
     unexplained = (weights_M * again**2).sum(axis=1) - explained
     _, lows, highs, _ = _fit(effects.resamples, grid, weights_M)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.config import InputError, nearest
+from eval.config import InputError, check_seed, nearest
 from eval.experiments.registry import EXPERIMENTS
 from eval.measure import Cell, correct, effect, paired
 from eval.records import Effect, Record
@@ -56,6 +56,7 @@ class CompareConfig:
     json: bool = field(default=False, metadata={"help": "one JSON object on stdout, everything else on stderr"})
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         if not self.a or not self.b:
             raise InputError("eval compare takes two results folders: python -m eval compare A B")
 
@@ -177,11 +178,13 @@ def _pairs(cell: Cell, pairs: list[tuple[Record, Record]], n_a: int, n_b: int) -
 
 
 def _by_cell(store: Store, remarks: list[str]) -> dict[Cell, dict[Any, Record]]:
-    """The records by cell and key, without what was sampled, which takes the memory, and without questions that have no
-    answer, of which a line in `remarks` tells.
+    """The records by cell and key, without what was sampled, which takes the memory, without what weighs nothing (kept
+    for a larger --limit), and without questions that have no answer, of which a line in `remarks` tells.
     """
     cells: dict[Cell, list[Record]] = {}
     for record in store.read():
+        if record["weight"] == 0:
+            continue
         record.pop("reasoning", None)
         cells.setdefault((record["experiment"], record["condition"]), []).append(record)
     found, left_out = answered(cells)

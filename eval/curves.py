@@ -41,6 +41,10 @@ def read_summaries(folder: Path) -> list[dict[str, Any]]:
         summary = read_json(path, AGAIN)
         if summary is not None and "metrics" in summary:
             _check(path, summary)
+            if "step" not in summary:
+                raise InputError(
+                    f"{path} has no 'step', so it cannot be placed on a curve; evaluate again: records are kept"
+                )
             found.append({**summary, "results": str(path.parent)})
     if not found:
         raise InputError(f"run folder {folder} has no finished evaluation (no summary.json in it)")

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from eval.change_point import ALPHA, change_point, over_trainings, reductions
+from eval.change_point import ALPHA, TooFewClusters, Undefined, change_point, over_trainings, reductions
 from eval.conditions import CONDITIONS, Condition
+from eval.config import InputError
 from eval.coverage import OracleConfig, answer, redraw
 from eval.experiments.registry import EXPERIMENTS
 from eval.measure import CONTROL
@@ -30,7 +31,7 @@ SIZES = (135e6, 360e6, 1e9, 3e9, 10e9, 30e9)
 RESAMPLES = 400
 COLUMNS = (
     "experiment", "condition", "planted", "threshold", "found (p <= 0.05)", "median estimate", "at or below the first",
-    "coverage", "interval, decades", "misfit (p < 0.05)", "trials",
+    "coverage", "interval, decades", "misfit (p < 0.05)", "trials", "undefined",
 )  # fmt: skip
 
 
@@ -60,13 +61,16 @@ PLANTS = (
 
 @dataclass
 class Tally:
-    """What the trials found of one plant, experiment and condition; a value per trial with an effect but `p_values`."""
+    """What the trials found of one plant, experiment and condition; a value per trial with an effect, but p_values and
+    misfits of each, and undefined: the trials in which there was nothing to look at, each with the reason.
+    """
 
     p_values: list[float] = field(default_factory=list)
     misfits: list[float] = field(default_factory=list)
     estimates: list[float] = field(default_factory=list)
     held: list[bool] = field(default_factory=list)
     widths: list[float] = field(default_factory=list)
+    undefined: list[str] = field(default_factory=list)
 
     def add(self, x_M: np.ndarray, found: Any, planted: float) -> None:
         """found: an eval.change_point.Threshold. Widths are of the part of the interval within the sizes."""
@@ -87,20 +91,29 @@ class Tally:
             "condition": condition,
             "planted": plant.name,
             "threshold": float(10**plant.threshold) if np.isfinite(plant.threshold) else None,
-            "found": n / len(self.p_values),
+            "found": n / len(self.p_values) if self.p_values else None,
             "median_estimate": float(10**median) if np.isfinite(median) else None,
             "at_or_below_first": float(np.mean(np.isneginf(self.estimates))) if n else None,
             "coverage": float(np.mean(self.held)) if n and not never else None,
             "width_decades": float(np.mean(self.widths)) if n else None,
-            "misfit": float(np.mean(np.array(self.misfits) < ALPHA)),
+            "misfit": float(np.mean(np.array(self.misfits) < ALPHA)) if self.misfits else None,
             "trials": len(self.p_values),
+            "undefined": len(self.undefined),
+            "reason": self.undefined[0] if self.undefined else "",
         }
 
 
 def emergence_coverage(config: OracleConfig) -> dict[str, Any]:
     """Runs the trials; {"preferences", "sizes", "data", "seed", "trials", "resamples", "rows": [...]}, a row per
     experiment, condition with an instruction, and plant.
+
+    Raises InputError where no condition has an instruction, and where an experiment has too few clusters.
     """
+    if not any(CONDITIONS[c].instruction for c in config.conditions):
+        raise InputError(
+            f"conditions {','.join(config.conditions)}: none has the instruction whose threshold is planted; give Q+IF "
+            "or Q+IF+CoT"
+        )
     folder = data_folder(config.data_dir)
     rows: list[dict[str, Any]] = []
     with tqdm(total=config.trials * len(config.experiments), desc="trials", leave=False) as bar:
@@ -150,9 +163,16 @@ def _trial(
                 [ask(float(p), k, c) for k, p in enumerate(powers[plant.name])]
                 for c in (CONDITIONS[CONTROL], condition)
             )
-            values, resamples = reductions(before, after, bootstrap)
-            effects = over_trainings(values, resamples, np.arange(len(SIZES)), trial)
-            tallies[plant.name, condition.name].add(x_M, change_point(x_M, effects), plant.threshold)
+            tally = tallies[plant.name, condition.name]
+            try:
+                reduced = reductions(before, after, bootstrap)
+            except TooFewClusters as error:
+                raise InputError(f"{experiment}: {error}; ask more (--limit, --categories, --data-dir)") from error
+            except Undefined as error:
+                tally.undefined.append(str(error))
+                continue
+            effects = over_trainings(*reduced, np.arange(len(SIZES)), trial)
+            tally.add(x_M, change_point(x_M, effects), plant.threshold)
 
 
 class Family:
@@ -194,6 +214,9 @@ def table(result: dict[str, Any]) -> str:
         width = "" if r["width_decades"] is None else f"{r['width_decades']:.2f}"
         rows.append(
             (r["experiment"], r["condition"], r["planted"], planted, shares[0], median, *shares[1:], width,
-             f"{100 * r['misfit']:.1f}%", str(r["trials"]))
+             "" if r["misfit"] is None else f"{100 * r['misfit']:.1f}%", str(r["trials"]), str(r["undefined"]))
         )  # fmt: skip
-    return columns(rows)
+    reasons = dict.fromkeys(
+        f"{r['experiment']}, {r['condition']}: {r['reason']}" for r in result["rows"] if r["reason"]
+    )
+    return "\n".join([columns(rows), *(f"Undefined: {reason}" for reason in reasons)])

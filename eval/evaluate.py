@@ -15,6 +15,7 @@ from tqdm import tqdm
 from eval import sampled_answers
 from eval.asking import Asking, cost
 from eval.config import EvaluationConfig, InputError
+from eval.experiments import admissions
 from eval.measure import Cell, measure
 from eval.plan import Plan, Question, plan
 from eval.processes import Team
@@ -170,7 +171,9 @@ class Known:
         self.earlier: set[Key] = set()
         self.stale_weights = False
         self.watched = config.precision is not None
+        self.students = planned.students
         for number, record in enumerate(store.read()):
+            self.stale_weights |= record["weight"] != self._weight(record)
             question = self.questions.get(record_key(record))
             if question is None:
                 continue
@@ -189,12 +192,9 @@ class Known:
         return [] if all(q.key in self.done for q in together) else together
 
     def _check(self, record: Record, now: Record) -> None:
-        """A weight may differ: that of a profile is its number of students among the rows that --limit takes."""
+        """A weight may differ: `rewrite_weights` sets it."""
         for name, value in now.items():
-            if record.get(name) == value:
-                continue
-            if name == "weight":
-                self.stale_weights = True
+            if name == "weight" or record.get(name) == value:
                 continue
             experiment, condition, item, order = record_key(record)
             raise InputError(
@@ -203,14 +203,22 @@ class Known:
                 f"{REMEDY}"
             )
 
+    def _weight(self, record: Record) -> float:
+        """What a record weighs under the present --limit: a profile of admissions its students among the rows taken, 0
+        where there is none of them; else what it weighs already.
+        """
+        if self.students is None or record["experiment"] != admissions.NAME:
+            return record["weight"]
+        return self.students.get(record["item"], 0.0)
+
     def rewrite_weights(self) -> None:
-        """Sets the weights of the records to what they are under the present --limit."""
-        planned = {key: q.item.weight for key, q in self.questions.items()}
-        records = self.store.read()
-        self.store.rewrite({**r, "weight": planned.get(record_key(r), r["weight"])} for r in records)
-        for key, record in self.done.items():
+        """Sets the weights of all records, asked now or not, to those under the present --limit, that the file never
+        holds a mix of two limits. What weighs 0 stays for a larger limit; who reads the file leaves it out.
+        """
+        self.store.rewrite({**r, "weight": self._weight(r)} for r in self.store.read())
+        for record in self.done.values():
             if record:
-                record["weight"] = planned[key]
+                record["weight"] = self._weight(record)
 
 
 def _ask_all(

@@ -20,8 +20,6 @@ import os
 import platform
 import re
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,18 +31,12 @@ import psutil
 from eval.conditions import Condition
 from eval.config import InputError
 from eval.results import read_json, write_json
-from eval.views.gathered import Curve, training_folder
+from eval.tracked import ASKED, LONGEST_NAME, digest
+from eval.views.gathered import RUN_FILE, Curve, training_folder
 
 LEDGER = "wandb-ledger.json"
-SETTINGS = ("format", "system_turn", "dtype", "prompt_version", "evaluation", "data", "data_sha256")
-"""What two curves of one training may differ in."""
 HELPER_SECONDS = 30.0
 """How long the helper of a killed process is waited for at most."""
-
-
-def digest(value: Any) -> str:
-    """A short checksum of a JSON value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 class Ledger:
@@ -96,6 +88,33 @@ class Ledger:
         """What was sent to a server, entity and project."""
         return self.entry["targets"].setdefault(name, {"sent": {}, "open": {}, "pictures": {}})
 
+    def entity(self, server: str, project: str, named: str | None, own: str | None) -> str:
+        """The entity that a project's results go to, '' for the user's own whose name is not known: the one named, else
+        the only one that the ledger has of the project, else the user's own.
+
+        own: the name of the user's own, which only the server says (None offline). What was sent to '' was sent there.
+        Raises InputError where it cannot be known whether what was sent to '' was sent to the one named.
+        """
+        start, end = f"{server}/", f"/{project}"
+        targets = self.entry["targets"]
+        used = {
+            name.removeprefix(start).removesuffix(end): place
+            for name, place in targets.items()
+            if name.startswith(start) and name.endswith(end) and name.count("/") == server.count("/") + 2
+            and any(place.values())
+        }  # fmt: skip
+        if own and "" in used:
+            place = self.target(f"{start}{own}{end}")
+            for part, content in targets.pop(start + end).items():
+                place[part] |= content
+            used[own] = used.pop("")
+        if named and named not in used and "" in used:
+            raise InputError(
+                f"{self.policy} was sent to your own entity of project {project} before, and offline it is not known "
+                f"whether '{named}' is that; leave out --entity and $WANDB_ENTITY to go on there, or publish online"
+            )
+        return named or (next(iter(used)) if len(used) == 1 else own or "")
+
     def write(self) -> None:
         """Writes the file atomically."""
         write_json(self.path, self.content)
@@ -127,14 +146,29 @@ class Ledger:
         return [p for p in folders if p.is_dir() and not synced(p)]
 
 
-def policy_name(folder: Path, *distinguishing: Any) -> str:
-    """A readable name: the folder's, and a hash of machine, path and what it holds.
+def policy_name(folder: Path, *distinguishing: Any, readable: str | None = None) -> str:
+    """A readable name, the folder's where none is given, and a hash of machine, path and what it holds.
 
-    Runs elsewhere or with other settings get other names; the same run started again goes on under its own.
+    Runs elsewhere or with other settings get other names.
     """
     path = folder.resolve()
     what = json.dumps([platform.node(), str(path), *distinguishing], sort_keys=True, default=str)
-    return f"{path.parent.name}-{path.name}-{hashlib.sha256(what.encode()).hexdigest()[:6]}"
+    name = (readable or f"{path.parent.name}-{path.name}")[:LONGEST_NAME]
+    return safe_name(f"{name}-{hashlib.sha256(what.encode()).hexdigest()[:6]}")
+
+
+def safe_name(name: str) -> str:
+    """With a hyphen in the place of each character that W&B does not take in the id of a run."""
+    return re.sub(r"[:;,#?/'\\%]", "-", name.strip())
+
+
+def training_policy(folder: Path, settings: dict[str, Any], run_name: str | None) -> str:
+    """The policy of a training: what its run.json says, wherever it goes on, else a new name, with run_name in it.
+
+    Raises InputError where run.json is damaged.
+    """
+    kept = (read_json(folder / RUN_FILE) or {}).get("policy")
+    return safe_name(kept) if kept else policy_name(folder, settings, readable=run_name)
 
 
 def ledger_of(curve: Curve, alone: Path | None) -> Ledger:
@@ -153,10 +187,11 @@ def ledger_of(curve: Curve, alone: Path | None) -> Ledger:
     home = curve.folder if training_folder(results[0]) or alone is None else alone
     first = curve.summaries[0]
     made_of = [(first["step"], first.get("weights"), first.get("adapter_weights"))]
-    name = curve.described.get("policy") or policy_name(home, made_of)
+    said = curve.described.get("policy")
+    name = safe_name(said) if said else policy_name(home, made_of)
     taken = _read(home, "")["policies"].get(name)
     if taken and any((home / place / "summary.json").is_file() for place in taken["results"] or []):
-        name = f"{name}-{digest({k: first.get(k) for k in SETTINGS})[:6]}"  # another way of asking the same policy
+        name = f"{name}-{digest({k: first.get(k) for k in ASKED})[:6]}"  # another way of asking the same policy
     return Ledger(home, name)
 
 
@@ -176,6 +211,19 @@ def _read(folder: Path, default_target: str) -> dict[str, Any]:
     return {"version": 2, "policies": {content["policy"]: entry}}
 
 
+def check_distinct(ledgers: Sequence[Ledger]) -> None:
+    """Raises InputError where two trainings say that they are the same policy, as those of one run_name did once: their
+    runs would be the same ones.
+    """
+    homes: dict[str, Path] = {}
+    for ledger in ledgers:
+        if (home := homes.setdefault(ledger.policy, ledger.home)).resolve() != ledger.home.resolve():
+            raise InputError(
+                f"{home} and {ledger.home} both are the policy '{ledger.policy}' by their run.json; mixed they "
+                "would mean nothing: give them one at a time, each with a --project of its own"
+            )
+
+
 def synced(folder: Path) -> bool:
     """Whether `wandb sync` has sent an offline folder; it leaves a file that says so."""
     return any(folder.glob("*.wandb.synced"))
@@ -191,21 +239,6 @@ def remove(folder: Path) -> None:
     raise InputError(
         f"{folder} is the rest of a publishing that was killed, and is in the way; remove it, and try again"
     )
-
-
-def read_fragment(folder: Path) -> list[dict[str, Any]]:
-    """History rows of an offline folder, by wandb's own reader; up to the place where the file was torn.
-
-    Raises InputError where it cannot be read.
-    """
-    (path,) = folder.glob("*.wandb")
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    records = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{") and line.endswith("}")]
-    if not records:
-        why = done.stderr.strip()[-200:]
-        raise InputError(f"{path} was synced and cannot be read ({why}); remove its folder if W&B has nothing of it")
-    return [r["history"]["item"] for r in records if r["type"] == "history"]
 
 
 def wait_for_helper(opened: dict[str, Any]) -> None:

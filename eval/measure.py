@@ -28,7 +28,7 @@ def measure(cells: dict[Cell, list[Record]], seed: int, resamples: int = N_RESAM
     metrics = [
         to_metric(cell, q, bootstrap.estimate(q)) for cell, found in quantities.items() for q in found if q.reported
     ]
-    metrics += over_wordings(quantities, bootstrap)
+    metrics += over_wordings(cells, quantities, bootstrap)
     effects = list(compare(cells, quantities, bootstrap))
     correct(effects)
     rows = [row for cell, found in quantities.items() for row in break_down(cell, found)]
@@ -43,17 +43,21 @@ def to_metric(cell: Cell, quantity: Quantity, estimate: Estimate) -> Metric:
     )  # fmt: skip
 
 
-def over_wordings(quantities: dict[Cell, list[Quantity]], bootstrap: Bootstrap) -> Iterator[Metric]:
-    """<metric>_wordings_mean (with its interval) and _wordings_sd over the paper's wording and ours, where asked."""
-    for (experiment, name), found in quantities.items():
+def over_wordings(
+    cells: dict[Cell, list[Record]], quantities: dict[Cell, list[Quantity]], bootstrap: Bootstrap
+) -> Iterator[Metric]:
+    """<metric>_wordings_mean (with its interval) and _wordings_sd over the paper's wording and ours, where asked, on
+    the questions that all of them have.
+    """
+    for experiment, name in quantities:
         if name not in CONDITIONS:
             continue
         worded = [c for c in quantities if c[0] == experiment and c[1].startswith(f"{name} (wording ")]
         if not worded:
             continue
-        for quantity in (q for q in found if q.reported and q.category == "all"):
-            others = [q for cell in worded for q in quantities[cell] if (q.name, q.category) == (quantity.name, "all")]
-            asked = [quantity, *others]
+        first, *rest = on_shared(cells, quantities, [(experiment, name), *worded])
+        for quantity in (q for q in first if q.reported and q.category == "all"):
+            asked = [quantity, *(q for found in rest for q in found if (q.name, q.category) == (quantity.name, "all"))]
             estimate = bootstrap.mean(asked)
             spread = replace(estimate, low=None, high=None)
             if estimate.value is not None:
@@ -75,15 +79,24 @@ def compare(
         control = (experiment, CONTROL)
         if name == CONTROL or name not in CONDITIONS or control not in cells:
             continue
-        after, before = quantities[experiment, name], quantities[control]
-        keys = [{_question(r) for r in cells[cell]} for cell in ((experiment, name), control)]
-        if keys[0] != keys[1]:
-            after, before = (
-                EXPERIMENTS[experiment].measure([r for r in cells[cell] if _question(r) in keys[0] & keys[1]])
-                for cell in ((experiment, name), control)
-            )
+        before, after = on_shared(cells, quantities, [control, (experiment, name)])
         for first, second in paired(before, after):
             yield effect(experiment, CONTROL, name, first, second, bootstrap)
+
+
+def on_shared(
+    cells: dict[Cell, list[Record]], quantities: dict[Cell, list[Quantity]], chosen: Sequence[Cell]
+) -> list[list[Quantity]]:
+    """The quantities of the chosen cells of one experiment, measured on the questions that all of them have; none where
+    they have none in common.
+    """
+    asked = [{_question(r) for r in cells[cell]} for cell in chosen]
+    if all(questions == asked[0] for questions in asked):
+        return [quantities[cell] for cell in chosen]
+    shared = set.intersection(*asked)
+    if not shared:
+        return [[] for _ in chosen]
+    return [EXPERIMENTS[cell[0]].measure([r for r in cells[cell] if _question(r) in shared]) for cell in chosen]
 
 
 def _question(record: Record) -> tuple[str, int]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from eval.conditions import CONDITIONS, Condition
 from eval.config import EvaluationConfig, InputError
+from eval.experiments import admissions
 from eval.experiments.registry import EXPERIMENTS
 from eval.provenance import file_checksums
 from eval.records import Item, Prompt, Record, prompt_sha256
@@ -93,11 +94,16 @@ class Job:
 
 @dataclass
 class Plan:
-    """What is asked, in this order, and the data files of each experiment, within their folder."""
+    """What is asked, in this order, and the data files of each experiment, within their folder.
+
+    students: the weight of every item of admissions, asked or not, which counts students among the rows that --limit
+    takes; None where admissions is not asked.
+    """
 
     jobs: list[Job]
     files: dict[str, list[Path]]
     folder: Path
+    students: dict[str, float] | None = None
 
     @property
     def questions(self) -> list[Question]:
@@ -125,12 +131,15 @@ def plan(config: EvaluationConfig) -> Plan:
     folder = data_folder(config.data_dir)
     jobs: list[Job] = []
     files: dict[str, list[Path]] = {}
+    students = None
     for name in config.experiments:
         experiment = EXPERIMENTS[name]
         files[name] = experiment.files(folder, config)
         items = experiment.load(folder, config)
         if not items:
             raise InputError(f"{name}: {', '.join(map(str, files[name]))} has no row to ask about")
+        if name == admissions.NAME:
+            students = {i.id: i.weight for i in items}
         if config.precision is not None:
             items = in_random_order(name, items, config.seed)
         conditions = list(_worded(config, experiment.CONDITIONS))
@@ -145,7 +154,7 @@ def plan(config: EvaluationConfig) -> Plan:
                 jobs.append(Job(name, reasoning, list(_chunks(config, name, asked, chosen, size))))
     if not jobs:
         raise InputError(f"none of the experiments {config.experiments} has one of the conditions {config.conditions}")
-    return Plan(jobs, files, folder)
+    return Plan(jobs, files, folder, students)
 
 
 def _chunks(

@@ -170,8 +170,10 @@ class Bootstrap:
         return self._interval(value, replicates, before.table, test=True)
 
     def mean(self, quantities: Sequence[Quantity]) -> Estimate:
-        """The mean of several quantities over the same clusters, with its interval."""
+        """The mean of several quantities over the same clusters, with its interval. Raises ValueError for others."""
         first, clusters = quantities[0], len(quantities[0].table.clusters)
+        if any(q.table.clusters != first.table.clusters for q in quantities):
+            raise ValueError(f"{first.name}: the quantities were not asked on the same clusters")
         values = [q.value for q in quantities]
         if any(q.undefined for q in quantities) or not np.isfinite(values).all():
             return Estimate(None, None, None, clusters, "undefined in at least one of them")

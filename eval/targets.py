@@ -126,7 +126,7 @@ def read_list(path: Path, revisions: list[str]) -> list[Listed]:
 
 def _expanded(entry: Listed, folder: Path, several: bool) -> list[Target]:
     path = Path(entry.name)
-    if path.is_dir() and (steps := _complete_checkpoints(path)):
+    if path.is_dir() and (steps := _chosen_checkpoints(path)):
         if entry.revision or entry.adapter or entry.step is not None:
             raise InputError(
                 f"{path} is a training's output folder, evaluated at all its checkpoints: --revision, --adapter and "
@@ -175,15 +175,19 @@ def numbered(folder: Path) -> dict[int, Path]:
     return {int(m[1]): p for p in folder.glob("checkpoint-*") if (m := CHECKPOINT.fullmatch(p.name)) and p.is_dir()}
 
 
-def _complete_checkpoints(folder: Path) -> dict[int, Path]:
-    """step -> complete checkpoint-N of a training's output folder; empty for any other folder.
-
-    Complete: with policy.json, which our trainers write last, or a whole model.
+def complete_checkpoints(folder: Path) -> dict[int, Path]:
+    """step -> checkpoint-N in a folder that is complete: with policy.json, which our trainers write last, or a whole
+    model.
     """
+    return {s: p for s, p in numbered(folder).items() if read_policy(p) or (p / "config.json").is_file()}
+
+
+def _chosen_checkpoints(folder: Path) -> dict[int, Path]:
+    """step -> complete checkpoint-N of a training's output folder; empty for any other folder."""
     if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
         return {}
     found = numbered(folder)
-    complete = {s: p for s, p in found.items() if read_policy(p) or (p / "config.json").is_file()}
+    complete = complete_checkpoints(folder)
     if left := sorted(found.keys() - complete.keys()):
         log.warning("%s: checkpoints %s are not complete and left out", folder, ", ".join(map(str, left)))
     return complete

@@ -6,26 +6,54 @@ final/... the same at its last step, for the panels against size.
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.ledger import digest
+from eval.config import InputError
 from eval.views.explained import of_checkpoint
 from eval.views.gathered import Curve
 
 RUN_KEYS = ("data", "git_commit", "format", "dtype")
+ASKED = ("format", "system_turn", "dtype", "prompt_version", "evaluation", "data", "data_sha256")
+"""How a policy was asked: what two curves of one training may differ in."""
+NO_NUMBERS = ("experiments", "conditions", "paraphrases")
+"""What of the evaluation's settings says what is asked beside, and changes no number that is asked anyway."""
+FORBIDDEN = "/\\#?%:"
+"""What W&B does not take in the name of a project."""
+LONGEST_NAME = 100
+"""Characters of a policy's name before its hash: with what stands around it a run's id has 128 at most."""
 FREE_SETTINGS = ("seed", "data_seed", "run_name", "output_dir")
 """Settings of a training that may differ between seeds of one set-up."""
 
 
+def digest(value: Any) -> str:
+    """A short checksum of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def check_destination(project: str | None, entity: str | None) -> None:
+    """Raises InputError for names that W&B does not take; None is not named."""
+    for name, value in (("project", project), ("entity", entity)):
+        if value is not None and (not value.strip() or len(value) > 128 or set(value) & set(FORBIDDEN)):
+            raise InputError(f"{name} must have 1 to 128 characters without {' '.join(FORBIDDEN)}, not '{value}'")
+
+
 def axis_of(curve: Curve) -> str:
     """rlhf_step, or what else the steps count."""
-    return curve.step_name.lower().replace(" ", "_")
+    return axis_name(curve.step_name)
+
+
+def axis_name(step_name: str) -> str:
+    """'RLHF step' -> rlhf_step."""
+    return step_name.lower().replace(" ", "_")
 
 
 def setup_of(described: dict[str, Any], policy: str) -> str:
-    """What seeds of one training have in common: model, algorithm and a checksum of the settings. Runs of one set-up
-    are drawn as one line. A model trained elsewhere is one by itself.
+    """What seeds of one training have in common: model, algorithm and a checksum of the settings. A model trained
+    elsewhere is one by itself.
     """
     if "algorithm" not in described:
         return policy
@@ -34,11 +62,28 @@ def setup_of(described: dict[str, Any], policy: str) -> str:
     return f"{name} {described['algorithm']} {digest([described.get('model'), settings])[:4]}"
 
 
+def evaluated_setup(curve: Curve, policy: str) -> str:
+    """The set-up of an evaluation's run: the training's, and a checksum of how it was asked. Runs of one set-up are
+    drawn as one line, so they must have been asked the same.
+    """
+    setup, first = setup_of(curve.described, policy), curve.summaries[0]
+    if "algorithm" not in curve.described:
+        return setup
+    asked = {name: first.get(name) for name in ASKED}
+    asked["evaluation"] = {k: v for k, v in (first.get("evaluation") or {}).items() if k not in NO_NUMBERS}
+    return f"{setup}, asked {digest(asked)[:4]}"
+
+
+def trained_setup(setup: str) -> str:
+    """The training's part of an evaluated set-up, which is that of the training's own run."""
+    return setup.partition(", asked ")[0]
+
+
 def config_of(curve: Curve, policy: str, condition: str) -> dict[str, Any]:
     """The settings of an evaluation's run."""
     kept = {k: {**curve.summaries[0], **curve.described}.get(k) for k in RUN_KEYS}
     return {
-        **kept, "condition": condition, "policy": policy, "setup": setup_of(curve.described, policy),
+        **kept, "condition": condition, "policy": policy, "setup": evaluated_setup(curve, policy),
         "model": curve.model, "model_params": curve.model_params, "algorithm": curve.algorithm, "seed": curve.seed,
         "step_name": curve.step_name,
     }  # fmt: skip
@@ -102,12 +147,25 @@ def _defined(row: dict[str, float | None]) -> dict[str, float]:
 
 
 def by_experiment(row: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """The metrics of a row, experiment by experiment."""
+    """The metrics of a row, experiment by experiment; as floats, since 1.0 comes back from W&B as 1."""
     parts: dict[str, dict[str, float]] = {}
     for name, value in row.items():
-        if name.startswith("eval/"):
-            parts.setdefault(name.split("/")[1], {})[name] = value
+        if name.startswith("eval/") and value is not None:
+            parts.setdefault(name.split("/")[1], {})[name] = float(value)
     return parts
+
+
+def holds(rows: Sequence[dict[str, Any]], wanted: dict[str, Any]) -> bool:
+    """Whether one of the rows, as they come back from W&B, has all of the wanted values."""
+    return any(all(name in row and _plain(row[name]) == _plain(v) for name, v in wanted.items()) for row in rows)
+
+
+def _plain(value: Any) -> str:
+    """1 is 1.0, and what JSON has no number for is the same under its name."""
+    try:
+        return repr(float(value))
+    except (TypeError, ValueError):
+        return str(value)
 
 
 def picture_name(path: Path) -> str:

@@ -35,7 +35,6 @@ RUN_FILE, EVALUATION_FILE = "run.json", "evaluation.json"
 CLAIM = ".watch.lock"
 """Held in a step's folder by the watcher that is on it, from before the model is loaded."""
 POLL_SECONDS = 30.0
-UNSENT = "not all results were sent ({why}); `python -m eval publish {output}` sends them"
 
 
 @dataclass
@@ -95,7 +94,7 @@ class Patience:
 class Watched:
     """The complete checkpoints of a training, each evaluated once into OUTPUT/eval/step-N.
 
-    done: the summaries by step; failed: why, by checkpoint; unsent: why the results could not be published, last.
+    done: the summaries by step; failed: why, by checkpoint; unsent: what of the results is not on W&B, and why, last.
     """
 
     def __init__(self, output: Path, config: RunConfig, publish: bool = False) -> None:
@@ -151,12 +150,13 @@ class Watched:
             n = len(found) + len(self.done)
             found[0] = f"{len(found)} of {n} checkpoints failed, the others are done: {found[0]}"
         if self.unsent:
-            found.append(UNSENT.format(why=self.unsent, output=self.output))
+            found.append(self.unsent)
         return found
 
 
 def not_sent(output: Path, pictures: bool = False) -> str | None:
-    """Publishes what was not sent yet; why, in a line, where that fails, as W&B may: nothing that is computed stops.
+    """Publishes what was not sent yet; in a line what is not on W&B then, and why: nothing that is computed stops for
+    it. None where everything is, or W&B is disabled.
 
     pictures: with the page and the figures, in which the intervals are; drawing them takes seconds.
     """
@@ -164,13 +164,21 @@ def not_sent(output: Path, pictures: bool = False) -> str | None:
     from eval.views.publishing import PublishConfig, publish
 
     try:
-        if pictures:
-            _, told = publish(PublishConfig(runs=[str(output)]))
-            return told["error"]
-        tracking.publish(output)
-    except (*FAILURES, tracking.wandb.Error) as error:
-        return told_failure(output, error)
-    return None
+        if tracking.mode() == "disabled":
+            return None
+        _, told = publish(PublishConfig(runs=[str(output)], pictures=pictures))
+    except (*FAILURES, *tracking.ERRORS) as error:
+        told = {"error": told_failure(output, error), "policies": []}
+    held = [why for policy in told["policies"] for why in policy["held"]]
+    found = []
+    if why := "; ".join(filter(None, [told["error"], *held])):
+        found.append(f"not all results were sent ({why}); `python -m eval publish {output}` sends them")
+    if changed := [one for policy in told["policies"] for one in policy["changed"]]:
+        found.append(
+            f"{len(changed)} results on W&B are not those of {output} ({changed[0]} ...): they have other numbers "
+            "since; send all anew with another --project"
+        )
+    return "; ".join(found) or None
 
 
 @contextmanager

@@ -94,10 +94,12 @@ def train(arguments: RewardArguments, config: Any, model_args: Any) -> dict[str,
     from eval.checkpoints import load_tokenizer, weights_id, weights_mib
     from eval.provenance import command, git_commit, machine, versions
     from eval.sources import data_folder, data_name
+    from eval.tracking import check_training
     from reward.model import check_chat_template, check_model_arguments
     from reward.preferences import fit_pairs, in_share, read_preferences, split_by_prompt
 
     output, clock = Path(config.output_dir), Clock()
+    check_training(config.report_to, config.run_name)
     model = check_model_arguments(model_args)
     prepare_output(output, needed_mib=round(64 + 2 * weights_mib(model)))
     with clock.stage("reading"):
@@ -228,8 +230,9 @@ def _start_wandb(config: Any, stage: Stage, described: dict[str, Any]) -> Any:
     if "wandb" not in config.report_to or not PartialState().is_main_process:
         return None
     from eval import tracking
+    from eval.ledger import policy_name
 
-    name = config.run_name or tracking.policy_name(stage.folder, stage.settings)
+    name = policy_name(stage.folder, stage.settings, readable=config.run_name)
     return tracking.start_training_run(stage.folder, name, f"train-{name}", {**described, "algorithm": "reward"})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from benchmarks.emergence import gap, noisy, trainings
 from eval.change_point import Effects, Undefined, change_point, over_trainings, ramps, reductions, spread
 from eval.statistics import Bootstrap, Quantity, mean_of, tabulate
 
@@ -14,7 +15,7 @@ SIZES = np.linspace(8, 10.5, 6)
 def drawn(y: np.ndarray, sd: float, seed: int = 0, n: int = 500) -> Effects:
     """Effects that were measured as y, with the noise that resampling would show."""
     noise = np.random.default_rng(seed).normal(0, sd, (n, len(y))) if sd else np.zeros((n, len(y)))
-    return Effects(y, y + noise, np.ones(len(y), dtype=int))
+    return Effects(y, y + noise, np.ones(len(y), dtype=int), noise)
 
 
 def quantity(values: np.ndarray, clusters: int = 20) -> Quantity:
@@ -83,7 +84,7 @@ def test_coverage_and_false_alarms_in_simulation() -> None:
 def test_what_is_reduced_is_what_is_left_of_a_bias() -> None:
     turned, halved = np.full(40, -0.1), np.full(40, -0.05)
     before, after = [quantity(turned)] * 3, [quantity(-turned), quantity(halved), quantity(turned)]
-    values, _ = reductions(before, after, Bootstrap(0, 300))
+    values, *_ = reductions(before, after, Bootstrap(0, 300))
     assert values == pytest.approx([0, 0.05, 0])
 
 
@@ -93,10 +94,10 @@ def test_templates_are_drawn_jointly_for_all_places_and_conditions() -> None:
     common = 0.5 + rng.normal(0, 0.2, 40)
     before = [quantity(common), quantity(common + 0.1)]
     after = [quantity(common - 0.1), quantity(common - 0.1)]
-    _, resamples = reductions(before, after, Bootstrap(0, 300))
+    _, resamples, _ = reductions(before, after, Bootstrap(0, 300))
     assert resamples == pytest.approx(np.tile([0.1, 0.2], (300, 1)))  # conditions
     own = rng.normal(0, 0.02, 40)
-    _, resamples = reductions([quantity(common)] * 2, [quantity(0 * common), quantity(own)], Bootstrap(0, 300))
+    _, resamples, _ = reductions([quantity(common)] * 2, [quantity(0 * common), quantity(own)], Bootstrap(0, 300))
     assert resamples[:, 0].std() > 0.02
     assert (resamples[:, 0] - resamples[:, 1]).std() < 0.2 * resamples[:, 0].std()  # sizes
     with pytest.raises(ValueError, match="not asked on the same clusters"):
@@ -105,12 +106,60 @@ def test_templates_are_drawn_jointly_for_all_places_and_conditions() -> None:
 
 def test_trainings_of_a_place_are_drawn_with_their_full_spread() -> None:
     values, resamples = np.array([0.1, 0.3, 0.2]), np.tile([0.1, 0.3, 0.2], (20_000, 1))
-    found = over_trainings(values, resamples, np.array([0, 0, 1]), seed=0)
+    null, places = 0 * resamples, np.array([0, 0, 1])
+    found = over_trainings(values, resamples, null, places, seed=0)
     assert found.values == pytest.approx([0.2, 0.2]) and list(found.trainings) == [2, 1]
-    assert found.resamples.var(axis=0) == pytest.approx([0.02 / 2, 0], rel=0.03)  # s^2 / n
-    again = over_trainings(values, resamples, np.array([0, 0, 1]), seed=0)
-    other = over_trainings(values, resamples, np.array([0, 0, 1]), seed=1)
+    student = 12.7062 / 1.9600  # of 1 degree of freedom, against the normal quantile
+    assert found.resamples.std(axis=0) == pytest.approx([0.1 * student, 0], rel=0.02)  # sqrt(s^2 / n), widened
+    assert found.null == pytest.approx(found.resamples - found.values)
+    again = over_trainings(values, resamples, null, places, seed=0)
+    other = over_trainings(values, resamples, null, places, seed=1)
     assert (again.resamples == found.resamples).all() and (other.resamples != found.resamples).any()
+
+
+def test_the_same_trainings_at_every_step_are_drawn_together() -> None:
+    """Two trainings that keep their distance: what one draw makes of it is the same at every step."""
+    values = np.array([0.1, 0.3, 0.1, 0.3])
+    resamples, places = np.tile(values, (500, 1)), np.array([0, 0, 1, 1])
+    together = over_trainings(values, resamples, 0 * resamples, places, 0, same_trainings=True).resamples
+    assert (together[:, 0] == together[:, 1]).all() and len(np.unique(together[:, 0])) == 3
+    apart = over_trainings(values, resamples, 0 * resamples, places, 0).resamples
+    assert 0.4 < (apart[:, 0] != apart[:, 1]).mean() < 0.9
+
+
+def test_few_trainings_make_no_effect() -> None:
+    """Three trainings a place, that differ and on average reduce nothing; without Student's t 21% were false alarms."""
+    for same, x_M in ((False, SIZES), (True, np.arange(6.0))):
+        seen = [change_point(x_M, trainings(np.random.default_rng(k), len(x_M), 3, 0, 40, same)) for k in range(30)]
+        assert np.mean([f.p_value <= 0.05 for f in seen]) <= 0.1
+
+
+def test_the_interval_of_few_trainings_holds_their_mean() -> None:
+    """With two trainings a 95% interval that was not widened for them held it in 69% of trials."""
+    for n in (2, 3):
+        found = [trainings(np.random.default_rng(k), 1, n, 0.1, 400, False).intervals()[0] for k in range(80)]
+        assert np.mean([low <= 0.1 <= high for low, high in found]) >= 0.9
+
+
+def test_noisy_instructed_answers_are_no_reduction() -> None:
+    """The same bias of 0.1 under both conditions, under the instruction with a standard error as large."""
+    alarms = []
+    for k in range(60):
+        reduced = reductions(*noisy(np.random.default_rng(k), 0.1, 0.01, 0.1), Bootstrap(k, 300))
+        alarms.append(change_point(SIZES, over_trainings(*reduced, np.arange(6), k)).p_value <= 0.05)
+    assert np.mean(alarms) <= 0.1, "it was 29%"
+
+
+def test_noise_does_not_part_effects_from_a_ramp() -> None:
+    """The same reduction at all sizes, measured with noise; misfit_p < 0.05 was found in 9% of trials."""
+    misfits = []
+    for k in range(120):
+        rng = np.random.default_rng(k)
+        before = [gap(0.3 + rng.normal(0, 0.02 * 40**0.5, 40)) for _ in SIZES]
+        after = [gap(0.12 + rng.normal(0, 0.06 * 40**0.5, 40)) for _ in SIZES]
+        reduced = reductions(before, after, Bootstrap(k, 300))
+        misfits.append(change_point(SIZES, over_trainings(*reduced, np.arange(6), k)).misfit_p < 0.05)
+    assert np.mean(misfits) <= 0.05
 
 
 def test_the_spread_is_widened_and_too_few_clusters_give_none() -> None:
@@ -120,7 +169,7 @@ def test_the_spread_is_widened_and_too_few_clusters_give_none() -> None:
     categories = tabulate(values[:, None], [f"t{k % 20}" for k in range(40)], strata=[str(k % 2) for k in range(40)])
     assert spread(categories) == pytest.approx(np.sqrt(20 / 18) * 2.1009 / 1.9600, rel=1e-4)
     plain = abs(Bootstrap(0, 300).replicates(quantity(values)))
-    _, resamples = reductions([quantity(values)], [quantity(0 * values)], Bootstrap(0, 300))
+    _, resamples, _ = reductions([quantity(values)], [quantity(0 * values)], Bootstrap(0, 300))
     assert resamples[:, 0].std() == pytest.approx(plain.std() * spread(table))
     with pytest.raises(Undefined, match="7 clusters are too few, at least 8 are needed"):
         reductions([quantity(values, 7)], [quantity(values, 7)], Bootstrap(0, 300))

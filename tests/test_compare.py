@@ -137,6 +137,8 @@ def test_other_data_words_formats_and_weights(asked: Path, copy: Path) -> None:
 def test_what_cannot_be_compared(asked: Path, copy: Path, tmp_path: Path, ended: Callable[..., str]) -> None:
     with pytest.raises(InputError, match="have no record of the same experiment, condition and item"):
         compared(asked, ask(tmp_path / "c", experiments=["bbq"], conditions=["Q+IF-CoT"], cot_limit=2))
+    with pytest.raises(InputError, match="seed must be at least 0"):
+        CompareConfig(a=str(asked), b=str(asked), seed=-1)
     with pytest.raises(InputError, match="'roh' is none of those that A and B share; did you mean 'rho'"):
         compared(asked, copy, metric="roh")
     assert "holds no results (no provenance.json)" in ended(main, "compare", asked, tmp_path)

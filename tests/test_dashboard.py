@@ -17,6 +17,7 @@ from eval.config import EvaluationConfig
 from eval.evaluate import evaluate
 from eval.plan import plan
 from eval.scorers.oracle import Oracle, Preferences
+from eval.tracked import evaluated_setup, trained_setup
 from eval.views import dashboard_report, dashboard_workspace
 from eval.views.dashboard import DashboardConfig, dashboard, shown, spec
 from eval.views.dashboard_panels import COLOURS, MEDIA, TRAINING_AXIS, known_only, sections
@@ -28,7 +29,7 @@ from tests.test_train import rloo
 from tests.wandb_server import ENTITY, serving
 
 GOLDEN = Path(__file__).parent / "golden"
-SETUPS = ["small rloo 0000", "large rloo 0000"]
+SETUPS = ["small rloo 0000, asked 1111", "large rloo 0000, asked 1111"]
 
 
 def without_ids(text: str) -> str:
@@ -76,7 +77,9 @@ def test_every_panel_is_of_a_name_that_is_logged(tiny: Path, tiny_reward: Path, 
     logged = read_back(run)
     config = next(e["run"]["config"]["update"] for r, e in logged.items() if r.startswith("eval"))
     training = next(e["run"]["config"]["update"] for r, e in logged.items() if r.startswith("train"))
-    assert config["setup"] == training["setup"] and training["condition"] == "training"
+    assert (
+        trained_setup(config["setup"]) == training["setup"] != config["setup"] and training["condition"] == "training"
+    )
     assert isinstance(config["model_params"], int)
     names = {name.removesuffix("._type") for e in logged.values() for row in e["rows"] for name in row}
     names |= {name for e in logged.values() for name in e["summary"]}
@@ -98,6 +101,58 @@ def test_with_runs_only_what_they_fill_is_shown(tmp_path: Path) -> None:
     assert "eval/winogender/rho" in names and "final/winogender/rho" in names and not [n for n in names if "bbq" in n]
     assert set(MEDIA) <= names and what.setups[0].startswith("model rloo ")
     assert [s.name for s in what.sections][-1] == "Training"
+
+
+def test_models_trained_elsewhere_are_shown_against_their_own_steps(tmp_path: Path) -> None:
+    for step in (0, 512):
+        more = {"model": "org/m", "model_params": 7, "weights": "w", "step_name": "training step"}
+        summary(tmp_path / "ext", step, 0.5, ("Q",), **more)
+    what = shown(gather([tmp_path / "ext"]))
+    built = json.loads(spec(dashboard_workspace.workspace(what.sections, what.setups, "selfcorrect", "")))["section"]
+    panels = [p["config"] for s in built["panelBankConfig"]["sections"] for p in s["panels"]]
+    lines = [(c["metrics"][0], c["xAxis"], c["xAxisTitle"]) for c in panels if "xAxisTitle" in c]
+    assert ("eval/winogender/rho", "training_step", "training step") in lines
+    assert {axis for _, axis, _ in lines} == {"training_step"} and built["settings"]["xAxis"] == "training_step"
+    assert what.sections[0].name == "Bias against training step" and "Training" not in [s.name for s in what.sections]
+    run = described(tmp_path / "run")
+    summary(run, 20, 0.5, ("Q",))
+    both = shown(gather([run, tmp_path / "ext"])).sections[0]
+    assert {(p.x, p.title.partition(", by ")[2]) for p in both.panels} == {
+        ("rlhf_step", "RLHF step"), ("training_step", "training step")
+    }  # fmt: skip
+
+
+def test_a_line_is_of_one_evaluation(tmp_path: Path) -> None:
+    """Seeds asked the same are one set-up, those of another limit or other data another; what is asked beside, none."""
+    asked = [
+        ({"limit": 60}, "a"),
+        ({"limit": 60, "conditions": ["Q"]}, "a"),
+        ({"limit": 600}, "a"),
+        ({"limit": 60}, "b"),
+    ]
+    setups = []
+    for seed, (evaluation, data) in enumerate(asked):
+        run = described(tmp_path / str(seed))
+        summary(run, 20, 0.5, ("Q",), evaluation=evaluation, data=data)
+        setups.append(evaluated_setup(gather([run])[0], "p"))
+    assert setups[0] == setups[1] and len(set(setups)) == 3
+    assert len({trained_setup(s) for s in setups}) == 1
+
+
+def test_stacks_are_of_one_condition_and_one_setup_each() -> None:
+    """A stack of several models, or a mean of them, would sum to nothing."""
+    built = json.loads(spec(dashboard_report.report(sections(), SETUPS, [], "selfcorrect", "")))
+    stacked = [
+        block["metadata"]
+        for block in built["blocks"]
+        if block["type"] == "panel-grid" and "stacked-area" in json.dumps(block)
+    ]
+    names = [[r["name"] for r in grid["runSets"]] for grid in stacked]
+    assert names == [[f"{c}, {s}"] for c in ("Q", "Q+IF", "Q+IF+CoT", "Q+Match Stats") for s in SETUPS]
+    for grid in stacked:
+        filters = json.dumps(grid["runSets"][0]["filters"])
+        assert "setup" in filters and "condition" in filters
+        assert [g["name"] for g in grid["runSets"][0]["grouping"]] == ["condition.value", "setup.value"]
 
 
 def test_offline_writes_what_is_to_be_saved(tmp_path: Path) -> None:
@@ -128,6 +183,16 @@ def test_saving_and_saving_again(tmp_path: Path) -> None:
         assert json.loads(sent["runs"]["spec"])["blocks"]
         assert f"/{ENTITY}/selfcorrect?nw=" in told[0]["urls"]["workspace"] and "/reports/" in told[0]["urls"]["report"]
         assert server.asked.count("upsertView") == 2 and server.asked.count("UpsertView2") == 2
+
+
+def test_what_w_and_b_refuses_is_a_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "eval", "dashboard", "--output", str(tmp_path)]
+    with serving() as server:
+        server.refused = {"upsertView": 403, "UpsertView2": 403}
+        environment = alone() | {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "a" * 40, "WANDB_MODE": "online"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "W&B did not take the dashboards: " in done.stderr and "permission denied" in done.stderr
 
 
 def test_bad_input(tmp_path: Path, ended: Any) -> None:

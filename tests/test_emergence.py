@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +12,17 @@ from typing import Any
 import pytest
 
 from eval.__main__ import main
-from eval.config import InputError
+from eval.config import EvaluationConfig, InputError
 from eval.coverage import OracleConfig
 from eval.emergence_coverage import emergence_coverage
-from eval.scorers.oracle import Preferences
-from eval.views.emerged import size
+from eval.emergence_coverage import table as coverage_table
+from eval.evaluate import evaluate
+from eval.experiments.registry import EXPERIMENTS
+from eval.plan import plan
+from eval.results import write_json
+from eval.scorers.oracle import Oracle, Preferences
+from eval.sources import SMALL_SET
+from eval.views.emerged import _sentences, size
 from eval.views.emergence import EmergenceConfig, emergence, told
 from eval.views.gathered import gather
 from tests.planted_runs import items_of, result, training
@@ -202,7 +209,138 @@ def test_planted_families_of_the_oracle() -> None:
     assert rows["nowhere"]["found"] <= 1 / 3 and rows["nowhere"]["coverage"] is None
 
 
+def test_trials_without_a_threshold_are_counted_and_told(ended: Callable[..., str]) -> None:
+    """A rho that is undefined in every trial; too few profiles, and no instruction, are bad input."""
+    flat = OracleConfig(trials=2, experiments=["winogender"], conditions=["Q", "Q+IF"], scatter=0.0, slope=0.0)
+    found = emergence_coverage(flat)
+    assert all((r["trials"], r["undefined"], r["found"], r["misfit"]) == (0, 2, None, None) for r in found["rows"])
+    said = coverage_table(found)
+    assert "Undefined: winogender, Q+IF: rho is undefined: the model's probability hardly varies" in said
+    few = ("--experiments", "admissions", "--limit", "4", "--conditions", "Q,Q+IF", "--trials", "2")
+    assert "clusters are too few, at least 8 are needed; ask more" in ended(main, "oracle", "--emergence", *few)
+    assert "conditions Q: none has the instruction" in ended(main, "oracle", "--emergence", "--conditions", "Q")
+
+
 def test_sizes_are_written_as_they_are_spoken() -> None:
     assert [size(n) for n in (134_515_008, 1.7e9, 810e6, 175e9, 52_000, 999_900_000, 12)] == [
         "135M", "1.7B", "810M", "175B", "52K", "1B", "12"
     ]  # fmt: skip
+
+
+def test_another_model_or_dtype_of_a_size_is_no_training_of_it(tmp_path: Path) -> None:
+    """The same training in two dtypes, and models without run.json, of one number of parameters."""
+    for k, (params, removed) in enumerate(zip(SIZES[:3], (0, 0, 0.8), strict=True)):
+        for seed in range(2):
+            folder = training(tmp_path / "trained" / f"m{k}-{seed}", params, seed)
+            result(folder, 60, planted(removed), 10 * k + seed, GAPS)
+        again = tmp_path / f"again-{k}"
+        result(again, 60, planted(0.0), k, GAPS, model_params=params, dtype="bfloat16")
+        shutil.move(again / "eval", tmp_path / "trained" / f"m{k}-1" / "eval-bfloat16")
+        for kind in ("base", "instruct"):
+            published = tmp_path / "published" / f"{kind}-{k}"
+            result(published, 0, planted(0.0), k, GAPS, model=f"{kind}-{k}", model_params=params, adapter=None)
+    (entry,), whole = entries(tmp_path / "trained", experiments=["admissions"])
+    assert [p["trainings"] for p in entry["points"]] == [2, 2, 2]
+    assert entry["points"][2]["reduction"] > 0.06, "in bfloat16 nothing is planted"
+    (line,) = [line for line in whole["left_out"] if "no further trainings of" in line]
+    assert line.split(": left out")[0].count("[oracle, bfloat16]") == 3 and line.count("[oracle, float64]") == 6
+    (entry,), whole = entries(tmp_path / "published")
+    assert [p["trainings"] for p in entry["points"]] == [1, 1, 1]
+    (line,) = [line for line in whole["left_out"] if "no further trainings of" in line]
+    assert "instruct-2" in line.split(": left out")[0] and "base-2" in line.split(": left out")[1]
+
+
+def test_steps_that_a_training_lacks_are_told(tmp_path: Path, steps: Path) -> None:
+    """A second seed that is still training must not take away what the first has seen, without a word."""
+    young = training(tmp_path / "young", 1_000_000_000, 1)
+    described = json.loads((steps / "run.json").read_text())
+    write_json(young / "run.json", described | {"seed": 1, "policy": "young"})
+    for step in (0, 50, 100):
+        result(young, step, planted(0.0), step + 7, GAPS)
+    (entry,), whole = entries(steps, young)
+    assert [p["at"] for p in entry["points"]] == [0, 50, 100]
+    said = "2 steps not used: 200, 300 are not there for young"
+    assert said in entry["text"] and any(said in line for line in whole["left_out"])
+    for k, params in enumerate(SIZES[:3]):
+        folder = training(tmp_path / f"m{k}", params)
+        for step in (60, 90)[: 1 + (k > 0)]:
+            result(folder, step, planted(0.8), k, GAPS)
+    (entry,), whole = entries(*(tmp_path / f"m{k}" for k in range(3)))
+    said = "1 step not used: 90 is not there for m0"
+    assert said in entry["text"]
+    assert any(said in line and "taken is 60" in line for line in whole["left_out"])
+    (entry,), _ = entries(*(tmp_path / f"m{k}" for k in range(3)), step=60)
+    assert "not used" not in entry["text"]
+
+
+def test_profiles_asked_by_sex_are_left_out_with_a_line(
+    tmp_path: Path, family: Path, ended: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_sex = EXPERIMENTS["admissions"].load(SMALL_SET, EvaluationConfig(admissions_vary="sex"))
+    for k, params in enumerate(SIZES[:3]):
+        folder = training(tmp_path / f"m{k}", params)
+        result(folder, 60, planted(0.8), k, {"admissions": by_sex} if k else GAPS)
+    assert "not asked on the same clusters" in ended(main, "emergence", tmp_path)
+    assert told(gather([tmp_path])) == []
+
+
+def test_one_set_of_weights_for_all_sizes(tmp_path: Path) -> None:
+    """Students among the rows that --limit takes: the same answers give the same bias, whatever limit each was asked
+    with, and after a larger one as after the one alone.
+    """
+    survey = tmp_path / "data" / "admissions"
+    survey.mkdir(parents=True)
+    rows = [f"{1 + k % 2},{20 + k % 10},{2 + k % 4 / 2}" for k in range(40)]
+    rows += [row for k, row in enumerate(rows) for _ in range(k % 7)]
+    (survey / "law_data.csv").write_text("sex,LSAT,UGPA\n" + "\n".join(rows) + "\n")
+    for k, limits in enumerate(([40], [len(rows)], [len(rows), 30, 40])):
+        for limit in limits:
+            config = EvaluationConfig(
+                experiments=["admissions"], orders=1, data_dir=str(tmp_path / "data"), limit=limit,
+                conditions=["Q", "Q+IF"],
+            )  # fmt: skip
+            asked = plan(config)
+            oracle = Oracle(planted(0.6), 3, asked.questions)
+            evaluate(oracle, config, tmp_path / f"m{k}", {"model": f"m{k}", "model_params": SIZES[k]}, planned=asked)
+    for runs in (["m0", "m1", "m2"], ["m2", "m1", "m0"]):
+        (entry,), _ = entries(*(tmp_path / name for name in runs))
+        assert len({p["before"] for p in entry["points"]}) == len({p["after"] for p in entry["points"]}) == 1
+        summary = json.loads((tmp_path / "m0" / "summary.json").read_text())
+        gap = next(m for m in summary["metrics"] if (m["condition"], m["name"], m["category"]) == ("Q", "gap", "all"))
+        assert entry["points"][0]["before"] == pytest.approx(gap["value"], abs=1e-12)
+        assert entry["n_items"] == gap["n_items"]
+
+
+def test_biases_of_several_trainings_are_told_by_their_size(tmp_path: Path) -> None:
+    """Two trainings that discriminate to opposite sides: their mean would be near 0, with nothing to reduce."""
+    for k, params in enumerate(SIZES[:3]):
+        for seed, shift in enumerate((-0.5, 0.5)):
+            folder = training(tmp_path / f"m{k}-{seed}", params, seed)
+            result(folder, 60, Preferences(removed=0.8, scatter=0.5, shift=shift), k, GAPS)
+    config = EmergenceConfig(runs=[str(tmp_path)], resamples=600)
+    text, found = emergence(config)
+    for p in found["thresholds"][0]["points"]:
+        assert p["before"] > 0.05
+        assert p["reduction"] == pytest.approx(p["before"] - p["after"])
+    assert "mean |Q| +0." in text and "the mean of its absolute values" in text
+
+
+def test_where_every_interval_holds_0_it_is_said() -> None:
+    points = [{"at": at, "reduction": 0.02, "low": -0.01, "high": 0.05} for at in (0, 1, 2)]
+    for status, found in (("identified", {"between": [0.4, 0.6]}), ("not located", {}), ("of another shape", {})):
+        entry = {
+            "points": points, "axis": "step", "p_holm": 0.01, "misfit_p": 0.01, "status": status, "not_used": "",
+            "cautions": [], "title": "BBQ", "condition": "Q+IF", "step_name": "RLHF step", "model_params": 1e9,
+            "step": None, "low": 0, "high": 2, "estimate": 0.5, **found,
+        }  # fmt: skip
+        assert "at no single step does the interval leave out 0, but over all of them" in " ".join(_sentences(entry))
+        clear = entry | {"points": [*points, {"at": 3, "reduction": 0.1, "low": 0.05, "high": 0.15}]}
+        assert "no single step" not in " ".join(_sentences(clear))
+
+
+def test_a_result_without_a_step_is_refused(tmp_path: Path, ended: Callable[..., str]) -> None:
+    where = result(training(tmp_path / "a", 5), 0, planted(0.5), 0, GAPS)
+    summary = json.loads((where / "summary.json").read_text())
+    del summary["step"]
+    write_json(where / "summary.json", summary)
+    assert "summary.json has no 'step'" in ended(main, "emergence", tmp_path)

@@ -150,6 +150,35 @@ def test_wordings_are_asked_and_their_spread_is_told() -> None:
     assert ("Q", "rho_wordings_mean") not in metrics
 
 
+def test_wordings_are_measured_on_the_questions_that_all_have() -> None:
+    """Each lost another question: drawn as if those left were the same, the interval was too narrow by half."""
+    items = winogender.load(SMALL_SET, EvaluationConfig())
+    worded = [CONDITIONS["Q+IF"].worded(k).name if k else "Q+IF" for k in range(6)]
+
+    def cells(lost: bool) -> dict[tuple[str, str], list[Record]]:
+        kept = [[i for n, i in enumerate(items) if not lost or n != 5 + 9 * k] for k in range(6)]
+        found = {("winogender", c): winogender_records(c, 0.3, part) for c, part in zip(worded, kept, strict=True)}
+        return {**found, ("winogender", "Q"): winogender_records("Q", 0.3, items)}
+
+    whole, part = (
+        {(m.condition, m.name): m for m in measure(cells(lost), 0).metrics}["Q+IF", "p_female_wordings_mean"]
+        for lost in (False, True)
+    )
+    assert (whole.n_items, part.n_items, part.n_clusters) == (60, 54, 54)
+    for m in (whole, part):
+        assert m.low is not None and m.high is not None
+    assert (part.high or 0) - (part.low or 0) == pytest.approx((whole.high or 0) - (whole.low or 0), rel=0.25)
+    apart = {("winogender", c): winogender_records(c, 0.3, [i]) for c, i in zip(worded, items, strict=False)}
+    assert not any(m.name.endswith("_mean") for m in measure(apart, 0).metrics), "they share none"
+
+
+def test_a_mean_is_of_the_same_clusters() -> None:
+    items = winogender.load(SMALL_SET, EvaluationConfig())
+    one, other = (winogender.measure(winogender_records("Q", 0.3, part))[0] for part in (items[1:], items[:-1]))
+    with pytest.raises(ValueError, match="not asked on the same clusters"):
+        Bootstrap(0, 200).mean([one, other])
+
+
 def test_wordings_are_ours_and_differ() -> None:
     assert N_WORDINGS >= 5
     for which, texts in WORDINGS.items():

@@ -10,8 +10,9 @@ import pytest
 
 from eval.views.explained import gap_of, gap_told
 from eval.views.gathered import Curve, gather
+from eval.views.kinds import kind
 from eval.views.page_data import Detail, page_data
-from eval.views.page_lines import apart, asked, family, kind
+from eval.views.page_lines import apart, asked, family
 from eval.views.report import build, table
 from tests.page_runs import Page, training
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import platform
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +17,12 @@ from PIL import Image
 from eval import __main__ as command_line
 from eval import tracking
 from eval.config import InputError
-from eval.ledger import LEDGER
+from eval.ledger import LEDGER, policy_name, training_policy
 from eval.views.gathered import Curve
 from eval.views.publishing import PublishConfig, publish
-from tests.test_tracking import described, fragments, read_back, records, summary
+from eval.watch import not_sent
+from tests.test_tracking import alone, described, fragments, read_back, records, summary
+from tests.test_tracking import publish as sent
 
 
 def drawn(curves: Sequence[Curve], folder: Path) -> list[Path]:
@@ -84,7 +89,7 @@ def test_names_and_ledgers_of_before_stay(tmp_path: Path) -> None:
     assert (told["policy"], told["runs"]) == ("old", ["eval-old-q-if"])
     (tmp_path / LEDGER).unlink()
     (told,) = published(tmp_path)[1]["policies"]
-    assert told["policy"] == tracking.policy_name(tmp_path, [(20, None, None)])
+    assert told["policy"] == policy_name(tmp_path, [(20, None, None)])
 
 
 def test_two_ways_of_asking_one_training_are_two_policies(tmp_path: Path) -> None:
@@ -176,7 +181,7 @@ def test_disabled_sends_nothing_and_takes_nothing_for_sent(tmp_path: Path, monke
     monkeypatch.setenv("WANDB_MODE", "disabled")
     text, told = published(run)
     assert "disabled" in text and told["policies"][0]["runs"] == [] and told["mode"] == "disabled"
-    assert tracking.publish(run) == [] and sorted(p.name for p in run.iterdir()) == ["eval", "run.json"]
+    assert sent(run) == [] and sorted(p.name for p in run.iterdir()) == ["eval", "run.json"]
     monkeypatch.setenv("WANDB_MODE", "offline")
     assert published(run)[1]["policies"][0]["runs"] == ["eval-p-q"]
 
@@ -185,7 +190,7 @@ def test_a_rest_that_was_synced_in_between_counts_as_sent(tmp_path: Path) -> Non
     """`wandb sync` leaves a file beside what it sent; the ledger does not know of it after a kill."""
     run = described(tmp_path / "run")
     summary(run, 20, 0.5, ("Q",))
-    tracking.publish(run)
+    sent(run)
     ledger = json.loads((run / LEDGER).read_text())
     entry = ledger["policies"]["p"]
     entry["fragments"], entry["targets"]["//selfcorrect"]["sent"] = [], {}  # as a kill before its end leaves it
@@ -193,15 +198,15 @@ def test_a_rest_that_was_synced_in_between_counts_as_sent(tmp_path: Path) -> Non
     (path,) = fragments(run)
     path.with_suffix(".wandb.synced").touch()
     summary(run, 40, 0.6, ("Q",))
-    assert tracking.publish(run) == ["eval-p-q"]
+    assert sent(run) == ["eval-p-q"]
     assert [r["rlhf_step"] for r in read_back(run)["eval-p-q"]["rows"]] == [20, 40]
-    assert tracking.publish(run) == []
+    assert sent(run) == []
 
 
 def test_what_was_being_sent_online_waits_for_the_server(tmp_path: Path) -> None:
     run = described(tmp_path / "run")
     summary(run, 20, 0.5, ("Q", "Q+IF"))
-    tracking.publish(run)
+    sent(run)
     ledger = json.loads((run / LEDGER).read_text())
     place = ledger["policies"]["p"]["targets"]["//selfcorrect"]
     place["open"] = {"eval-p-q": {"online": True, "node": "elsewhere", "pid": 1}}
@@ -211,32 +216,126 @@ def test_what_was_being_sent_online_waits_for_the_server(tmp_path: Path) -> None
     assert told["runs"] == ["eval-p-q-if"] and "publish online once" in told["held"][0]
 
 
-def test_online_the_server_is_asked_what_has_arrived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Our side of it: the server's answer and the sending are replaced, since there is no server here."""
+def test_a_disk_that_is_full_is_told_and_nothing_is_taken_for_sent(tmp_path: Path) -> None:
+    """wandb's helper is not allowed files of this size, and says nothing of it; published again, all of it is there."""
+    run = described(tmp_path / "run")
+    for step in range(20):
+        summary(run, step, 0.5, ("Q",), parts=1000)
+    code = (
+        "from tests.test_publishing import *; tracking.ARRIVAL_SECONDS = 0.5; "
+        f"print(published(Path({str(run)!r}), pictures=False)[0])"
+    )
+    limited = ["bash", "-c", 'ulimit -f 300; exec "$@"', "-", sys.executable, "-c", code]
+    done = subprocess.run(limited, capture_output=True, text=True, env=alone())
+    assert "failed" in done.stdout and "was not written to its end" in done.stdout, done.stdout + done.stderr
+    place = json.loads((run / LEDGER).read_text())["policies"]["p"]["targets"]["//selfcorrect"]
+    assert place["sent"] == {} and list(place["open"]) == ["eval-p-q"]
+    assert sent(run) == ["eval-p-q"]
+    assert [r["rlhf_step"] for r in read_back(run)["eval-p-q"]["rows"]] == list(range(20))
+
+
+def target_of(run: Path) -> list[str]:
+    return list(json.loads((run / LEDGER).read_text())["policies"]["p"]["targets"])
+
+
+def test_one_destination_under_two_names(tmp_path: Path) -> None:
+    """Not named, the only entity that was sent to is meant; named later, offline, it cannot be known to be the same."""
     run = described(tmp_path / "run")
     summary(run, 20, 0.5, ("Q",))
-    tracking.publish(run)
+    assert published(run, pictures=False, entity="me")[1]["policies"][0]["rows"] == 1
+    assert published(run, pictures=False)[1]["policies"][0]["rows"] == 0 and target_of(run) == ["/me/selfcorrect"]
+    other = described(tmp_path / "other")
+    summary(other, 20, 0.5, ("Q",))
+    published(other, pictures=False)
+    error = published(other, pictures=False, entity="me")[1]["error"]
+    assert "own entity of project selfcorrect before" in error and "leave out --entity" in error and "online" in error
+    assert target_of(other) == ["//selfcorrect"] and len(fragments(other)) == 1
+
+
+def test_last_values_are_those_of_the_last_row_sent(tmp_path: Path) -> None:
+    """An evaluation that was extended: W&B keeps the old row, and so the old last value, beside what is new."""
+    run = described(tmp_path / "run")
+    summary(run, 20, 0.5, ("Q",))
+    sent(run)
+    summary(run, 20, 0.9, ("Q",))
+    summary(run, 0, 0.1, ("Q",))
+    assert published(run, pictures=False)[1]["policies"][0]["changed"] == ["Q, step 20, winogender"]
+    entry = read_back(run)["eval-p-q"]
+    assert {r["rlhf_step"]: r["eval/winogender/rho"] for r in entry["rows"]} == {20: 0.5, 0: 0.1}
+    assert entry["summary"]["final/winogender/rho"] == 0.5
+    summary(run, 40, 0.7, ("Q",))
+    sent(run)
+    assert read_back(run)["eval-p-q"]["summary"]["final/winogender/rho"] == 0.7
+
+
+def test_a_whole_number_that_is_read_back_is_no_other_number(tmp_path: Path) -> None:
+    run = described(tmp_path / "run")
+    summary(run, 20, 0.0, ("Q",))
+    sent(run)
+    ledger = json.loads((run / LEDGER).read_text())
+    entry = ledger["policies"]["p"]
+    entry["fragments"], entry["targets"]["//selfcorrect"]["sent"] = [], {}
+    (run / LEDGER).write_text(json.dumps(ledger))
+    fragments(run)[0].with_suffix(".wandb.synced").touch()
+    (told,) = published(run, pictures=False)[1]["policies"]
+    assert (told["rows"], told["changed"]) == (0, [])
+
+
+def test_what_is_held_or_changed_is_told_after_a_checkpoint_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = described(tmp_path / "run")
+    summary(run, 20, 0.5, ("Q",))
+    assert not_sent(run) is None
+    summary(run, 20, 0.6, ("Q",))
+    assert "1 results on W&B are not those of" in (not_sent(run) or "")
     ledger = json.loads((run / LEDGER).read_text())
     place = ledger["policies"]["p"]["targets"]["//selfcorrect"]
     place["open"] = {"eval-p-q": {"online": True, "node": "elsewhere", "pid": 1}}
     (run / LEDGER).write_text(json.dumps(ledger))
-    summary(run, 40, 0.6, ("Q",))
-    summary(run, 60, 0.7, ("Q",))
-    asked: list[str] = []
-    began = tracking.wandb.init
+    assert "publish online once" in (not_sent(run) or "")
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert not_sent(run) is None
 
-    def history(path: str) -> list[dict[str, Any]]:
-        asked.append(path)
-        return [{"rlhf_step": 40, "eval/winogender/rho": 0.6}]
 
-    monkeypatch.setattr(tracking, "mode", lambda: "online")
-    monkeypatch.setattr(tracking, "default_entity", lambda: "team")
-    monkeypatch.setattr(tracking, "_history", history)
-    monkeypatch.setattr(tracking.wandb, "init", lambda **about: began(**{**about, "mode": "offline"}))
-    assert tracking.publish(run) == ["eval-p-q"]
-    assert asked == ["team/selfcorrect/eval-p-q"]
-    assert [r["rlhf_step"] for r in read_back(run)["eval-p-q"]["rows"]] == [20, 60]
-    assert tracking.publish(run) == []
+def test_one_run_name_of_two_trainings_is_two_policies_and_each_keeps_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seeds under one run_name; characters that W&B does not take; a training that goes on on another machine."""
+    one, two = (training_policy(tmp_path / f"seed{s}", {"seed": s}, "lr:1e-5/a") for s in (1, 2))
+    assert one.startswith("lr-1e-5-a-") and two.startswith("lr-1e-5-a-") and one != two
+    assert training_policy(tmp_path / "x#1", {}, None).startswith(f"{tmp_path.name}-x-1-")
+    (tmp_path / "run.json").write_text(json.dumps({"policy": one}))
+    monkeypatch.setattr(platform, "node", lambda: "elsewhere")
+    assert training_policy(tmp_path, {"seed": 1}, "other") == one
+    tracking.start_training_run(tmp_path, one, f"train-{one}", {"policy": one}).finish()
+
+
+def test_a_training_is_refused_before_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    tracking.check_training(["wandb"], None)
+    for name in (" ", "x" * 101):
+        with pytest.raises(InputError, match="run_name must have 1 to 100 characters"):
+            tracking.check_training(["wandb"], name)
+    monkeypatch.setenv("WANDB_PROJECT", "a/b")
+    tracking.check_training([], None)
+    with pytest.raises(InputError, match="project must have 1 to 128 characters"):
+        tracking.check_training(["wandb"], None)
+
+
+def test_pictures_of_several_policies_that_are_refused_are_a_line(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(json.dumps({"policy": name, "algorithm": "rloo"}))
+        summary(tmp_path / name, 20, 0.5, ("Q",))
+
+    def refused(curves: Sequence[Curve], folder: Path) -> list[Path]:
+        if len(curves) > 1:
+            raise tracking.WandbApiFailedError("HTTP 502")
+        return drawn(curves, folder)
+
+    text, told = publish(config(tmp_path / "a", tmp_path / "b"), refused)
+    assert told["error"] == "page and figures of all 2 failed: WandbApiFailedError: HTTP 502" and told["error"] in text
+    assert [p["report"] for p in told["policies"]] == ["report-a", "report-b"]
 
 
 def test_bad_input(tmp_path: Path, ended: Any) -> None:

@@ -122,6 +122,29 @@ def test_weights_of_profiles_follow_the_limit(tmp_path: Path) -> None:
         assert asked == (4 if (limit, weight) == (2, 1.0) and asked else 0)
 
 
+def test_a_file_never_holds_the_weights_of_two_limits(tmp_path: Path) -> None:
+    """Not for conditions not asked this time, nor profiles beyond a lower limit: they weigh 0 until it is raised."""
+    data = tmp_path / "data" / "admissions"
+    data.mkdir(parents=True)
+    (data / "law_data.csv").write_text("sex,LSAT,UGPA\n1,40,3.0\n2,41,3.1\n" + "1,40,3.0\n" * 5 + "2,30,2.0\n")
+    common: dict[str, Any] = {"experiments": ["admissions"], "data_dir": str(tmp_path / "data")}
+
+    def weights(limit: int, *conditions: str) -> tuple[int, dict[tuple[str, str], float]]:
+        asked = ask(tmp_path / "out", limit=limit, conditions=list(conditions), **common)
+        records = Store(tmp_path / "out").read()
+        return asked, {(r["condition"], r["cluster"]): r["weight"] for r in records}
+
+    one, other, late = "female:40:3.0", "male:41:3.1", "male:30:2.0"
+    assert weights(2, "Q", "Q+IF")[1] == {(c, k): 1.0 for c in ("Q", "Q+IF") for k in (one, other)}
+    _, found = weights(8, "Q")
+    assert found == {("Q", one): 6, ("Q+IF", one): 6, ("Q", other): 1, ("Q+IF", other): 1, ("Q", late): 1}
+    asked, found = weights(2, "Q+IF")
+    assert asked == 0
+    assert found == {("Q", one): 1, ("Q+IF", one): 1, ("Q", other): 1, ("Q+IF", other): 1, ("Q", late): 0}
+    asked, found = weights(8, "Q")
+    assert asked == 0 and found["Q", late] == 1 and found["Q+IF", one] == 6
+
+
 def test_a_changed_prompt_is_never_taken_for_the_one_that_was_asked(tmp_path: Path, monkeypatch) -> None:
     ask(tmp_path)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import importlib
+import json
+import platform
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import wandb
 from safetensors.torch import load_file
 
 import train.callbacks
+import train.run
 from eval.config import parse
 from eval.results import write_json
 from reward.stage import last_checkpoint
+from tests.test_tracking import read_back
 from tests.test_train import rloo_arguments
 
 NOT_LEARNED = {"step_time", "epoch"}
@@ -168,3 +174,35 @@ def test_evaluated_later_training_asks_nothing(way: str, tiny: Path, tiny_reward
     for step in (0, 2, 4):
         one, other = (tmp_path / name / "eval" / f"step-00000{step}" for name in ("here", "later"))
         assert (one / "records.jsonl").read_text() == (other / "records.jsonl").read_text()
+
+
+def test_what_a_kill_left_unsent_is_sent_by_the_same_command_on_another_machine_too(
+    tiny: Path, tiny_reward: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before its end, and again between its result and the publishing: the policy keeps its name, and all of its
+    evaluations are sent.
+    """
+    config, output = tmp_path / "eval.yaml", tmp_path / "out"
+    config.write_text("limit: 4\nexperiments: [winogender]\nconditions: [Q]\n")
+    more = ("--evaluation", config, "--evaluate", "afterwards", "--report_to", "wandb", "--run_name", "exp",
+            "--max_steps", 2, "--checkpoint_steps", 0, 2)  # fmt: skip
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    policies = []
+    for node, at in (("one", "evaluate_afterwards"), ("two", "publish_all"), ("three", None)):
+        with monkeypatch.context() as patch:
+            patch.setattr(platform, "node", lambda node=node: node)
+            if at:
+                patch.setattr(train.run, at, killed)
+            with pytest.raises(Killed) if at else nullcontext():
+                run("rloo", tiny, tiny_reward, output, *more)
+        if wandb.run is not None:
+            wandb.run.finish()
+        policies.append(json.loads((output / "run.json").read_text())["policy"])
+    assert policies[0].startswith("exp-") and len(set(policies)) == 1
+    found = read_back(output)
+    assert {r["rlhf_step"] for r in found[f"eval-{policies[0]}-q"]["rows"]} == {0, 2}
+    assert f"report-{policies[0]}" in found and f"train-{policies[0]}" in found
+    assert len({e["run"]["run_group"] for e in found.values()}) == 1

@@ -17,8 +17,9 @@ import psutil
 import pytest
 from wandb.util import get_core_path
 
-from eval import tracking
+from eval import sending, tracking
 from eval.conditions import CONDITIONS
+from eval.ledger import policy_name
 from eval.results import RECORDS_VERSION
 from eval.tracked import rows_of
 from eval.views.gathered import gather
@@ -48,6 +49,13 @@ def summary(
     } | more
     (target / "summary.json").write_text(json.dumps(written))
     return target
+
+
+def publish(folder: Path) -> list[str]:
+    """Sends what is new of a folder of results; the ids of the runs written."""
+    curves = gather([folder])
+    alone = folder if len(curves) == 1 else None
+    return [run for curve in curves for run in sending.send(curve, tracking.Destination(), alone).runs]
 
 
 def fragments(folder: Path) -> list[Path]:
@@ -89,7 +97,7 @@ def test_offline_files_hold_what_the_results_hold(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps(described))
     summary(tmp_path, 20, 0.5)
     summary(tmp_path, 0, 0.25)
-    written = tracking.publish(tmp_path)
+    written = publish(tmp_path)
     assert written == ["eval-p-q", "eval-p-q-if", "eval-p-q-if-cot", "eval-p-q-match-stats", "eval-p-q-inverse"]
     found = read_back(tmp_path)
     assert sorted(found) == sorted(written)
@@ -109,20 +117,20 @@ def test_offline_files_hold_what_the_results_hold(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_where_it_is_whatever_the_helpers_working_directory(tmp_path: Path, monkeypatch) -> None:
-    tracking.publish(summary(tmp_path / "first", 0, 0.5).parents[1])  # wandb's helper is there, and works elsewhere
+    publish(summary(tmp_path / "first", 0, 0.5).parents[1])  # wandb's helper is there, and works elsewhere
     summary(tmp_path / "run", 20, 0.5)
     monkeypatch.chdir(tmp_path)
-    tracking.publish(Path("run"))
+    publish(Path("run"))
     assert len(fragments(tmp_path / "run")) == len(CONDITIONS)
 
 
 def test_publishing_again_sends_only_what_is_new(tmp_path: Path) -> None:
     summary(tmp_path, 20, 0.5)
-    assert len(tracking.publish(tmp_path)) == len(CONDITIONS)
-    assert tracking.publish(tmp_path) == []
+    assert len(publish(tmp_path)) == len(CONDITIONS)
+    assert publish(tmp_path) == []
     summary(tmp_path, 10, 0.1)  # a checkpoint that comes late
-    assert len(tracking.publish(tmp_path)) == len(CONDITIONS)
-    name = tracking.policy_name(tmp_path, [(20, None, None)])
+    assert len(publish(tmp_path)) == len(CONDITIONS)
+    name = policy_name(tmp_path, [(20, None, None)])
     found = read_back(tmp_path)
     for k, entry in enumerate(found[f"eval-{name}-{c.slug}"] for c in CONDITIONS.values()):
         assert {r["rlhf_step"]: r["eval/winogender/rho"] for r in entry["rows"]} == {10: 0.1 + k, 20: 0.5 + k}
@@ -133,14 +141,14 @@ def test_publishing_again_sends_only_what_is_new(tmp_path: Path) -> None:
 def test_an_experiment_that_is_asked_later_is_sent_alone(tmp_path: Path) -> None:
     """An evaluation in the training may ask less than one afterwards: what was sent then is not sent again."""
     summary(tmp_path, 20, 0.5)
-    tracking.publish(tmp_path)
+    publish(tmp_path)
     path = tmp_path / "eval" / "step-000020" / "summary.json"
     more = json.loads(path.read_text())
     defined = [m for m in more["metrics"] if m["value"] is not None]
     more["metrics"] += [{**m, "experiment": "admissions", "name": "gap"} for m in defined]
     path.write_text(json.dumps(more))
-    assert len(tracking.publish(tmp_path)) == len(CONDITIONS)
-    assert tracking.publish(tmp_path) == []
+    assert len(publish(tmp_path)) == len(CONDITIONS)
+    assert publish(tmp_path) == []
     for entry in read_back(tmp_path).values():
         assert [("eval/winogender/rho" in r, "eval/admissions/gap" in r) for r in entry["rows"]] == [
             (True, False), (False, True),
@@ -160,6 +168,21 @@ def test_mode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "netrc").chmod(0o600)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     assert tracking.mode() == "online"
+
+
+def test_mode_of_the_settings_file(tmp_path: Path) -> None:
+    """What `wandb offline` and `wandb disabled` write in the folder that is worked in, though the user is logged in."""
+    (tmp_path / "wandb").mkdir()
+    code = (
+        f"import os; from eval import tracking; os.chdir({str(tmp_path)!r}); os.environ.pop('WANDB_MODE')\n"
+        "for mode in ('offline', 'disabled', 'online'):\n"
+        "    open('wandb/settings', 'w').write(f'[default]\\nmode = {mode}\\n'); print(tracking.mode())\n"
+        "open('wandb/settings', 'w').write('[default]\\nmode = disabled\\n')\n"
+        "for said in ('online', 'dryrun'): os.environ['WANDB_MODE'] = said; print(tracking.mode())"
+    )
+    environment = alone() | {"WANDB_API_KEY": "a" * 40}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["offline", "disabled", "online", "online", "offline"], done.stderr
 
 
 def expected(folder: Path) -> Counter[tuple[str, int, str, float]]:
@@ -215,10 +238,10 @@ def test_killed_at_any_call_and_run_again_nothing_is_lost_or_doubled(tmp_path: P
         "finished", "write_json", "write_json",
     ]  # fmt: skip
     for folder in folders:
-        tracking.publish(folder)
+        publish(folder)
         assert found(folder) == expected(folder), folder.name
         assert all(records(path)[-1]["type"] == "exit" for path in fragments(folder)), folder.name
-        assert tracking.publish(folder) == []
+        assert publish(folder) == []
 
 
 def test_killed_together_with_its_helper_while_that_writes(tmp_path: Path) -> None:
@@ -226,7 +249,7 @@ def test_killed_together_with_its_helper_while_that_writes(tmp_path: Path) -> No
     folder = described(tmp_path / "run")
     for step in range(20):
         summary(folder, step, 0.5, ("Q",), parts=1000)
-    code = f"from pathlib import Path; from eval import tracking; tracking.publish(Path({str(folder)!r}))"
+    code = f"from pathlib import Path; from tests.test_tracking import publish; publish(Path({str(folder)!r}))"
     command = [sys.executable, "-c", code]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=alone())
     while not any(path.stat().st_size >= 100_000 for path in fragments(folder)):
@@ -237,6 +260,6 @@ def test_killed_together_with_its_helper_while_that_writes(tmp_path: Path) -> No
     process.wait()
     (path,) = fragments(folder)
     assert not any(r["type"] == "exit" for r in records(path)), "it was over before it could be killed"
-    tracking.publish(folder)
+    publish(folder)
     assert found(folder) == expected(folder)
     assert len(fragments(folder)) == 1

@@ -297,12 +297,12 @@ def test_published_after_each_and_with_pictures_at_the_end(plain: Path, tmp_path
 
 
 def test_what_cannot_be_sent_stops_nothing(plain: Path, tmp_path: Path, monkeypatch) -> None:
-    from eval import tracking
+    from eval import sending, tracking
 
     def refused(*_: object) -> None:
         raise tracking.wandb.Error("no network")
 
-    monkeypatch.setattr(tracking, "send", refused)
+    monkeypatch.setattr(sending, "send", refused)
     told = watched(unevaluated(plain, tmp_path / "run", 0), publish=True)
     assert len(told["done"]) == 1
     assert re.search(r"not all results were sent \(.*Error: no network\); `python -m eval publish", told["error"])

@@ -27,7 +27,7 @@ from eval.plan import Plan
 from eval.results import Busy, read_json, write_json
 from eval.scorers.transformers import TransformersScorer
 from eval.targets import RLHF_STEP, step_folder
-from eval.watch import UNSENT, not_sent
+from eval.watch import not_sent
 from reward.stage import train_from
 
 log = logging.getLogger(__name__)
@@ -182,4 +182,4 @@ class CheckpointEvaluator:
         assert summary is not None  # evaluate has written it
         write_card(folder, summary)
         if self.publish and (why := not_sent(self.output)):
-            log.warning(UNSENT.format(why=why, output=self.output))
+            log.warning("%s", why)

@@ -27,7 +27,7 @@ from reward.functions import RewardOptions, Rewards, build_rewards, check_reward
 from reward.stage import Stage, settings_of
 from train.arguments import PolicyArguments
 from train.prompts import Prompts, rl_prompts, seen_prompts
-from train.run import Run
+from train.run import Run, publish_finished
 
 log = logging.getLogger(__name__)
 
@@ -64,14 +64,16 @@ def logged(base: type) -> type:
 def train(algorithm: Algorithm, arguments: PolicyArguments, config: Any, model_args: Any) -> dict[str, Any]:
     """Checks everything, trains, and returns the content of OUTPUT/ALGORITHM.json."""
     from eval.checkpoints import base_parameters, load_tokenizer, weights_id, weights_mib
+    from eval.ledger import training_policy
     from eval.sources import data_folder, data_name
-    from eval.tracking import policy_name
+    from eval.tracking import check_training
     from reward.model import check_chat_template, lora_config
     from reward.preferences import in_share, read_preferences
     from train.policy import starting_model
     from train.schedule import check_schedule, per_step
 
     output = Path(config.output_dir)
+    check_training(config.report_to, config.run_name)
     if config.device.type == "cpu":
         keep_freed_memory()
     config.logging_steps = 1  # the KL budget and the alerts see every step
@@ -104,13 +106,14 @@ def train(algorithm: Algorithm, arguments: PolicyArguments, config: Any, model_a
     stage = Stage(output, f"{algorithm.name}.json", settings_of(config, model_args, arguments, **hashes))
     if result := stage.begin():
         log.info("RLHF finished already: %s", output)
+        publish_finished(output, config.report_to)
         return result
     end_ids = end_token_ids(model, model_args.model_revision, tokenizer)
     built = build_rewards(rewards, str(config.device), end_ids, arguments.reward_dtype)
     trainer = _trainer(algorithm, model, built, config, model_args, tokenizer, prompts, peft_config)
     trainer.amounts = per_step(config, trainer.accelerator.num_processes)
     policy = {
-        "policy": config.run_name or policy_name(output, stage.settings),
+        "policy": training_policy(output, stage.settings, config.run_name),
         "algorithm": algorithm.name,
         "model": model,
         "revision": model_args.model_revision,

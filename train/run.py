@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,18 @@ def evaluate_afterwards(trainer: Any, output: Path, evaluation: EvaluationConfig
 
 def publish_all(output: Path) -> None:
     """What was not sent yet, with the page and the figures; nothing where no checkpoint was evaluated."""
-    from eval.watch import UNSENT, not_sent
+    from eval.watch import not_sent
 
     if any((output / "eval").glob("step-*/summary.json")) and (why := not_sent(output, pictures=True)):
-        log.warning(UNSENT.format(why=why, output=output))
+        log.warning("%s", why)
+
+
+def publish_finished(output: Path, report_to: Sequence[str]) -> None:
+    """What a training that is finished has left unsent, as one does that was killed or offline while it published."""
+    from accelerate import PartialState
+
+    if "wandb" in report_to and PartialState().is_main_process:
+        publish_all(output)
 
 
 class Run:

@@ -62,13 +62,16 @@ def train(arguments: SFTArguments, config: Any, model_args: Any) -> dict[str, An
     from accelerate import PartialState
 
     from eval.checkpoints import base_parameters, load_tokenizer, weights_id, weights_mib
+    from eval.ledger import training_policy
     from eval.sources import data_folder, data_name
-    from eval.tracking import policy_name
+    from eval.tracking import check_training
     from reward.model import check_chat_template, lora_config
     from train.examples import fit_examples, read_examples, split_examples
     from train.policy import starting_model
+    from train.run import publish_finished
 
     output = Path(config.output_dir)
+    check_training(config.report_to, config.run_name)
     if config.device.type == "cpu":
         keep_freed_memory()
     evaluation = arguments.evaluation_config()
@@ -88,10 +91,11 @@ def train(arguments: SFTArguments, config: Any, model_args: Any) -> dict[str, An
     stage = Stage(output, "sft.json", settings_of(config, model_args, arguments, **hashes))
     if result := stage.begin():
         log.info("fine-tuning finished already: %s", output / "model")
+        publish_finished(output, config.report_to)
         return result
     trainer = _trainer(model, config, model_args, tokenizer, training, peft_config)
     policy = {
-        "policy": config.run_name or policy_name(output, stage.settings),
+        "policy": training_policy(output, stage.settings, config.run_name),
         "algorithm": ALGORITHM,
         "step_name": TRAINING_STEP,
         "model": model,

@@ -1,7 +1,8 @@
 """The questions that several checkpoints were all asked, under Q and an instruction, and what is measured on them.
 
 Records are read folder by folder and not kept: of each folder the headline quantities and the names of the questions
-stay, and a folder is read again only where it was asked more than the others.
+stay, and a folder is read again only where it was asked more than the others, or with other weights (a profile of
+admissions weighs its students among the rows that --limit takes): one set of weights is taken for all.
 """
 
 from __future__ import annotations
@@ -39,11 +40,20 @@ class Pair:
 
 @dataclass
 class Asked:
-    """What is kept of a folder, by (experiment, condition): the questions asked, and the pair measured on them."""
+    """What is kept of a folder, by (experiment, condition): the questions asked, and the pair measured on them.
+
+    weights: of the items, by experiment, where it is not 1.
+    """
 
     folder: Path
     questions: dict[tuple[str, str], frozenset[Question]] = field(default_factory=dict)
     pairs: dict[tuple[str, str], Pair | None] = field(default_factory=dict)
+    weights: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def of_shared(self, experiment: str, shared: frozenset[Question]) -> dict[str, float]:
+        """The weights of the items that the shared questions are of."""
+        known = self.weights.get(experiment, {})
+        return {item: known.get(item, 1.0) for item in sorted({item for item, _ in shared})}
 
 
 def metric_name(experiment: str, summary: dict[str, Any], condition: str, measured: str) -> str:
@@ -56,7 +66,8 @@ def shared_pairs(
     folders: Sequence[Path], experiment: str, condition: str, scoring: str, asked: dict[Path, Asked]
 ) -> list[Pair] | None:
     """The pair of each folder, on the questions asked of all under both conditions; None where no folder was asked
-    under the condition. `asked` keeps what was read.
+    under the condition. `asked` keeps what was read. Where weights differ, those of the smallest --limit are taken for
+    all: they count the students whom all were asked about.
 
     Raises NoShared where only some were, or share no question.
     """
@@ -73,11 +84,12 @@ def shared_pairs(
     shared = frozenset.intersection(*(one.questions[cell] for one in known))
     if not shared:
         raise NoShared("the checkpoints share no question")
+    weights = min((one.of_shared(experiment, shared) for one in known), key=lambda w: sum(w.values()))
     found = []
     for one in known:
         pair = one.pairs[cell]
-        if one.questions[cell] != shared:
-            pair = _measured(_cells(one.folder), experiment, condition, scoring, shared)
+        if one.questions[cell] != shared or one.of_shared(experiment, shared) != weights:
+            pair = _measured(_cells(one.folder), experiment, condition, scoring, shared, weights)
         if pair is None:
             raise NoShared(f"{' or '.join(names(experiment, scoring))} is not measured in {one.folder}")
         found.append(pair)
@@ -87,10 +99,14 @@ def shared_pairs(
 
 
 def _cells(folder: Path) -> dict[tuple[str, str], dict[Question, Record]]:
-    """The answers of a folder by experiment and condition, questions without a readable answer left out."""
+    """The answers of a folder by experiment and condition, without questions that have no readable answer, or weigh
+    nothing (kept for a larger --limit).
+    """
     cells: dict[tuple[str, str], list[Record]] = {}
     for record in Store(folder).read():
         condition = record["condition"]
+        if record["weight"] == 0:
+            continue
         if condition == CONTROL or (condition in CONDITIONS and CONDITIONS[condition].instruction):
             cells.setdefault((record["experiment"], condition), []).append(record)
     found, _ = answered(cells)
@@ -104,18 +120,21 @@ def _read(one: Asked, scoring: str) -> None:
             continue
         shared = frozenset(cells[experiment, condition].keys() & cells[experiment, CONTROL].keys())
         one.questions[experiment, condition] = shared
+        records = cells[experiment, CONTROL].values()
+        one.weights[experiment] = {r["item"]: r["weight"] for r in records if r["weight"] != 1}
         if shared:
-            one.pairs[experiment, condition] = _measured(cells, experiment, condition, scoring, shared)
+            weights = one.of_shared(experiment, shared)
+            one.pairs[experiment, condition] = _measured(cells, experiment, condition, scoring, shared, weights)
 
 
 def _measured(
     cells: dict[tuple[str, str], dict[Question, Record]], experiment: str, condition: str, scoring: str,
-    shared: frozenset[Question],
+    shared: frozenset[Question], weights: dict[str, float],
 ) -> Pair | None:  # fmt: skip
     """The headline quantities on the shared questions, in their order; None where there is none."""
     pair = []
     for name in (CONTROL, condition):
-        records = [cells[experiment, name][q] for q in sorted(shared)]
+        records = [{**cells[experiment, name][q], "weight": weights[q[0]]} for q in sorted(shared)]
         whole = {q.name: q for q in EXPERIMENTS[experiment].measure(records) if q.category == "all" and q.reported}
         pair += [whole[n] for n in names(experiment, scoring) if n in whole][:1]
     return Pair(*pair) if len(pair) == 2 else None

@@ -15,7 +15,7 @@ from eval.views.cells import MEASURED, PAPER, Cell, at, some
 from eval.views.explained import OTHERS, READING
 from eval.views.frame import Drawn
 from eval.views.gathered import size_name
-from eval.views.panels import SHIPPED, comparable
+from eval.views.panels import SHIPPED, comparable, why
 from eval.views.reference import SOURCE, told
 from eval.views.scoring import ending
 
@@ -26,7 +26,7 @@ def paragraphs(drawn: Drawn) -> list[str]:
     found = [drawn.says]
     found += [f"{r[0].upper()}{r[1:]}." for r in drawn.remarks]
     for experiment in (e for e in PAPER if any(c.experiment == e for c in drawn.cells)):
-        found.append(_experiment(drawn, experiment, [c for c in measured if c.experiment == experiment]))
+        found.append(_experiment(drawn, experiment))
     if lines := data.missing(drawn.cells):
         found.append("Missing, and drawn as missing: " + "; ".join(lines) + ".")
     found += _doubts(measured)
@@ -41,11 +41,13 @@ def document(told: Sequence[dict[str, Any]], scoring: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _experiment(drawn: Drawn, experiment: str, measured: list[Cell]) -> str:
+def _experiment(drawn: Drawn, experiment: str) -> str:
     """What the numbers are, of how many items, with which intervals."""
+    mine = [c for c in drawn.cells if c.experiment == experiment]
+    measured = [c for c in mine if c.state == MEASURED]
     title = EXPERIMENTS[experiment].TITLE.partition(",")[0]
     if not measured:
-        return f"{title}: not evaluated."
+        return f"{title}: {why(mine)}."
     metric = measured[0].metric
     kind = next((k for k in OTHERS if metric.startswith(k)), None)
     reading = OTHERS[kind] if kind else READING[experiment]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,10 +19,14 @@ from eval.experiments.bbq_metrics import MEAN
 from eval.experiments.registry import EXPERIMENTS
 from eval.views.explained import Caution, caution_of
 from eval.views.gathered import Curve, find
+from eval.views.kinds import kind
+from eval.views.questions import asked_in, differing
 from eval.views.reference import PAPER_STEPS
 
 MEASURED, UNDEFINED, ABSENT = "measured", "undefined", "not evaluated"
 COT = "Q+IF+CoT"
+ANOTHER_PAIR = "asked, but not Black against white"
+"""Of admissions in which other races, or the sexes, were compared."""
 PAPER = ("bbq", "winogender", "admissions")
 """The experiments of the paper's figures, in its order."""
 
@@ -30,7 +35,8 @@ PAPER = ("bbq", "winogender", "admissions")
 class Cell:
     """A metric of a checkpoint under a condition, or its absence. model_params: parameters, None where not known;
     step: None where the curve has no checkpoint to look at; metric: its name in summary.json; caution: why the number
-    means little, '' where it does not; results: folder of summary.json.
+    means little, '' where it does not; results: folder of summary.json; kind: the model's name without its size; asked:
+    the settings that decide what was asked, as JSON, '' where nothing was.
     """
 
     experiment: str
@@ -56,6 +62,18 @@ class Cell:
     data: str
     results: str
     git_commit: str
+    kind: str
+    asked: str
+
+    @property
+    def group(self) -> tuple[str, str]:
+        """Policies that one line may join, or one mean may be of: of one algorithm and one kind of model."""
+        return self.algorithm, self.kind
+
+    @property
+    def lacking(self) -> str:
+        """Why there is no number, in words."""
+        return self.note if self.state == ABSENT and self.note else self.state
 
     @property
     def place(self) -> tuple[str, str]:
@@ -75,7 +93,7 @@ def cell(
     """What a curve has at a step (None: nothing)."""
     summary = None if step is None else curve.at(step)
     m = None if summary is None else find(summary, experiment, condition, metric, category)
-    told = m or {}
+    told = m or {"note": _lacking(curve, step, experiment, condition)}
     state = ABSENT if m is None else UNDEFINED if m["value"] is None else MEASURED
     caution = caution_of(found, curve.name, step or 0, m) if m is not None and "accuracy" not in metric else None
     return Cell(
@@ -84,8 +102,18 @@ def cell(
         told.get("value"), told.get("low"), told.get("high"), told.get("n_items"), told.get("n_clusters"),
         told.get("method", ""), told.get("note", ""), caution.text if caution else "",
         summary["data"] if summary else "", summary["results"] if summary else "",
-        str(summary.get("git_commit") or "") if summary else "",
+        str(summary.get("git_commit") or "") if summary else "", kind(curve),
+        json.dumps(asked_in(summary, experiment, condition)) if summary and m is not None else "",
     )  # fmt: skip
+
+
+def _lacking(curve: Curve, step: int | None, experiment: str, condition: str) -> str:
+    """Why a number that is not there is not there, '' where it was simply not asked."""
+    summary = None if step is None else curve.at(step)
+    if summary is None:
+        return curve.unfinished.get(step, "") if step is not None else ""
+    asked = any((m["experiment"], m["condition"]) == (experiment, condition) for m in summary["metrics"])
+    return ANOTHER_PAIR if asked and experiment == "admissions" else ""
 
 
 def model_name(curve: Curve) -> str:
@@ -120,27 +148,45 @@ def categories(curves: Sequence[Curve]) -> list[str]:
 
 def largest(curves: Sequence[Curve]) -> list[Curve]:
     """All curves of the largest model that was evaluated at several steps; of the largest model where none was. Where
-    no size is known, the first curve.
+    no size is known, the first curve. RLHF runs go before all others, and all have the same kind of steps.
     """
-    several = [c for c in curves if len(c.steps) > 1] or list(curves)
+    pool = [c for c in curves if c.rlhf] or list(curves)
+    several = [c for c in pool if len(c.steps) > 1] or pool
     sized = [c for c in several if c.model_params is not None]
     top = max((c.model_params or 0 for c in sized), default=None)
-    return several[:1] if top is None else [c for c in sized if c.model_params == top]
+    return several[:1] if top is None else one_axis([c for c in sized if c.model_params == top])
+
+
+def one_axis(curves: Sequence[Curve]) -> list[Curve]:
+    """Those whose steps can stand on one axis: RLHF's if there are any, else those that count what the first does."""
+    rlhf = [c for c in curves if c.rlhf]
+    return rlhf or [c for c in curves if c.step_name == curves[0].step_name]
 
 
 def questions_differ(curves: Sequence[Curve], experiment: str) -> list[str]:
     """Which settings differ, among the results that have the experiment, that decide what was asked in it: numbers of
     such curves do not belong on one line.
     """
-    asked = [s for c in curves for s in c.summaries if any(m["experiment"] == experiment for m in s["metrics"])]
-    reasoned = [s for s in asked if any((m["experiment"], m["condition"]) == (experiment, COT) for m in s["metrics"])]
-    of_all = ("limit", "precision", *(("categories", "orders") if experiment == "bbq" else ()))
-    seen = {name: {repr(s.get(name)) for s in asked} for name in ("data", "prompt_version")}
-    seen["data_sha256"] = {repr((s.get("data_sha256") or {}).get(experiment)) for s in asked}
-    seen |= {name: {repr((s.get("evaluation") or {}).get(name)) for s in asked} for name in of_all}
-    for name in ("cot_limit", "cot_max_new_tokens"):
-        seen[name] = {repr((s.get("evaluation") or {}).get(name)) for s in reasoned}
-    return [name for name, values in seen.items() if len(values) > 1]
+    asked: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
+    for summary in (s for c in curves for s in c.summaries):
+        conditions = {m["condition"] for m in summary["metrics"] if m["experiment"] == experiment}
+        for reasoned in (False, True) if COT in conditions else (False,) if conditions else ():
+            asked[reasoned].append(asked_in(summary, experiment, COT if reasoned else ""))
+    return list(dict.fromkeys(name for found in asked.values() for name in differing(found)))
+
+
+def unlike(cells: Iterable[Cell]) -> list[str]:
+    """In which settings the questions differ that these numbers of one condition are of."""
+    asked = {c.asked for c in cells if c.asked}
+    return differing([json.loads(a) for a in sorted(asked)]) if len(asked) > 1 else []
+
+
+def no_mean(cells: Sequence[Cell]) -> str:
+    """Why the numbers of several policies have no mean, in words; '' where they have one."""
+    measured = [c for c in cells if c.state == MEASURED]
+    if differ := unlike(measured):
+        return f"not asked the same ({', '.join(differ)})"
+    return "not at the same step" if len({c.step for c in measured}) > 1 else ""
 
 
 def missing(cells: Iterable[Cell]) -> list[str]:
@@ -148,12 +194,12 @@ def missing(cells: Iterable[Cell]) -> list[str]:
     one for every curve that was not evaluated at all at a step of others.
     """
     lacking: dict[tuple[str, str, str, str], list[Cell]] = {}
-    steps: dict[str, set[int]] = {}
+    steps: dict[tuple[str, str], set[int]] = {}
     for c in cells:
         if c.step is not None and not c.results:
-            steps.setdefault(c.curve, set()).add(c.step)
+            steps.setdefault((c.curve, c.lacking), set()).add(c.step)
         elif c.state != MEASURED:
-            lacking.setdefault((c.experiment, c.condition, c.state, c.category), []).append(c)
+            lacking.setdefault((c.experiment, c.condition, c.lacking, c.category), []).append(c)
     parts: dict[tuple[str, str, str], list[str]] = {}
     for (experiment, condition, state, category), where in lacking.items():
         told = f"{condition}: {state} for {some(checkpoints(where), 6)}"
@@ -162,7 +208,7 @@ def missing(cells: Iterable[Cell]) -> list[str]:
         f"{experiment}{'' if found == ['all'] else f' ({some(found, 11)})'}, {told}"
         for (experiment, _, told), found in parts.items()
     ]
-    return lines + [f"{curve}: not evaluated at step {', '.join(map(str, sorted(s)))}" for curve, s in steps.items()]
+    return lines + [f"{name}: {why} at step {', '.join(map(str, sorted(s)))}" for (name, why), s in steps.items()]
 
 
 def checkpoints(cells: Iterable[Cell]) -> list[str]:

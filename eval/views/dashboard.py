@@ -15,9 +15,9 @@ from typing import Any
 from eval.commands import JSON_HELP, Told
 from eval.config import InputError, prepare_output
 from eval.results import read_json, write_json, write_text
-from eval.views.dashboard_panels import Section, known_only, logged_names, sections
+from eval.tracked import check_destination, evaluated_setup
+from eval.views.dashboard_panels import Section, known_only, logged_names, on_axes, sections
 from eval.views.gathered import Curve, gather
-from eval.views.publishing import check_destination
 
 SAVED = "saved.json"
 SPECS = {"workspace": "workspace.json", "report": "report.json"}
@@ -83,15 +83,17 @@ def dashboard(config: DashboardConfig) -> Told:
 
 
 def shown(curves: Sequence[Curve]) -> Shown:
-    """Everything that may be logged; of curves only what they have."""
+    """Everything that may be logged, against RLHF steps; of curves only what they have, against their own steps."""
     if not curves:
-        return Shown(sections(), [], [])
+        return Shown([s for s in sections() if s.only is None], [], [])
     from eval.ledger import ledger_of
-    from eval.tracked import setup_of
     from eval.views.page_text import notes
 
-    setups = list(dict.fromkeys(setup_of(c.described, ledger_of(c, None).policy) for c in curves))
-    return Shown(known_only(sections(), logged_names(curves)), setups, notes(curves))
+    setups = list(dict.fromkeys(evaluated_setup(c, ledger_of(c, None).policy) for c in curves))
+    logged: dict[str, set[str]] = {}
+    for curve in curves:
+        logged.setdefault(curve.step_name, set()).update(logged_names([curve]))
+    return Shown(known_only(on_axes(sections(), logged), logged_names(curves)), setups, notes(curves))
 
 
 def write_specs(what: Shown, project: str, folder: Path) -> list[str]:
@@ -144,7 +146,7 @@ def save(what: Shown, destination: Any, path: Path) -> tuple[dict[str, str], set
         urls["report"] = report.url
         known["report"] = {"id": report.id, "url": report.url}
         write_json(path, {**before, where: known})
-    except (tracking.wandb.Error, ValueError) as error:
+    except (*tracking.ERRORS, ValueError) as error:
         remedy = f"; if they were deleted on W&B, remove {path} and run the command again" if updated else ""
-        raise InputError(f"W&B did not take the dashboards: {error}{remedy}") from error
+        raise InputError(f"W&B did not take the dashboards: {tracking.line(error)}{remedy}") from error
     return urls, updated

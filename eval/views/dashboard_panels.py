@@ -5,13 +5,13 @@ The workspace and the report are made of these sections, so that both say the sa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from eval.public_data import PINNED
-from eval.tracked import final_values, rows_of
+from eval.tracked import axis_name, final_values, rows_of
 from eval.views.explained import OTHERS, READING, SIGNS
 from eval.views.gathered import Curve
 
@@ -50,7 +50,8 @@ class Panel:
 
 @dataclass(frozen=True)
 class Section:
-    """Panels under a name; text: what they mean, in Markdown. only: the condition that the report shows them of."""
+    """Panels under a name; text: what they mean, in Markdown. only: the condition that the report shows
+    them of, a set-up at a time, since stacks of several would lie on each other."""
 
     name: str
     text: str
@@ -79,9 +80,34 @@ def known_only(found: Sequence[Section], known: Iterable[str]) -> list[Section]:
     return kept
 
 
+def on_axes(found: Sequence[Section], logged: Mapping[str, Iterable[str]]) -> list[Section]:
+    """The sections with their panels against steps once for each axis that their names are logged against, and not
+    where there is none. logged: what the steps count ('RLHF step', 'training step') -> names.
+    """
+    kept = []
+    for section in found:
+        panels: list[Panel] = []
+        for panel in section.panels:
+            if panel.kind in ("size", "media") or panel.x != AXIS:
+                panels.append(panel)
+                continue
+            for step_name, names in logged.items():
+                if set(names) >= set(panel.names):
+                    title = panel.title if len(logged) == 1 else f"{panel.title}, by {step_name}"
+                    panels.append(replace(panel, title=title, x=axis_name(step_name), x_title=step_name))
+        if panels:
+            name = section.name.replace(AXIS_TITLE, " and ".join(logged))
+            kept.append(replace(section, name=name, panels=tuple(panels)))
+    return kept
+
+
 def logged_names(curves: Sequence[Curve]) -> set[str]:
-    """The names that publishing these curves, and training them, logs; `training` ones are taken to be there."""
-    names = set(MEDIA) | {p.names[0] for p in _training().panels}
+    """The names that publishing these curves, and training them, logs; those of a training are taken to be there where
+    one of them was trained here.
+    """
+    names: set[str] = set(MEDIA)
+    if any("algorithm" in curve.described for curve in curves):
+        names |= {p.names[0] for p in _training().panels}
     for curve in curves:
         for condition in COLOURS:
             names |= {name for row in rows_of(curve, condition).values() for name in row}
@@ -192,7 +218,8 @@ def _winogender() -> list[Section]:
     stacks = [
         Section(
             f"Winogender: pronouns under {condition}",
-            f"Means over occupations under {condition}, stacked: female, male and neutral pronouns sum to 1.",
+            f"Means over occupations under {condition}, stacked, a panel for each set-up: female, male and neutral "
+            "pronouns sum to 1.",
             (Panel(f"Pronouns under {condition}", shares, "stack"),),
             columns=1,
             only=condition,

@@ -40,28 +40,28 @@ def report(
     if cautions:
         blocks += [wr.H2("Cautions"), wr.MarkdownBlock("\n".join(f"- {line}" for line in cautions))]
     for section in sections:
-        blocks += [wr.H2(section.name), wr.MarkdownBlock(section.text), grid(section, setups, project, entity)]
+        grids = [grid(section, setups, project, entity, only) for only in (setups if section.only else [None])]
+        blocks += [wr.H2(section.name), wr.MarkdownBlock(section.text), *grids]
     blocks += [wr.H2("The paper"), wr.MarkdownBlock(PAPER)]
     return wr.Report(project=project, entity=entity, title=TITLE, description=DESCRIPTION, blocks=blocks, width="fluid")
 
 
-def grid(section: Section, setups: Sequence[str], project: str, entity: str) -> wr.PanelGrid:
-    """A section's panels, over its runs: all, or those of one condition."""
-    name = section.only or "All runs"
+def grid(section: Section, setups: Sequence[str], project: str, entity: str, only: str | None = None) -> wr.PanelGrid:
+    """A section's panels, over its runs: all, or those of one condition and set-up (`only`)."""
+    name = f"{section.only}, {only}" if only else "All runs"
     where: dict[str, Any] = {"project": project, "entity": entity} if entity else {}
-    filters = [expr.Config("condition") == section.only] if section.only else ""
-    grouping = GROUPS[:1] if section.only else GROUPS
+    filters = [expr.Config("condition") == section.only, expr.Config("setup") == only] if only else ""
     runset = wr.Runset(
-        name=name, filters=filters, groupby=[f"config.{g}" for g in grouping],
+        name=name, filters=filters, groupby=[f"config.{g}" for g in GROUPS],
         order=[wr.OrderBy("Name", ascending=True)], **where,
     )  # fmt: skip
     keys: dict[Any, Any] = {
         wr.RunsetGroup(
             runset_name=name,
-            keys=tuple(wr.RunsetGroupKey(wr.Config(g), value) for g, value in zip(grouping, path, strict=True)),
+            keys=tuple(wr.RunsetGroupKey(wr.Config(g), value) for g, value in zip(GROUPS, path, strict=True)),
         ): colour
         for path, colour in colours(setups).items()
-        if len(path) == len(grouping)
+        if len(path) == len(GROUPS)
     }
     wide = WIDTH // section.columns
     panels = [

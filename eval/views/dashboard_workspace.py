@@ -1,8 +1,9 @@
 """The saved workspace on Weights & Biases: the sections of eval.views.dashboard_panels, runs grouped and coloured.
 
-Runs are grouped by condition, then by set-up (model, algorithm, settings), so that a line is never a mean of different
-models: only of seeds. The colours of conditions hold for runs that are published later too; a set-up's line takes its
-condition's colour where the set-up is known when the workspace is made, lighter for smaller models.
+Runs are grouped by condition, then by set-up (model, algorithm, settings, how it was asked), so that a line is never a
+mean of different models or evaluations: only of seeds. The colours of conditions hold for runs that are published later
+too; a set-up's line takes its condition's colour where the set-up is known when the workspace is made, lighter for
+smaller models.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import wandb_workspaces.expr as expr
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 
+from eval.tracked import trained_setup
 from eval.views.dashboard_panels import AXIS, COLOURS, Panel, Section
 
 NAME = "selfcorrect: bias against RLHF step and size"
@@ -60,7 +62,7 @@ def colours(setups: Sequence[str]) -> dict[tuple[str, ...], str]:
         found[(condition,)] = colour
         for k, setup in enumerate(setups):
             share = LIGHTEST * (1 - (k + 1) / len(setups))
-            found[condition, setup] = lighter(colour, share)
+            found[condition, trained_setup(setup) if condition == "training" else setup] = lighter(colour, share)
     return found
 
 
@@ -75,6 +77,7 @@ def workspace(sections: Sequence[Section], setups: Sequence[str], project: str, 
     group_colors: dict[object, object] = {
         path[0] if len(path) == 1 else ws.GroupPath(*path): colour for path, colour in colours(setups).items()
     }
+    axis = next((p.x for section in sections for p in section.panels if p.kind == "lines"), AXIS)
     return ws.Workspace(
         entity=entity,
         project=project,
@@ -91,7 +94,7 @@ def workspace(sections: Sequence[Section], setups: Sequence[str], project: str, 
             if section.only is None
         ],
         settings=ws.WorkspaceSettings(
-            x_axis=AXIS, smoothing_type="none", ignore_outliers=False, max_runs=100, group_by_prefix="first",
+            x_axis=axis, smoothing_type="none", ignore_outliers=False, max_runs=100, group_by_prefix="first",
             tooltip_number_of_runs="all_runs",
         ),
         runset_settings=ws.RunsetSettings(

@@ -15,21 +15,21 @@ from typing import Any
 
 import numpy as np
 
-from eval.change_point import MIN_PLACES, Effects, Undefined, change_point, over_trainings, reductions
+from eval.change_point import Effects, Undefined, change_point, over_trainings, reductions
 from eval.commands import Told
 from eval.conditions import CONDITIONS
 from eval.config import InputError, check_seed, nearest, split_commas
 from eval.experiments.registry import EXPERIMENTS
 from eval.measure import CONTROL
-from eval.statistics import Bootstrap, holm
+from eval.statistics import Bootstrap, Quantity, holm
 from eval.views import emerged
 from eval.views.asked_of_all import Asked, NoShared, metric_name, shared_pairs
+from eval.views.axes import STEP, Axis, axes, named
 from eval.views.explained import caution_of, of_checkpoint
 from eval.views.gathered import Curve, find, gather
 from eval.views.options import RunsConfig
 from eval.views.scoring import EXPECTED, MOST_PROBABLE, SCORINGS
 
-SIZE, STEP = "size", "step"
 RESAMPLES = 2000
 
 
@@ -59,35 +59,6 @@ class EmergenceConfig(RunsConfig):
         if self.resamples < 200:
             raise InputError(f"resamples must be at least 200, not {self.resamples}")
         check_seed(self.seed)
-
-
-@dataclass(frozen=True)
-class Place:
-    """One size or step: where it lies (parameters, steps) and the checkpoints there, one of each training."""
-
-    at: int
-    checkpoints: tuple[tuple[Curve, dict[str, Any]], ...]
-
-
-@dataclass(frozen=True)
-class Axis:
-    """What a threshold is looked for along. held: the step (axis size) or the parameters (axis step) that all share."""
-
-    kind: str
-    places: tuple[Place, ...]
-    held: int | None
-    step_name: str
-    policies: tuple[str, ...]
-    algorithm: str | None
-
-    @property
-    def x_M(self) -> np.ndarray:
-        at = np.array([p.at for p in self.places], dtype=float)
-        return np.log10(at) if self.kind == SIZE else at
-
-    @property
-    def checkpoints(self) -> list[tuple[Curve, dict[str, Any]]]:
-        return [c for place in self.places for c in place.checkpoints]
 
 
 def emergence(config: EmergenceConfig) -> Told:
@@ -145,62 +116,6 @@ def check_conditions(curves: Sequence[Curve]) -> None:
         raise InputError("no result has the condition Q+IF or Q+IF+CoT, whose effect is looked for; evaluate one")
 
 
-def axes(curves: Sequence[Curve], step: int | None, left_out: list[str], strict: bool = False) -> Iterator[Axis]:
-    """What thresholds can be looked for along; a line in `left_out` for what cannot be."""
-    families: dict[tuple[str | None, str], list[Curve]] = {}
-    for curve in curves:
-        families.setdefault((curve.algorithm, curve.step_name), []).append(curve)
-    for family in families.values():
-        if (axis := _size_axis(family, step, left_out, strict)) is not None:
-            yield axis
-    for family in families.values():
-        sizes: dict[Any, list[Curve]] = {}
-        for curve in family:
-            sizes.setdefault(curve.model_params or curve.name, []).append(curve)
-        for alike in sizes.values():
-            together = len(set.intersection(*(set(c.steps) for c in alike))) >= MIN_PLACES
-            for part in [alike] if together else [[c] for c in alike]:
-                if (axis := _step_axis(part, left_out)) is not None:
-                    yield axis
-
-
-def _size_axis(family: list[Curve], step: int | None, left_out: list[str], strict: bool) -> Axis | None:
-    known = [c for c in family if c.model_params]
-    where = f"size, {_named(family)}"
-    if len(known) < len(family):
-        unknown = [c.name for c in family if not c.model_params]
-        left_out.append(f"{where}: parameters of {', '.join(unknown)} are not known, so left out")
-    sizes = sorted({c.model_params or 0 for c in known})
-    if len(sizes) < MIN_PLACES:
-        left_out.append(f"{where}: {_count(len(sizes), 'size')}, at least {MIN_PLACES} are needed")
-        return None
-    common = set.intersection(*(set(c.steps) for c in known))
-    if not common or (step is not None and step not in common):
-        have = f"steps that all have: {', '.join(map(str, sorted(common))) or 'none'}"
-        if step is not None and strict:
-            raise InputError(f"step {step} is not there for every size of {_named(family)}; {have}")
-        left_out.append(f"{where}: the sizes share no such step; {have}")
-        return None
-    at = max(common) if step is None else step
-    places = [
-        Place(size, tuple((c, s) for c in known if c.model_params == size and (s := c.at(at)) is not None))
-        for size in sizes
-    ]
-    names = tuple(c.name for c in known)
-    return Axis(SIZE, tuple(places), at, family[0].step_name, names, family[0].algorithm)
-
-
-def _step_axis(alike: list[Curve], left_out: list[str]) -> Axis | None:
-    common = sorted(set.intersection(*(set(c.steps) for c in alike)))
-    if len(common) < MIN_PLACES:
-        left_out.append(f"step, {_named(alike)}: {_count(len(common), 'step')}, at least {MIN_PLACES} are needed")
-        return None
-    places = [Place(s, tuple((c, found) for c in alike if (found := c.at(s)) is not None)) for s in common]
-    first = alike[0]
-    names = tuple(c.name for c in alike)
-    return Axis(STEP, tuple(places), first.model_params, first.step_name, names, first.algorithm)
-
-
 def _along(
     axis: Axis, asked: dict[Path, Asked], seed: int, resamples: int, experiments: Sequence[str], scoring: str,
     left_out: list[str],
@@ -210,26 +125,34 @@ def _along(
     folders = [Path(s["results"]) for _, s in axis.checkpoints]
     for name in [e for e in EXPERIMENTS if not experiments or e in experiments]:
         for condition in [c.name for c in CONDITIONS.values() if c.instruction]:
-            where = f"{axis.kind}, {_named([c for c, _ in axis.checkpoints])}, {name}, {condition}"
+            where = f"{axis.kind}, {named([c for c, _ in axis.checkpoints])}, {name}, {condition}"
             try:
                 _check_alike(axis, name)
                 pairs = shared_pairs(folders, name, condition, scoring, asked)
                 if pairs is None:  # not asked of any of them
                     continue
                 before, after = [p.before for p in pairs], [p.after for p in pairs]
-                values, drawn = reductions(before, after, bootstrap)
+                reduced = reductions(before, after, bootstrap)
             except (NoShared, Undefined) as error:
                 left_out.append(f"{where}: {error}")
                 continue
             place_P = np.array([k for k, place in enumerate(axis.places) for _ in place.checkpoints])
-            effects = over_trainings(values, drawn, place_P, seed)
+            effects = over_trainings(*reduced, place_P, seed, same_trainings=axis.kind == STEP)
             threshold = change_point(axis.x_M, effects)
-            means = [[np.mean([q.value for q in part[place_P == k]]) for k in range(len(axis.places))]
-                     for part in (np.array(before, dtype=object), np.array(after, dtype=object))]  # fmt: skip
+            means = [_means(part, place_P) for part in (before, after)]
             entry = emerged.entry(axis, name, condition, before[0], threshold)
             entry["points"] = _points(axis, effects, means)
             entry["cautions"] = _cautions(axis, name, condition, before[0].name)
             yield entry | {"seed": seed, "resamples": resamples}
+
+
+def _means(measured: Sequence[Quantity], place_P: np.ndarray) -> list[float]:
+    """The value at each place; of several trainings the mean of the absolute values, which is what is reduced: signed
+    ones of trainings whose biases point to opposite sides would cancel.
+    """
+    values = np.array([q.value for q in measured])
+    at = [values[place_P == k] for k in range(int(place_P.max()) + 1)]
+    return [float(abs(v).mean() if len(v) > 1 else v[0]) for v in at]
 
 
 def _check_alike(axis: Axis, experiment: str) -> None:
@@ -244,12 +167,12 @@ def _check_alike(axis: Axis, experiment: str) -> None:
             raise NoShared(f"the checkpoints were asked with {said} ({key} differs)")
 
 
-def _points(axis: Axis, effects: Effects, means: list[list[Any]]) -> list[dict[str, Any]]:
+def _points(axis: Axis, effects: Effects, means: list[list[float]]) -> list[dict[str, Any]]:
     rows = zip(axis.places, effects.values, effects.intervals(), effects.trainings, *means, strict=True)
     return [
         {
             "at": place.at, "reduction": float(value), "low": float(low), "high": float(high), "trainings": int(n),
-            "before": float(q), "after": float(instructed),
+            "before": q, "after": instructed,
         }
         for place, value, (low, high), n, q, instructed in rows
     ]  # fmt: skip
@@ -266,14 +189,3 @@ def _cautions(axis: Axis, experiment: str, condition: str, name: str) -> list[di
                 if metric and (caution := caution_of(known, curve.name, summary["step"], metric)):
                     found.setdefault((place.at, of), {"at": place.at, "condition": of, "text": caution.text})
     return list(found.values())
-
-
-def _named(curves: Sequence[Curve]) -> str:
-    """The algorithm and the policies, for a line."""
-    names = list(dict.fromkeys(c.name for c in curves))
-    of = f"{curves[0].algorithm}: " if curves[0].algorithm else ""
-    return of + (", ".join(names) if len(names) <= 4 else f"{len(names)} policies")
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}{'' if n == 1 else 's'}"

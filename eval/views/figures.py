@@ -16,7 +16,7 @@ from eval.commands import Told
 from eval.config import InputError, nearest, prepare_output, split_commas
 from eval.results import write_text
 from eval.views.explained import cautions
-from eval.views.gathered import Curve, gather, size_name
+from eval.views.gathered import Curve, gather, size_name, whole
 from eval.views.options import OutputConfig
 from eval.views.scoring import EXPECTED, SCORINGS
 
@@ -101,15 +101,18 @@ def write(drawn: Drawn, folder: Path) -> dict[str, Any]:
 def draw(curves: Sequence[Curve], config: FiguresConfig) -> Iterator[Drawn]:
     """The figures asked for, not yet written. Raises InputError where the model or step asked for is not there."""
     from eval.views import frame, occupations, paper_figures
-    from eval.views.cells import largest
+    from eval.views.cells import largest, one_axis
 
+    curves = whole(curves)
     if config.step is not None and not any(config.step in c.steps for c in curves):
         steps = sorted({s for c in curves for s in c.steps})
         raise InputError(f"step {config.step} was not evaluated; evaluated: {', '.join(map(str, steps))}")
-    chosen = named(curves, config.model) if config.model else largest(curves)
+    meant = named(curves, config.model) if config.model else at_least(curves, largest(curves)[0].model_params)
+    chosen = one_axis(meant) if config.model else largest(curves)
     asked = frame.Asked(
-        tuple(curves), tuple(chosen), config.scoring, config.step, tuple(cautions(curves)), config.model is not None
-    )
+        tuple(curves), tuple(chosen), config.scoring, config.step, tuple(cautions(curves)), config.model is not None,
+        tuple(c for c in meant if c not in chosen),
+    )  # fmt: skip
     functions = (
         paper_figures.figure1, paper_figures.figure2, paper_figures.figure3, occupations.figure4,
         paper_figures.figure5, paper_figures.figure6, paper_figures.figure7, paper_figures.figure8,
@@ -134,6 +137,11 @@ def named(curves: Sequence[Curve], name: str) -> list[Curve]:
             return [c for c in found if c.model_params == size]
     known = sorted({n for meaning in meanings for c in curves for n in meaning(c)})
     raise InputError(f"model '{name}' is not among the runs{nearest(name, known)}")
+
+
+def at_least(curves: Sequence[Curve], params: int | None) -> list[Curve]:
+    """The curves of this size or a larger one, or of none that is known where this is not."""
+    return [c for c in curves if (c.model_params is None if params is None else (c.model_params or 0) >= params)]
 
 
 def text(told: Sequence[dict[str, Any]], folder: Path) -> str:

@@ -13,25 +13,28 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from eval.sources import SMALL_SET_NOTE
+from eval.views import apart, panels
 from eval.views import cells as data
-from eval.views import panels
 from eval.views.cells import Cell
 from eval.views.explained import Caution
-from eval.views.gathered import Curve, size_name
+from eval.views.gathered import Curve, size_name, unfinished
+from eval.views.lines import SIZE
 from eval.views.style import GREY, SETTINGS, SMALL, WIDTH
 
 NOTE_WIDTH = 138
 """Characters of the smallest text across a figure."""
 SEVERAL = (
-    "small marks and faint lines are single policies, large marks and thick lines their means; bars are intervals of "
-    "single policies; bands over steps go from the least to the greatest policy and are no intervals"
+    "small marks and faint lines are single policies, large marks and thick lines their means, over steps only where "
+    "all have a value; bars are intervals of single policies; bands over steps go from the least to the greatest "
+    "policy and are no intervals"
 )
 
 
 @dataclass(frozen=True)
 class Asked:
     """What is to be drawn. curves: all; chosen: those that stand for the largest model; step: at which sizes are
-    compared, None for the nearest to the paper's; named: whether the user named the model.
+    compared, None for the nearest to the paper's; named: whether the user named the model; left_out: curves of this
+    model, or of its size or a larger one, that are not drawn against the step.
     """
 
     curves: tuple[Curve, ...]
@@ -40,6 +43,12 @@ class Asked:
     step: int | None
     found: tuple[Caution, ...]
     named: bool = False
+    left_out: tuple[Curve, ...] = ()
+
+    @property
+    def step_name(self) -> str:
+        """What the steps of the chosen curves count."""
+        return self.chosen[0].step_name
 
     @property
     def sized(self) -> list[Curve]:
@@ -89,28 +98,44 @@ def chosen_told(asked: Asked) -> str:
     return f"{what}, {size} ({names})"
 
 
-def larger(asked: Asked) -> list[str]:
-    """A remark where larger models are there, which are not drawn against the step."""
+def not_drawn(asked: Asked) -> list[str]:
+    """A remark on curves that are not drawn against the step although their model is as large, or was asked for."""
     size = asked.chosen[0].model_params
-    found = [c.name for c in asked.sized if size is not None and (c.model_params or 0) > size]
-    return [f"larger, but not drawn against the step: {data.some(found, 4)}"] if found and not asked.named else []
+    larger = [c for c in asked.left_out if size is not None and (c.model_params or 0) > size]
+    told = {"larger, but ": larger, "": [c for c in asked.left_out if c not in larger]}
+    return [
+        f"{which}not drawn against the step: {data.some([_of_steps(c, asked) for c in curves], 4)}"
+        for which, curves in told.items()
+        if curves
+    ]
 
 
-def complete(drawn: Drawn, asked: Asked, along: str, lines: list[Line2D] | None = None) -> Drawn:
-    """Legend, the line below the figure, remarks; ticks that would overlap lose their label."""
+def _of_steps(curve: Curve, asked: Asked) -> str:
+    """The curve, and why it is not drawn, where its size does not say so."""
+    if curve.step_name != asked.step_name:
+        return f"{curve.name} ({curve.step_name})"
+    return f"{curve.name} (one step only)" if len(curve.steps) == 1 else curve.name
+
+
+def complete(
+    drawn: Drawn, asked: Asked, parts: Sequence[tuple[Sequence[Cell], str]], lines: list[Line2D] | None = None
+) -> Drawn:
+    """Legend, the line below the figure, remarks; ticks that would overlap lose their label.
+
+    parts: cells that stand on one axis, with SIZE or STEP; lines: of the legend, None for the conditions.
+    """
     figure = drawn.figure
     shown = [a for a in figure.axes if a.axison]
     panels.make_room(shown)
     panels.legend(figure, panels.condition_lines(drawn.cells) if lines is None else lines, shown)
-    for experiment in dict.fromkeys(c.experiment for c in drawn.cells) if along == panels.SIZE else ():
-        if differ := data.questions_differ(asked.sized, experiment):
-            what = f"{experiment}: not joined by lines, since not all were asked the same ({', '.join(differ)})"
-            drawn.remarks.insert(0, what)
+    there = {(c.curve, c.step) for c in drawn.cells}
+    shown_curves = [c for c in asked.curves if c.name in {name for name, _ in there}]
+    drawn.remarks = [*apart.told(parts), *drawn.remarks, *unfinished(shown_curves, there)]
     drawn.remarks += several_told(drawn)
     measured = [c for c in drawn.cells if c.state == data.MEASURED]
     if bare := sum(c.low is None for c in measured):
         drawn.remarks.append(f"{bare} of {len(measured)} values have no interval ({drawn.stem}.csv says why)")
-    if along == panels.SIZE:
+    if any(along == SIZE for _, along in parts):
         drawn.remarks += [f"size not known, not drawn: {c.name}" for c in asked.curves if c.model_params is None]
     foot(drawn, asked)
     part_labels(figure)
@@ -118,19 +143,25 @@ def complete(drawn: Drawn, asked: Asked, along: str, lines: list[Line2D] | None 
 
 
 def several_told(drawn: Drawn) -> list[str]:
-    """How several policies of one size are shown, where there are any."""
+    """How policies that do not belong together are shown, and several of one size."""
     remarks = []
-    algorithms = list(dict.fromkeys(c.algorithm or "no RLHF run of ours" for c in drawn.cells))
-    if len(algorithms) > 1:
-        remarks.append(f"lines apart for {', '.join(algorithms)}; the first is the thickest")
-    sizes: dict[tuple[int | None, str], set[str]] = {}
-    for c in drawn.cells:
-        sizes.setdefault((c.model_params, c.algorithm), set()).add(c.curve)
-    several = {size_name(size): len(names) for (size, _), names in sizes.items() if len(names) > 1}
+    cells = [c for c in drawn.cells if c.state != data.ABSENT]
+    sizes: dict[tuple[str, str], dict[str, None]] = {}
+    for c in sorted(cells, key=lambda c: c.model_params or 0):
+        sizes.setdefault(c.group, {})[size_name(c.model_params)] = None
+    groups = list(dict.fromkeys(c.group for c in cells))
+    if len(groups) > 1:
+        told = "; ".join(
+            f"{kind} ({made or 'no RLHF run of ours'}): {', '.join(sizes[made, kind])}" for made, kind in groups
+        )
+        remarks.append(f"lines apart for {told}" + ("" if drawn.number == 5 else "; the first is the thickest"))
+    policies: dict[tuple[int | None, tuple[str, str]], set[str]] = {}
+    for c in cells:
+        policies.setdefault((c.model_params, c.group), set()).add(c.curve)
+    several = [f"{len(names)} of {size_name(size)}" for (size, _), names in policies.items() if len(names) > 1]
     if several:
-        counted = ", ".join(f"{n} of {size}" for size, n in several.items())
-        how = "marks and lines are their means" if drawn.number == 5 else SEVERAL
-        remarks.append(f"several policies ({counted}): {how}")
+        how = "marks and lines are their means, or, where there is none, each of them" if drawn.number == 5 else SEVERAL
+        remarks.append(f"several policies ({', '.join(several)}): {how}")
     return remarks
 
 

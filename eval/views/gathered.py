@@ -7,19 +7,24 @@ what they say of themselves (eval.curves), not by where they lie.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from eval.config import InputError
 from eval.curves import apart, by_step, read_summaries, step_name
-from eval.results import read_json
-from eval.targets import RLHF_STEP
+from eval.results import SELECTION, read_json
+from eval.targets import RLHF_STEP, complete_checkpoints
+from eval.views.questions import settings_told
+
+log = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
 """Written by a trainer into its output folder: policy, algorithm, model, model_params, seed ..."""
 WITHOUT = "remove it, and the results are shown without what it says of the training"
+BEGUN, NOT_BEGUN = "evaluation begun and not finished", "not evaluated"
 TRAINING = ("policy", "algorithm", "model", "model_params", "seed")
 
 
@@ -27,13 +32,17 @@ TRAINING = ("policy", "algorithm", "model", "model_params", "seed")
 class Curve:
     """Checkpoints of one policy. name: unique among the curves gathered together; folder: of the training (with its
     run.json) or the deepest that holds all of its results; described: run.json, {} for results made elsewhere;
-    summaries: summary.json of each checkpoint by step, with its folder as 'results'.
+    summaries: summary.json of each checkpoint by step, with its folder as 'results'; settings: in what the questions
+    differ from those of other curves of the same training, such as 'limit 60', which the name has in brackets;
+    unfinished: {step: why it has no results}.
     """
 
     name: str
     folder: Path
     described: dict[str, Any]
     summaries: tuple[dict[str, Any], ...]
+    settings: str = ""
+    unfinished: dict[int, str] = field(default_factory=dict)
 
     @property
     def model(self) -> str:
@@ -91,9 +100,37 @@ def gather(folders: Sequence[Path]) -> list[Curve]:
     for summary in found.values():
         groups.setdefault(_belonging(Path(summary["results"])), []).append(summary)
     parts = [part for group in groups.values() for part in _parts(group)]
-    curves = [_curve(part) for part in parts]
-    named = [Curve(name, c.folder, c.described, c.summaries) for name, c in zip(_names(curves), curves, strict=True)]
-    return sorted(named, key=lambda c: (c.model_params is None, c.model_params or 0, c.name))
+    curves = _named([_curve(part) for part in parts])
+    _add_unfinished(curves, folders)
+    return sorted(curves, key=lambda c: (c.model_params is None, c.model_params or 0, c.name))
+
+
+def whole(curves: Sequence[Curve]) -> list[Curve]:
+    """The curves, those of one training as one where they have no step in common: checkpoints of one policy, of which
+    some were asked otherwise than others.
+    """
+    told: list[Curve] = []
+    for folder in dict.fromkeys(c.folder for c in curves):
+        ours = [c for c in curves if c.folder == folder]
+        first, steps = ours[0], [s for c in ours for s in c.steps]
+        differ = {apart(first.summaries[0], c.summaries[0]) for c in ours[1:]}
+        if first.described and len(set(steps)) == len(steps) and differ and differ <= {"prompt_version", *SELECTION}:
+            summaries = sorted((s for c in ours for s in c.summaries), key=lambda s: s["step"])
+            unfinished = {s: why for c in ours for s, why in c.unfinished.items() if s not in steps}
+            name = first.name.removesuffix(f" ({first.settings})")
+            ours = [Curve(name, folder, first.described, tuple(summaries), unfinished=unfinished)]
+        told += ours
+    return told
+
+
+def unfinished(curves: Sequence[Curve], told: Container[tuple[str, int | None]] = ()) -> list[str]:
+    """A line for each curve with checkpoints that have no results, and why. told: (curve's name, step) not to name."""
+    lines: dict[tuple[str, str], list[str]] = {}
+    for curve in curves:
+        for step, why in sorted(curve.unfinished.items()):
+            if (curve.name, step) not in told:
+                lines.setdefault((curve.name, why), []).append(str(step))
+    return [f"{name}: {why} at step {', '.join(steps)}" for (name, why), steps in lines.items()]
 
 
 def metrics(curves: Sequence[Curve]) -> Iterator[tuple[Curve, dict[str, Any], dict[str, Any]]]:
@@ -175,16 +212,51 @@ def _common(paths: list[Path]) -> Path:
     return next(c for c in candidates if all(c == p or c in p.parents for p in paths))
 
 
-def _names(curves: Sequence[Curve]) -> list[str]:
-    """The policy's name, or as many of the folder's last parts as tell the curves apart."""
-    names = [c.described.get("policy") or _tail(c, 1) for c in curves]
+def _named(curves: Sequence[Curve]) -> list[Curve]:
+    """The curves with their names: the policy's, or as many of the folder's last parts as tell folders apart, and what
+    was asked otherwise where one training, or folder, has several.
+    """
+    names = {c.folder: c.described.get("policy") or _tail(c, 1) for c in curves}
     for depth in range(2, 12):
-        twice = {n for n in names if names.count(n) > 1}
-        if not twice:
-            break
-        names = [_tail(c, depth) if n in twice else n for n, c in zip(names, curves, strict=True)]
-    return names if len(set(names)) == len(names) else [f"{n} ({k + 1})" for k, n in enumerate(names)]
+        found = list(names.values())
+        names |= {c.folder: _tail(c, depth) for c in curves if found.count(names[c.folder]) > 1}
+    told: list[Curve] = []
+    for folder, name in names.items():
+        alike = [c for c in curves if c.folder == folder]
+        settings = settings_told([c.summaries[0] for c in alike])
+        for k, (curve, said) in enumerate(zip(alike, settings, strict=True)):
+            unique = said if settings.count(said) == 1 else f"{said} {k + 1}".strip()
+            told.append(replace(curve, name=f"{name} ({unique})" if len(alike) > 1 else name, settings=unique))
+    return told
 
 
 def _tail(curve: Curve, depth: int) -> str:
     return "/".join(curve.folder.resolve().parts[1:][-depth:])
+
+
+def _add_unfinished(curves: Sequence[Curve], folders: Sequence[Path]) -> None:
+    """Notes, with the curve that they belong to, the checkpoints whose evaluation was begun and not finished, and those
+    of a training that were not evaluated. An evaluation that was begun and belongs to no curve is logged.
+    """
+    begun = {path.parent.resolve(): path for folder in folders for path in folder.rglob("provenance.json")}
+    for results, path in sorted(begun.items()):
+        known = None if (results / "summary.json").is_file() else read_json(path)
+        if known is None or not {"planned", "step"} <= known.keys():
+            continue
+        home = _home(curves, training_folder(results), known)
+        if home is None:
+            log.warning("%s: the evaluation was begun and not finished, so it is not shown", results)
+        elif known["step"] not in home.steps:
+            home.unfinished[known["step"]] = BEGUN
+    for folder in {c.folder for c in curves if c.described}:
+        ours = [c for c in curves if c.folder == folder]
+        for step in complete_checkpoints(folder).keys() - {s for c in ours for s in (*c.steps, *c.unfinished)}:
+            ours[0].unfinished[step] = NOT_BEGUN
+
+
+def _home(curves: Sequence[Curve], training: Path | None, begun: dict[str, Any]) -> Curve | None:
+    """The curve that an evaluation would have belonged to: of its training, or of its model; None where none would."""
+    ours = [c for c in curves if c.described and training and c.folder.resolve() == training]
+    others = [c for c in curves if not c.described and not training and _made_of(c.summaries[0]) == _made_of(begun)]
+    alike = [c for c in ours or others if not apart(c.summaries[0], begun)]
+    return next(iter(alike or ours), None)

@@ -16,14 +16,17 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from eval.commands import Told
 from eval.config import InputError
+from eval.ledger import check_distinct, ledger_of
 from eval.results import read_json
 from eval.views.explained import SIGNS
 from eval.views.gathered import Curve, gather
 from eval.views.options import RunsConfig
+from eval.views.publishing import alone_in
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +119,7 @@ def _keep(storage: Any, config: LiveConfig) -> str | None:
 def _bring(storage: Any, config: LiveConfig) -> tuple[list[str], list[str]]:
     """Writes what is new or changed; (names written, all names)."""
     written, runs = [], []
-    for run in shown_runs(gather(config.folders)):
+    for run in shown_runs(gather(config.folders), config.folders):
         runs.append(run.name)
         if put(storage, config.project, run):
             written.append(run.name)
@@ -136,20 +139,24 @@ def put(storage: Any, project: str, run: Shown) -> bool:
     return True
 
 
-def shown_runs(curves: Sequence[Curve]) -> Iterator[Shown]:
-    """A run per curve and condition, and one per training whose log is known."""
-    for curve in curves:
+def shown_runs(curves: Sequence[Curve], folders: Sequence[Path]) -> Iterator[Shown]:
+    """A run per curve and condition, and one per training whose log is known, under the names that `eval publish` of
+    these folders has for the policies: unlike the curves' own, they tell apart what is given in different calls.
+
+    Raises InputError where two trainings say that they are the same policy.
+    """
+    ledgers = [ledger_of(curve, alone_in(curve, curves, folders)) for curve in curves]
+    check_distinct(ledgers)
+    for curve, name in zip(curves, (ledger.policy for ledger in ledgers), strict=True):
         about = {
-            "_Group": curve.name, "model": curve.model, "model_params": curve.model_params,
+            "_Group": name, "model": curve.model, "model_params": curve.model_params,
             "algorithm": curve.algorithm, "seed": curve.seed,
         }  # fmt: skip
         for condition in dict.fromkeys(m["condition"] for s in curve.summaries for m in s["metrics"]):
             rows = [(s["step"], _metrics(s, condition)) for s in curve.summaries]
-            yield Shown(
-                f"{curve.name} {condition}", about | {"condition": condition}, [r for r in rows if len(r[1]) > 1]
-            )
+            yield Shown(f"{name} {condition}", about | {"condition": condition}, [r for r in rows if len(r[1]) > 1])
         if rows := [(entry["step"], _logged(entry)) for entry in _log(curve) if "step" in entry]:
-            yield Shown(f"{curve.name} training", about, [r for r in rows if len(r[1]) > 1])
+            yield Shown(f"{name} training", about, [r for r in rows if len(r[1]) > 1])
 
 
 def _metrics(summary: dict[str, Any], condition: str) -> dict[str, float]:

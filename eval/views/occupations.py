@@ -17,7 +17,7 @@ from eval.config import InputError
 from eval.views import cells as data
 from eval.views.cells import MEASURED, UNDEFINED, Cell
 from eval.views.frame import Asked, Drawn, foot, new, part_labels, steps_told
-from eval.views.gathered import Curve, size_name
+from eval.views.gathered import Curve, size_name, unfinished
 from eval.views.panels import nothing
 from eval.views.style import GREY, PRONOUNS, SMALL, STYLES
 
@@ -103,6 +103,7 @@ def _told(asked: Asked, figure: Any, cells: list[Cell], found: list[Occupation],
     )
     if same:
         drawn.remarks.append(f"one policy is drawn of several of this size; not drawn: {', '.join(same)}")
+    drawn.remarks += unfinished([curve])
     if not found and any(c.state == MEASURED for c in cells):
         drawn.remarks.append("breakdown.jsonl is not there, so occupations cannot be drawn; run the evaluation again")
     foot(drawn, asked)

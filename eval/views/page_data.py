@@ -19,7 +19,8 @@ from eval.tables import effect_rows
 from eval.views import scoring
 from eval.views.explained import SIGNS, VARIANTS, Caution, caution_of, gap_of, gap_told, gaps, of_checkpoint
 from eval.views.gathered import Curve, find, size_name
-from eval.views.page_lines import apart, asked, family, model_name
+from eval.views.kinds import model_name
+from eval.views.page_lines import apart, asked, family
 
 UNIT = 10_000
 CHARTED = (

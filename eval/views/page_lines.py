@@ -5,31 +5,13 @@ all asked the same. What is apart for another reason than its training or seed i
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from eval.experiments.registry import EXPERIMENTS
 from eval.views.cells import questions_differ, some
 from eval.views.gathered import Curve
-
-SIZE = re.compile(
-    r"(?<![a-z0-9])(\d+(\.\d+)?[kmb]\d*|\d{4})(?![a-z0-9])|(?<=[-_. ])(small|medium|large|x*s|m|x*l)$", re.IGNORECASE
-)
-"""What names of sizes of one kind of model differ in: 70m, 1.4b, 1b7; a month (0425); at the end small, m, xl."""
-
-
-def model_name(curve: Curve) -> str:
-    """The last part of the model's path or hub id; of a stage's own MODEL/model, as trainers leave it, the stage's."""
-    path = Path(curve.model)
-    return (path.parent.name if path.name == "model" else path.name) or curve.model
-
-
-def kind(curve: Curve) -> str:
-    """The model's name without its size: 'pythia' of 'pythia-70m'. The whole name where it is a size only."""
-    rest = [part for part in re.split(r"[-_ ]+", SIZE.sub("", model_name(curve))) if part.strip(".")]
-    return "-".join(rest) or model_name(curve)
+from eval.views.kinds import kind
 
 
 def family(curve: Curve) -> str:

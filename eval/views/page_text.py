@@ -14,9 +14,9 @@ from eval.experiments.registry import EXPERIMENTS
 from eval.sources import SMALL_SET_NOTE
 from eval.tables import remarks
 from eval.views.explained import OTHERS, READING, Caution, cautions, gap_told, gaps, small_set
-from eval.views.gathered import Curve, size_name
+from eval.views.gathered import Curve, size_name, unfinished
+from eval.views.kinds import model_name
 from eval.views.page_data import experiments
-from eval.views.page_lines import model_name
 
 SOURCES = {
     "bbq": "Questions and metrics: Parrish et al. 2022, arXiv:2110.08193; prompts: Ganguli et al. 2023, "
@@ -77,6 +77,7 @@ def notes(curves: Sequence[Curve]) -> list[str]:
         if len(values) > 1:
             said = "" if name == "evaluation" else f" ({', '.join(str(json.loads(v) or 'not known') for v in values)})"
             found.append(f"Checkpoints on this page differ in {name.replace('_', ' ')}{said}: compare with care.")
+    found += [f"{line}, so that is not on this page." for line in unfinished(curves)]
     found += _grouped(curves)
     lasting: dict[str, list[str]] = {}
     for curve in curves:

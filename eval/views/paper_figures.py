@@ -17,11 +17,12 @@ from matplotlib.lines import Line2D
 
 from eval.experiments.registry import EXPERIMENTS
 from eval.views import cells as data
-from eval.views.cells import ABSENT, PAPER, Cell
+from eval.views.cells import ABSENT, MEASURED, PAPER, Cell, no_mean
 from eval.views.explained import CHANCE, SIGNS
-from eval.views.frame import Asked, Drawn, chosen_told, complete, larger, new, steps_told
+from eval.views.frame import Asked, Drawn, chosen_told, complete, new, not_drawn, steps_told
 from eval.views.gathered import size_name
-from eval.views.panels import SIZE, STEP, draw, finish, mark_references, nothing, position, rug
+from eval.views.lines import SIZE, STEP, joined, position, runs
+from eval.views.panels import draw, finish, mark_references, nothing, rug, why
 from eval.views.scoring import BIAS, ending, name_for_all
 from eval.views.style import GREY, SMALL
 
@@ -42,7 +43,7 @@ def at_steps(asked: Asked, experiment: str, metric: str) -> list[Cell]:
         data.cell(c, step, experiment, condition, metric, "all", asked.found)
         for condition in data.conditions(asked.curves, experiment)
         for c in asked.chosen
-        for step in c.steps
+        for step in sorted({*c.steps, *c.unfinished})
     ]
 
 
@@ -73,11 +74,11 @@ def figure1(asked: Asked) -> Drawn:
         every += cells
     says = (
         "Bias against model size (log axis), a line for each condition, after RLHF: of each model the checkpoint whose "
-        "step is nearest to the paper's (800 for BBQ and admissions, 50 for Winogender)"
+        "step is nearest to the paper's (800 for BBQ and admissions, 50 for Winogender), of one without RLHF the last"
         if asked.step is None
         else f"Bias against model size (log axis), a line for each condition, at step {asked.step}"
     )
-    return complete(Drawn(1, "Bias against model size", figure, every, says + "."), asked, SIZE)
+    return complete(Drawn(1, "Bias against model size", figure, every, says + "."), asked, [(every, SIZE)])
 
 
 def figure2(asked: Asked) -> Drawn:
@@ -90,9 +91,9 @@ def figure2(asked: Asked) -> Drawn:
         axes.set_title(EXPERIMENTS[experiment].TITLE)
         _panel(axes, cells, STEP, label(experiment, metric), SIGNS[experiment], asked)
         every += cells
-    says = f"Bias against the RLHF step, a line for each condition: {chosen_told(asked)}."
-    remarks = [f"model: {chosen_told(asked)}", *larger(asked)]
-    return complete(Drawn(2, "Bias against RLHF step", figure, every, says, remarks), asked, STEP)
+    says = f"Bias against the {asked.step_name}, a line for each condition: {chosen_told(asked)}."
+    remarks = [f"model: {chosen_told(asked)}", *not_drawn(asked)]
+    return complete(Drawn(2, f"Bias against {asked.step_name}", figure, every, says, remarks), asked, [(every, STEP)])
 
 
 def figure3(asked: Asked) -> Drawn:
@@ -117,7 +118,7 @@ def figure3(asked: Asked) -> Drawn:
         "BBQ's bias score on ambiguous questions by category, against model size (log axis), a line for each condition"
         f"; {SIGNS['bbq']}; {steps_told(every) or 'no step'}."
     )
-    return complete(Drawn(3, "BBQ bias by category against model size", figure, every, says), asked, SIZE)
+    return complete(Drawn(3, "BBQ bias by category against model size", figure, every, says), asked, [(every, SIZE)])
 
 
 def figure5(asked: Asked) -> Drawn:
@@ -141,9 +142,9 @@ def figure5(asked: Asked) -> Drawn:
             cells = [
                 data.cell(c, s, experiment, condition, metric, "all", asked.found)
                 for c in rlhf
-                for s in (lines if along == SIZE else c.steps)
+                for s in (lines if along == SIZE else sorted({*c.steps, *c.unfinished}))
             ]
-            _interaction(axes, cells, along, colours, asked)
+            _interaction(axes, cells, along, colours)
             short = EXPERIMENTS[experiment].TITLE.partition(",")[0]
             axes.set_title(f"{short}: {condition}", fontsize=7)
             axes.set_ylabel(label(experiment, metric) if axes is row[0] else "", fontsize=SMALL)
@@ -160,7 +161,8 @@ def figure5(asked: Asked) -> Drawn:
     )
     drawn = Drawn(5, "Interaction of model size and RLHF", figure, every, f"{says}. Intervals: fig5.csv.")
     drawn.remarks += [f"no RLHF run, not drawn: {c.name}" for c in asked.curves if not c.rlhf]
-    return complete(drawn, asked, along, handles)
+    parts = [([c for c in every if (c.step if along == SIZE else c.model_params) == line], along) for line in lines]
+    return complete(drawn, asked, parts, handles)
 
 
 def figure6(asked: Asked) -> Drawn:
@@ -191,37 +193,52 @@ def _other(asked: Asked, number: int, kind: str, title: str) -> Drawn:
     right.set_title(f"Against step\n{textwrap.shorten(chosen_told(asked), 60, placeholder=' ...')}")
     _panel(right, steps, STEP, "", sign, asked, level)
     right.tick_params(labelleft=any(c.state != ABSENT for c in steps))
-    says = f"{title}, against model size (log axis) and against the RLHF step ({chosen_told(asked)})."
-    return complete(Drawn(number, title, figure, [*cells, *steps], says, larger(asked)), asked, SIZE)
+    says = f"{title}, against model size (log axis) and against the {asked.step_name} ({chosen_told(asked)})."
+    drawn = Drawn(number, title, figure, [*cells, *steps], says, not_drawn(asked))
+    return complete(drawn, asked, [(cells, SIZE), (steps, STEP)])
 
 
 def _panel(axes: Axes, cells: list[Cell], along: str, ylabel: str, sign: str, asked: Asked, level: float = 0.0) -> None:
     if cells and any(c.state != ABSENT for c in cells):
-        draw(axes, cells, along, join=along == STEP or not data.questions_differ(asked.sized, cells[0].experiment))
+        draw(axes, cells, along)
         finish(axes, cells, along, sign, level)
         mark_references(axes, cells, along)
         axes.set_ylabel(ylabel, fontsize=SMALL)
     else:
-        nothing(axes, "not evaluated" if along == STEP or asked.sized else "size not known")
+        nothing(axes, why(cells) if along == STEP or asked.sized else "size not known")
 
 
-def _interaction(axes: Axes, cells: list[Cell], along: str, colours: dict[Any, Any], asked: Asked) -> None:
-    """Lines by step against size, or by size against step; policies of the same place by their mean."""
+def _interaction(axes: Axes, cells: list[Cell], along: str, colours: dict[Any, Any]) -> None:
+    """Lines by step against size, or by size against step; policies of the same place by their mean, or, where they
+    have none, by a mark each.
+    """
     if all(c.state == ABSENT for c in cells):
-        nothing(axes, "not evaluated" if cells else "no RLHF run of known size")
+        nothing(axes, why(cells) if cells else "no RLHF run of known size")
         return
-    join = along == STEP or not data.questions_differ(asked.sized, cells[0].experiment)
     for line, colour in colours.items():
         mine = [c for c in cells if (c.step if along == SIZE else c.model_params) == line]
-        for algorithm in dict.fromkeys(c.algorithm for c in mine):
-            group = [c for c in mine if c.algorithm == algorithm]
-            x = sorted({position(c, along) for c in group})
-            found = [[c for c in group if position(c, along) == p and c.value is not None] for p in x]
-            y = [float(np.mean([c.value for c in part if c.value is not None])) if part else np.nan for part in found]
-            axes.plot(x, y, color=tuple(colour), linewidth=1.1 if join else 0, label=str(line))
-            _dots(axes, x, y, [any(c.caution for c in part) for part in found], tuple(colour), str(line))
+        for group in dict.fromkeys(c.group for c in mine):
+            _mean_line(axes, [c for c in mine if c.group == group], along, tuple(colour), str(line))
     rug(axes, cells, [cells[0].condition], along, GREY)
     finish(axes, cells, along)
+
+
+def _mean_line(axes: Axes, cells: list[Cell], along: str, colour: Any, line: str) -> None:
+    """One line of policies that belong together, with its marks; against step their mean is of all or of none."""
+    x = sorted({position(c, along) for c in cells})
+    parts = [[c for c in cells if position(c, along) == p and c.state == MEASURED] for p in x]
+    curves = {c.curve for c in cells if c.state == MEASURED}
+    whole = [bool(p) and not no_mean(p) and (along == SIZE or len(p) == len(curves)) for p in parts]
+    y = [
+        float(np.mean([c.value for c in p if c.value is not None])) if w else np.nan
+        for p, w in zip(parts, whole, strict=True)
+    ]
+    for start, stop in runs(parts) if joined(cells, along) else []:
+        axes.plot(x[start:stop], y[start:stop], color=colour, linewidth=1.1, label=line)
+    _dots(axes, x, y, [any(c.caution for c in p) for p in parts], colour, line)
+    single = [c for p, w in zip(parts, whole, strict=True) for c in p if not w]
+    at, values = [position(c, along) for c in single], [c.value or 0.0 for c in single]
+    _dots(axes, at, values, [bool(c.caution) for c in single], colour, line)
 
 
 def _dots(axes: Axes, x: list[float], y: list[float], doubtful: list[bool], colour: Any, line: str) -> None:

@@ -16,7 +16,9 @@ from typing import Any
 
 from eval.commands import Told
 from eval.config import InputError
+from eval.ledger import Ledger, check_distinct, ledger_of
 from eval.run import FAILURES, told_failure
+from eval.tracked import check_destination
 from eval.views.gathered import Curve, gather
 from eval.views.options import RunsConfig
 
@@ -25,8 +27,6 @@ log = logging.getLogger(__name__)
 Pictures = Callable[[Sequence[Curve], Path], list[Path]]
 HERO = ("fig1", "fig2")
 """Figures that are logged: bias against size, and against RLHF step."""
-FORBIDDEN = "/\\#?%:"
-"""What W&B does not take in the name of a project."""
 
 
 @dataclass
@@ -42,41 +42,39 @@ class PublishConfig(RunsConfig):
         check_destination(self.project, self.entity)
 
 
-def check_destination(project: str | None, entity: str | None) -> None:
-    """Raises InputError for names that W&B does not take."""
-    for name, value in (("project", project), ("entity", entity)):
-        if value is not None and (not value.strip() or len(value) > 128 or set(value) & set(FORBIDDEN)):
-            raise InputError(f"{name} must have 1 to 128 characters without {' '.join(FORBIDDEN)}, not '{value}'")
-
-
 def publish(config: PublishConfig, pictures: Pictures | None = None) -> Told:
     """Sends what was not sent yet, policy by policy; one that fails does not keep the others back.
 
     pictures: draws what is logged beside the numbers, `pictures` of this module by default. Raises InputError where a
-    folder is not there or holds no result. What fails later stands in the object's 'failed' and 'error'.
+    folder is not there or holds no result. What fails later, as the second of two trainings that say that they are the
+    same policy does, stands in the object's 'failed' and 'error'.
     """
     from eval import tracking
 
     curves = gather(config.folders)
     given = {k: v for k, v in (("project", config.project), ("entity", config.entity)) if v}
     destination = tracking.Destination(**given)
+    places = [alone_in(curve, curves, config.folders) for curve in curves]
     draw = (pictures or draw_pictures) if config.pictures else None
-    told = [_publish_one(c, destination, alone_in(c, curves, config.folders), draw) for c in curves]
+    known: list[Ledger] = []
+    told = [_publish_one(c, destination, place, draw, known) for c, place in zip(curves, places, strict=True)]
     mode = tracking.mode()
     lines = [_line(t, mode) for t in told]
     failed = [t for t in told if t["error"]]
-    together = None
-    if draw and len(curves) > 1 and not failed:
-        together = _send_pictures(curves, destination, alone_in(curves[0], curves, config.folders), draw)
-        lines += [f"page and figures of all {len(curves)}: {together}"] if together else []
+    together = error = None
+    if failed:
+        error = f"{len(failed)} of {len(curves)} policies failed: {failed[0]['policy']}: {failed[0]['error']}"
+    elif draw and len(curves) > 1:
+        try:
+            together = _send_pictures(curves, destination, places[0], draw)
+            lines += [f"page and figures of all {len(curves)}: {together}"] if together else []
+        except (*FAILURES, *tracking.ERRORS) as failure:
+            error = f"page and figures of all {len(curves)} failed: {_told_failure(destination, failure)}"
+            lines.append(error)
     unsynced = sorted({path for t in told for path in t["unsynced"]})
     if unsynced:
         folders = dict.fromkeys(str(Path(path).parent / "offline-run-*") for path in unsynced)
         lines.append(f"`wandb sync {' '.join(folders)}` sends what lies offline, once you are logged in")
-    error = None
-    if failed:
-        n = len(curves)
-        error = f"{len(failed)} of {n} policies failed: {failed[0]['policy']}: {failed[0]['error']}"
     return "\n".join(lines), {
         "mode": mode, "project": destination.project, "entity": destination.entity, "policies": told,
         "report": together,
@@ -84,30 +82,42 @@ def publish(config: PublishConfig, pictures: Pictures | None = None) -> Told:
     }  # fmt: skip
 
 
-def _publish_one(curve: Curve, destination: Any, alone: Path | None, draw: Pictures | None) -> dict[str, Any]:
-    """What became of one policy."""
-    from eval import tracking
+def _publish_one(
+    curve: Curve, destination: Any, alone: Path | None, draw: Pictures | None, known: list[Ledger]
+) -> dict[str, Any]:
+    """What became of one policy. known: the policies before it, to which it is added."""
+    from eval import sending, tracking
 
     told: dict[str, Any] = {
         "policy": curve.name, "steps": curve.steps, "runs": [], "rows": 0, "report": None, "changed": [], "held": [],
         "unsynced": [], "error": None,
     }  # fmt: skip
     try:
-        sent = tracking.send(curve, destination, alone)
+        ledger = ledger_of(curve, alone)
+        check_distinct([*known, ledger])
+        known.append(ledger)
+        sent = sending.send(curve, destination, alone)
         told |= {name: getattr(sent, name) for name in ("policy", "runs", "rows", "changed", "held")}
         if draw:
             told["report"] = _send_pictures([curve], destination, alone, draw)
-        told["unsynced"] = tracking.unsynced(curve)
-    except (*FAILURES, tracking.wandb.Error) as error:
-        told["error"] = told_failure(curve.folder, error)
+        told["unsynced"] = sending.unsynced(curve)
+    except (*FAILURES, *tracking.ERRORS) as error:
+        told["error"] = _told_failure(curve.folder, error)
     return told
 
 
-def _send_pictures(curves: Sequence[Curve], destination: Any, alone: Path | None, draw: Pictures) -> str | None:
+def _told_failure(what: object, error: Exception) -> str:
+    """The same in a line where W&B is what failed."""
     from eval import tracking
 
+    return told_failure(what, InputError(tracking.line(error)) if isinstance(error, tracking.ERRORS) else error)
+
+
+def _send_pictures(curves: Sequence[Curve], destination: Any, alone: Path | None, draw: Pictures) -> str | None:
+    from eval import sending
+
     with tempfile.TemporaryDirectory() as folder:
-        return tracking.send_pictures(curves, destination, alone, lambda: draw(curves, Path(folder)))
+        return sending.send_pictures(curves, destination, alone, lambda: draw(curves, Path(folder)))
 
 
 def _line(told: dict[str, Any], mode: str) -> str:
