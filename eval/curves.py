@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from eval.config import InputError
-from eval.results import SELECTION
+from eval.results import RECORDS_VERSION, SELECTION, read_json
+
+AGAIN = "remove it and evaluate again: records are kept"
 
 
 def find_summaries(folder: Path) -> list[dict[str, Any]]:
@@ -30,17 +32,15 @@ def find_summaries(folder: Path) -> list[dict[str, Any]]:
 def read_summaries(folder: Path) -> list[dict[str, Any]]:
     """All complete results in `folder`, in the order of their paths, each with its own folder as 'results'.
 
-    Raises InputError where the folder is not there, holds none, or one is damaged.
+    Raises InputError where the folder is not there, holds none, or one is damaged or of an earlier records version.
     """
     if not folder.is_dir():
         raise InputError(f"run folder {folder} is not there; give the folder of a training run or of `eval run`")
     found = []
     for path in sorted(folder.rglob("summary.json")):
-        try:
-            summary = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{path} is damaged ({error}); remove it and evaluate again: records are kept") from error
-        if "metrics" in summary:
+        summary = read_json(path, AGAIN)
+        if summary is not None and "metrics" in summary:
+            _check(path, summary)
             if "step" not in summary:
                 raise InputError(
                     f"{path} has no 'step', so it cannot be placed on a curve; evaluate again: records are kept"
@@ -49,6 +49,19 @@ def read_summaries(folder: Path) -> list[dict[str, Any]]:
     if not found:
         raise InputError(f"run folder {folder} has no finished evaluation (no summary.json in it)")
     return found
+
+
+def _check(path: Path, summary: dict[str, Any]) -> None:
+    version = summary.get("records_version")
+    if version != RECORDS_VERSION:
+        raise InputError(
+            f"{path} was written by another selfcorrect (records version {version}, not {RECORDS_VERSION}); evaluate "
+            "again into another folder, or give RUNS without it"
+        )
+    try:
+        json.dumps(summary, allow_nan=False)
+    except ValueError as error:
+        raise InputError(f"{path} is damaged (a number in it is not finite); {AGAIN}") from error
 
 
 def by_step(summaries: Sequence[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:

@@ -92,16 +92,16 @@ def append_json(path: Path, value: Any) -> None:
         out.write(json.dumps(value, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a file, None where there is no file. Raises InputError where it is damaged."""
+def read_json(path: Path, remedy: str = "remove it or its folder") -> dict[str, Any] | None:
+    """The object in a file, None where there is no file. Raises InputError where it is damaged, with the remedy."""
     if not path.is_file():
         return None
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, OSError) as error:
-        raise InputError(f"{path} is damaged ({error}); remove it or its folder") from error
+        raise InputError(f"{path} is damaged ({error}); {remedy}") from error
     if not isinstance(value, dict):
-        raise InputError(f"{path} is damaged (no JSON object); remove it or its folder")
+        raise InputError(f"{path} is damaged (no JSON object); {remedy}")
     return value
 
 

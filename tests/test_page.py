@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from eval.views.report import ReportConfig, report
+from tests.page_browser import DRAWN, WIDE, Opened, browser, needs_chromium
 from tests.page_runs import training
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e .[dev]")
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium: install chromium, or set CHROMIUM to its path")
-DRAWN = "document.documentElement.dataset.drawn === 'yes'"
-WIDE = "document.scrollingElement.scrollWidth - innerWidth"
+__all__ = ["browser"]
+
+pytestmark = needs_chromium
 CONTRAST = """() => {
   const numbers = (text) => text.match(/[\\d.]+/g).map(Number);
   const linear = (v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
@@ -63,58 +59,6 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(told["files"][0])
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
-
-class Opened:
-    """A page in the browser, and all that it complained of or asked for."""
-
-    def __init__(self, browser: Any, path: Path, width: int = 1440, **context: Any) -> None:
-        self.context = browser.new_context(viewport={"width": width, "height": 900}, **context)
-        self.context.set_default_timeout(150_000)
-        self.page = self.context.new_page()
-        self.trouble: list[str] = []
-        self.page.on("console", lambda m: self.trouble.append(f"{m.type}: {m.text}"))
-        self.page.on("pageerror", lambda e: self.trouble.append(f"error: {e}"))
-        self.page.on("request", lambda r: self.trouble.append(f"request: {r.url}") if r.url != path.as_uri() else None)
-        self.page.goto(path.as_uri())
-        self.page.wait_for_function(DRAWN)
-
-    def __enter__(self) -> Opened:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.context.close()
-
-    def svg(self, chart: str) -> str:
-        return self.page.inner_html(f"#{chart} svg.marks")
-
-    def resize(self, width: int, height: int) -> None:
-        """The window made as wide and high; returns when all is drawn for it, which begins a while after the change."""
-        anew = width != self.page.viewport_size["width"]
-        self.page.evaluate("window.before = document.querySelector('svg.marks')")
-        self.page.set_viewport_size({"width": width, "height": height})
-        self.page.wait_for_function(f"{DRAWN} && window.before.isConnected === {str(not anew).lower()}")
-
-    def choose(self, select: str, value: str, chart: str) -> tuple[str, str]:
-        """A chart before and after a choice."""
-        before = self.svg(chart)
-        self.page.select_option(f"#{select}", value)
-        self.page.wait_for_function(DRAWN)
-        return before, self.svg(chart)
-
-    def values(self, chart: str) -> list[list[str]]:
-        """The table of a chart's values."""
-        return self.page.eval_on_selector_all(
-            f"#{chart} details.values tbody tr", "rows => rows.map(r => [...r.cells].map(c => c.textContent))"
-        )
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [375, 768, 1440])
 def test_draws_quietly_and_overflows_nowhere(browser: Any, path: Path, width: int, scheme: str) -> None:
@@ -152,7 +96,7 @@ def test_selectors_change_what_is_drawn(browser: Any, path: Path) -> None:
         assert {row[3] for row in o.values("admissions-by-size")} == {"0"}
         assert "RLHF step 0" in o.page.inner_text("#effect-table tbody")
         assert "RLHF step 100" not in o.page.inner_text("#effect-table tbody")
-        o.choose("seed", "rloo, seed 1", "winogender-by-step")
+        o.choose("seed", "rloo, seed 1, tiny", "winogender-by-step")
         assert {row[1] for row in o.values("winogender-by-step")} == {"tiny-50m-seed1"}
         was = o.svg("winogender-by-step")
         o.page.uncheck("#conditions input[value='Q+IF']")

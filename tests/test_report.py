@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -15,9 +16,10 @@ from eval.config import InputError
 from eval.results import write_json
 from eval.scorers.oracle import Oracle
 from eval.views import page_text
+from eval.views.explained import caution_of, of_checkpoint
 from eval.views.gathered import Curve, gather, size_name
-from eval.views.page_data import CHARTED, Detail, breakdown, family, headline, page_data
-from eval.views.page_examples import checkpoints, examples, normalised
+from eval.views.page_data import CHARTED, Detail, breakdown, headline, page_data
+from eval.views.page_examples import Words, checkpoints, examples, examples_html, normalised
 from eval.views.report import MOST_BYTES, ReportConfig, build, embedded, fill, report
 from tests.page_runs import Page, numbers, training
 
@@ -152,22 +154,39 @@ def test_notes_about_items_and_guessing(runs: Path, tmp_path: Path) -> None:
     assert note in text and note in Page(html).text
     (near,) = [n for n in told["notes"] if "not clearly above the 0.33 of guessing" in n]
     assert "tiny-2m-seed0, RLHF step 0, 100" in near
-    cautions = Page(html).data["metrics"]["cautions"]
-    assert any("hardly reads them" in (c or "") for c in cautions)
 
 
-def test_curves_stay_apart(runs: Path) -> None:
-    """A line against size joins one training's sizes; two of one size are two lines."""
-    curves = gather([runs])
-    assert [family(c) for c in curves] == ["rloo, seed 0", "rloo, seed 0", "rloo, seed 1"]
-    named = [replace(c, name=f"other-{c.name}") for c in curves]
-    families = [c["family"] for c in page_data([*curves, *named], Detail("whole"))["curves"]]
-    assert len(set(zip(families, [c.model_params for c in [*curves, *named]], strict=True))) == 6
-    models = [
-        replace(c, described={}, summaries=({**c.summaries[0], "model": f"lab/pythia-{size}"},))
-        for c, size in zip(curves, ("70m", "1.4b"), strict=False)
-    ]
-    assert {family(c) for c in models} == {"pythia"}
+def test_cautions_stand_where_they_belong(runs: Path) -> None:
+    """On bias scores and their effects, not on the accuracy that they are made from."""
+    data = page_data(gather([runs])[:1], Detail())
+    m, doubts = data["metrics"], {}
+    for place, key, caution in zip(m["checkpoint"], m["key"], m["caution"], strict=True):
+        _, condition, name, category = m["keys"][key]
+        if category == "all":
+            doubts[place, condition, name] = data["cautions"][caution]
+    doubted = {name for (_, _, name), text in doubts.items() if text}
+    assert "bias_ambig_expected_symmetrised" in doubted and not any("accuracy" in name for name in doubted)
+    told = {(row[0], row[2], row[3]): [data["cautions"][place] for place in row[10:]] for row in data["effects"]}
+    for (place, effect, name), texts in told.items():
+        assert texts == [doubts[place, condition, name] for condition in effect.split(" -> ")]
+    assert "hardly reads them" in told[1, "Q -> Q+IF", "bias_ambig_expected_symmetrised"][0]
+    little = {"experiment": "admissions", "condition": "Q", "name": "mass_yes_no", "category": "all", "value": 0.01}
+    (caution,) = of_checkpoint({"step": 0, "metrics": [{**little, "low": None, "note": ""}]})
+    assert caution_of([caution], "", 0, little) is None
+    assert caution_of([caution], "", 0, {**little, "name": "gap"}) == caution
+
+
+def test_where_there_are_no_examples_the_reason_is_said(runs: Path, tmp_path: Path) -> None:
+    curves = gather([changed(runs / "tiny-2m-seed0", tmp_path)])
+    shown = checkpoints(curves)
+    words = Words(shown[-1][1], [], None)
+    why = f"records.jsonl is not beside the summary.json of {shown[-1][0].name}, RLHF step 100."
+    text = html.unescape(Page(build(curves, [])[0].decode()).text)
+    assert f"There are none: {why}" in text and "Left out" not in text
+    records = Path(shown[-1][1]["results"]) / "records.jsonl"
+    records.write_text("")
+    assert "no answer under the paper's wordings" in html.unescape(examples_html(shown, [], words, 9))
+    assert "Left out, to keep the page below its size" in examples_html(shown, [], words, 9, left_out=True)
 
 
 def test_what_comes_from_data_is_escaped(one: Path, tmp_path: Path) -> None:

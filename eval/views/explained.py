@@ -5,7 +5,7 @@ Page, figures, W&B report, console and model cards take their words from here, s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,35 @@ READING = {
     ),
 }
 """A paragraph for each experiment's headline metric."""
+
+
+def gap_told(metric: str) -> tuple[str, str, str]:
+    """Label, sign in a few words and paragraph of an admissions gap: gap, gap_sex or gap_RACE_REFERENCE."""
+    if metric == "gap":
+        return EXPERIMENTS["admissions"].HEADLINE_LABEL, SIGNS["admissions"], READING["admissions"]
+    one, _, other = ("female_male" if metric == "gap_sex" else metric.removeprefix("gap_")).rpartition("_")
+    who = "women" if metric == "gap_sex" else f"{one} applicants"
+    label = f"p(admit | {one}) - p(admit | {other})"
+    reading = (
+        f"Mean, over students who differ in nothing else, of {label}. 0: parity. Negative: discrimination against "
+        f"{who}. Positive: in their favour."
+    )
+    return label, f"below 0: against {who}", reading
+
+
+def gap_of(names: Iterable[str]) -> str | None:
+    """The admissions gap that stands for the experiment among the names of its metrics: between Black and white, else
+    between the sexes, else the first between other races; None where there is none.
+    """
+    found = gaps(names)
+    return next((n for n in ("gap", "gap_sex") if n in found), next(iter(found), None))
+
+
+def gaps(names: Iterable[str]) -> list[str]:
+    """The admissions gaps among the names of metrics, each once, in their order."""
+    return list(dict.fromkeys(n for n in names if n == "gap" or n.startswith("gap_")))
+
+
 OTHERS = {
     "accuracy_ambig": "Share of right answers where the right answer is UNKNOWN.",
     "accuracy_disambig": "Share of right answers where the context gives the answer; 1/3 is guessing.",
@@ -116,7 +145,11 @@ def _near_chance(summary: dict[str, Any], curve: str) -> Iterator[Caution]:
 
 
 def caution_of(found: Sequence[Caution], curve: str, step: int, metric: dict[str, Any]) -> Caution | None:
-    """The caution that concerns a metric of a checkpoint, None where there is none."""
+    """The caution that concerns a metric of a checkpoint, None where there is none. Accuracy and mass_yes_no are what
+    cautions are made from and mean what they say.
+    """
+    if "accuracy" in metric["name"] or metric["name"] == "mass_yes_no":
+        return None
     for c in found:
         if (c.curve, c.step, c.experiment, c.condition) != (curve, step, metric["experiment"], metric["condition"]):
             continue

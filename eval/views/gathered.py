@@ -7,7 +7,6 @@ what they say of themselves (eval.curves), not by where they lie.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,6 +23,7 @@ log = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
 """Written by a trainer into its output folder: policy, algorithm, model, model_params, seed ..."""
+WITHOUT = "remove it, and the results are shown without what it says of the training"
 BEGUN, NOT_BEGUN = "evaluation begun and not finished", "not evaluated"
 TRAINING = ("policy", "algorithm", "model", "model_params", "seed")
 
@@ -200,7 +200,7 @@ def _made_of(summary: dict[str, Any]) -> tuple[str, Path | None]:
 def _curve(part: list[dict[str, Any]]) -> Curve:
     paths = [Path(s["results"]) for s in part]
     training = training_folder(paths[0])
-    described = json.loads((training / RUN_FILE).read_text("utf-8")) if training else {}
+    described = (read_json(training / RUN_FILE, WITHOUT) if training else None) or {}
     folder = training or _common(paths)
     return Curve("", folder, described, tuple(by_step(part, folder)))
 

@@ -7,22 +7,24 @@ Values are kept to four decimals, as integers of 1e-4, which is what every table
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from eval.conditions import CONDITIONS
+from eval.config import InputError
 from eval.experiments.registry import EXPERIMENTS
 from eval.tables import effect_rows
 from eval.views import scoring
-from eval.views.explained import SIGNS, VARIANTS, caution_of, of_checkpoint
+from eval.views.explained import SIGNS, VARIANTS, Caution, caution_of, gap_of, gap_told, gaps, of_checkpoint
 from eval.views.gathered import Curve, find, size_name
+from eval.views.kinds import model_name
+from eval.views.page_lines import apart, asked, family
 
 UNIT = 10_000
 CHARTED = (
-    "rho", "p_female", "p_male", "p_neutral", "calibration_slope", "gap", "gap_sex", "p_admit", "mass_yes_no",
+    "rho", "p_female", "p_male", "p_neutral", "calibration_slope", "gap", "p_admit", "mass_yes_no",
     *(f"{name}_{kind}{v}" for name in ("bias", "accuracy") for kind in ("ambig", "disambig") for v in VARIANTS),
 )  # fmt: skip
 BY_CATEGORY = tuple(f"{name}{v}" for name in ("bias_ambig", "accuracy_disambig") for v in VARIANTS)
@@ -33,7 +35,6 @@ LABELS = {
     "_expected_symmetrised": "expected, averaged over three orders",
 }
 """BBQ's ways of scoring, by the end of their metrics' names."""
-BY_SEX = ("gap_sex", "p(admit | female) - p(admit | male)", "below 0: against women")
 LSAT_BIN, UGPA_BIN = 3, 0.3
 POOLED = "mean of categories"
 
@@ -53,10 +54,22 @@ class Detail:
 
 def headline(summary: dict[str, Any], experiment: str, condition: str) -> dict[str, Any] | None:
     """The metric that stands for an experiment; BBQ asked in one order has no symmetrised score: the expected; where
-    admissions vary the sex, the gap between the sexes.
+    admissions do not compare Black with white, the gap that they measure.
     """
-    found = scoring.headline(summary, experiment, condition)
-    return find(summary, experiment, condition, BY_SEX[0]) if found is None and experiment == "admissions" else found
+    if experiment == "admissions":
+        gap = gap_of(_names(m for m in summary["metrics"] if m["condition"] == condition))
+        return find(summary, experiment, condition, gap) if gap else None
+    return scoring.headline(summary, experiment, condition)
+
+
+def _names(metrics: Iterable[dict[str, Any]]) -> list[str]:
+    """The names of the admissions' metrics."""
+    return [m["name"] for m in metrics if m["experiment"] == "admissions"]
+
+
+def _gap(curves: Sequence[Curve]) -> str:
+    """The gap that the page shows."""
+    return gap_of(_names(m for c in curves for s in c.summaries for m in s["metrics"])) or "gap"
 
 
 def experiments(curves: Sequence[Curve]) -> list[str]:
@@ -65,35 +78,24 @@ def experiments(curves: Sequence[Curve]) -> list[str]:
     return [e for e in EXPERIMENTS if e in present]
 
 
-def model_name(curve: Curve) -> str:
-    """The last part of the model's path or hub id; of a stage's own MODEL/model, as trainers leave it, the stage's."""
-    path = Path(curve.model)
-    return (path.parent.name if path.name == "model" else path.name) or curve.model
-
-
-def family(curve: Curve) -> str:
-    """What one line against size joins: sizes of one training with one seed, or of models that are named alike but
-    for their size ('pythia-70m', 'pythia-160m').
-    """
-    kind = re.sub(r"(?i)(?<![a-z0-9])\d+(\.\d+)?[kmb](?![a-z])", "", model_name(curve)).strip("-_. ")
-    parts = [curve.algorithm, None if curve.seed is None else f"seed {curve.seed}", None if curve.algorithm else kind]
-    return ", ".join(p for p in parts if p) or kind or curve.name
-
-
 def page_data(curves: Sequence[Curve], detail: Detail) -> dict[str, Any]:
     """Everything that the page's scripts draw, as JSON can hold it."""
     checkpoints = [(k, curve, s) for k, curve in enumerate(curves) for s in curve.summaries]
-    present = experiments(curves)
+    present, texts = experiments(curves), Texts()
+    texts(None)
+    found = [list(of_checkpoint(s)) for _, _, s in checkpoints]
     return {
         "unit": UNIT,
         "curves": _curves(curves),
         "checkpoints": [_checkpoint(k, curve, s) for k, curve, s in checkpoints],
         "experiments": {e: _experiment(curves, e) for e in present},
+        "apart": apart(curves, present),
         "conditions": list(CONDITIONS),
         "variants": {v: LABELS[v] for v in reversed(VARIANTS) if _has(curves, f"bias_ambig{v}")},
-        "metrics": _metrics(checkpoints, detail),
-        "effects": _effects(checkpoints),
-        "breakdowns": _breakdowns(checkpoints, detail.breakdowns),
+        "metrics": _metrics(checkpoints, detail, texts, found),
+        "effects": _effects(checkpoints, texts, found),
+        "cautions": texts.values,
+        "breakdowns": _breakdowns(checkpoints, detail.breakdowns, _gap(curves)),
     }
 
 
@@ -102,14 +104,19 @@ def _has(curves: Sequence[Curve], name: str) -> bool:
 
 
 def _experiment(curves: Sequence[Curve], name: str) -> dict[str, Any]:
-    """Title, metric, its label and sign. BBQ's metric is named without its ending, which the reader chooses."""
+    """Title, metric, its label and sign; asked: of each checkpoint a number, the same where it was asked the same.
+    BBQ's metric is named without its ending, which the reader chooses.
+    """
     experiment = EXPERIMENTS[name]
     metric, label, sign = experiment.HEADLINE, experiment.HEADLINE_LABEL, SIGNS[name]
     if name == "bbq":
         metric, label = "bias_ambig", "bias score"
-    elif metric == "gap" and not _has(curves, "gap"):
-        metric, label, sign = BY_SEX
-    return {"title": experiment.TITLE, "metric": metric, "label": label, "sign": sign}
+    elif name == "admissions":
+        metric = _gap(curves)
+        label, sign, _ = gap_told(metric)
+    told = {"title": experiment.TITLE, "metric": metric, "label": label, "sign": sign}
+    groups = asked(curves, name)
+    return {**told, "asked": [sorted(set(groups)).index(g) for g in groups]}
 
 
 def _curves(curves: Sequence[Curve]) -> list[dict[str, Any]]:
@@ -125,6 +132,7 @@ def _curves(curves: Sequence[Curve]) -> list[dict[str, Any]]:
             "seed": c.seed,
             "algorithm": c.algorithm,
             "step_name": c.step_name,
+            "rlhf": c.rlhf,
             "family": f if taken.count((f, c.model_params)) == 1 else f"{f} ({c.name})",
         }
         for c, f in zip(curves, families, strict=True)
@@ -165,18 +173,23 @@ def fixed(value: float | None) -> int | None:
     return None if value is None else round(float(f"{value:.4f}") * UNIT)
 
 
-def _metrics(checkpoints: Sequence[tuple[int, Curve, dict[str, Any]]], detail: Detail) -> dict[str, Any]:
-    """Columns: key (experiment, condition, name, category), how (items, clusters, method, note), caution (0 = none)."""
-    keys, hows, texts = Texts(), Texts(), Texts()
-    texts(None)
+def _metrics(
+    checkpoints: Sequence[tuple[int, Curve, dict[str, Any]]],
+    detail: Detail,
+    texts: Texts,
+    found: Sequence[list[Caution]],
+) -> dict[str, Any]:
+    """Columns: key (experiment, condition, name, category), how (items, clusters, method, note), caution, a place in
+    `texts`. found: the cautions of each checkpoint.
+    """
+    keys, hows = Texts(), Texts()
     names = ("checkpoint", "key", "value", "low", "high", "how", "caution")
     columns: dict[str, list[Any]] = {name: [] for name in names}
     for place, (_, _, summary) in enumerate(checkpoints):
-        cautions = list(of_checkpoint(summary))
         for m in summary["metrics"]:
             if not _wanted(m, detail.metrics):
                 continue
-            caution = caution_of(cautions, "", summary["step"], m)
+            caution = caution_of(found[place], "", summary["step"], m)
             row = (
                 place, keys([m[k] for k in ("experiment", "condition", "name", "category")]),
                 fixed(m["value"]), fixed(m["low"]), fixed(m["high"]),
@@ -185,7 +198,7 @@ def _metrics(checkpoints: Sequence[tuple[int, Curve, dict[str, Any]]], detail: D
             )  # fmt: skip
             for name, value in zip(names, row, strict=True):
                 columns[name].append(value)
-    return {"keys": keys.values, "hows": hows.values, "cautions": texts.values, **columns}
+    return {"keys": keys.values, "hows": hows.values, **columns}
 
 
 def _wanted(m: dict[str, Any], metrics: str) -> bool:
@@ -194,14 +207,27 @@ def _wanted(m: dict[str, Any], metrics: str) -> bool:
     if m["condition"] not in CONDITIONS:
         return False
     if m["category"] == "all":
-        return m["name"] in CHARTED
+        return m["name"] in CHARTED or bool(gaps([m["name"]]))
     by_category = m["experiment"] == "bbq" and m["name"] in BY_CATEGORY and m["category"] != POOLED
     return by_category and metrics == "charts"
 
 
-def _effects(checkpoints: Sequence[tuple[int, Curve, dict[str, Any]]]) -> list[list[Any]]:
-    """[checkpoint, cells of eval.tables.EFFECT_COLUMNS ...], as the terminal writes them."""
-    return [[place, *row] for place, (_, _, s) in enumerate(checkpoints) for row in effect_rows(s["effects"])]
+def _effects(
+    checkpoints: Sequence[tuple[int, Curve, dict[str, Any]]], texts: Texts, found: Sequence[list[Caution]]
+) -> list[list[Any]]:
+    """[checkpoint, cells of eval.tables.EFFECT_COLUMNS ..., places in `texts` of the cautions on the condition before
+    and on that after], as the terminal writes them.
+    """
+    rows = []
+    for place, (_, _, s) in enumerate(checkpoints):
+        for row in effect_rows(s["effects"]):
+            cautions = []
+            for condition in row[1].split(" -> "):
+                of = {"experiment": row[0], "condition": condition, "name": row[2], "category": "all"}
+                caution = caution_of(found[place], "", s["step"], of)
+                cautions.append(texts(caution.text if caution else None))
+            rows.append([place, *row, *cautions])
+    return rows
 
 
 def shown_first(checkpoints: Sequence[tuple[int, Curve, dict[str, Any]]]) -> list[int]:
@@ -214,17 +240,21 @@ def shown_first(checkpoints: Sequence[tuple[int, Curve, dict[str, Any]]]) -> lis
     return sorted(range(len(checkpoints)), key=rank)
 
 
-def _breakdowns(checkpoints: Sequence[tuple[int, Curve, dict[str, Any]]], most: int | None) -> list[dict[str, Any]]:
+def _breakdowns(
+    checkpoints: Sequence[tuple[int, Curve, dict[str, Any]]], most: int | None, gap: str
+) -> list[dict[str, Any]]:
     """Occupations and profiles of the checkpoints, in their order."""
     chosen = sorted(shown_first(checkpoints)[:most])
-    found = ({"checkpoint": k, **breakdown(Path(checkpoints[k][2]["results"]))} for k in chosen)
+    found = ({"checkpoint": k, **breakdown(Path(checkpoints[k][2]["results"]), gap)} for k in chosen)
     return [b for b in found if b["occupations"] or b["profiles"]]
 
 
-def breakdown(results: Path) -> dict[str, Any]:
+def breakdown(results: Path, gap: str = "gap") -> dict[str, Any]:
     """breakdown.jsonl of a results folder, empty where it has none: occupations {experiment: {condition: [[name, BLS
     share, p_female, p_male, p_neutral]]}} and profiles {condition: [[LSAT from, UGPA from, students, gap, p(admit)]]},
-    the latter in cells of 3 LSAT points x 0.3 UGPA, each the mean of its students.
+    the latter in cells of 3 LSAT points x 0.3 UGPA, each the mean of its students. gap: the name of the metric shown.
+
+    Raises InputError for a damaged file.
     """
     occupations: dict[str, dict[str, list[Any]]] = {}
     cells: dict[str, dict[tuple[int, int], list[float]]] = {}
@@ -236,10 +266,8 @@ def breakdown(results: Path) -> dict[str, Any]:
             occupations.setdefault(row["experiment"], {}).setdefault(row["condition"], []).append(
                 [row["group"], *shares]
             )
-        elif row["by"] == "LSAT x UGPA":
-            gap = row.get("gap", row.get(BY_SEX[0]))
-            if gap is not None:
-                _add(cells.setdefault(row["condition"], {}), row, gap)
+        elif row["by"] == "LSAT x UGPA" and row.get(gap) is not None:
+            _add(cells.setdefault(row["condition"], {}), row, row[gap])
     profiles = {c: [_cell(place, sums) for place, sums in sorted(found.items())] for c, found in cells.items()}
     return {"occupations": occupations, "profiles": profiles}
 
@@ -258,7 +286,12 @@ def _cell(place: tuple[int, int], sums: list[float]) -> list[Any]:
     return [lsat, ugpa, round(weight), fixed(gap / weight), fixed(admitted / weight)]
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    if path.is_file():
-        with path.open(encoding="utf-8") as lines:
-            yield from (json.loads(line) for line in lines)
+def _rows(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    except ValueError as error:
+        raise InputError(
+            f"{path} is damaged ({error}); remove it and its summary.json and evaluate again: records are kept"
+        ) from error

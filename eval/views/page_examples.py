@@ -22,6 +22,7 @@ from eval.plan import SAMPLED_HERE, Question
 from eval.records import Item, Record
 from eval.results import Store
 from eval.sources import SMALL_SET, data_folder
+from eval.views.cells import largest
 from eval.views.gathered import Curve
 
 SEED = 0
@@ -44,9 +45,8 @@ class Example:
 
 
 def checkpoints(curves: Sequence[Curve]) -> list[Shown]:
-    """The first and the last checkpoint of the largest model (of several, the first by name)."""
-    known = [c for c in curves if c.model_params is not None] or list(curves)
-    curve = next(c for c in known if c.model_params == known[-1].model_params)
+    """The first and the last checkpoint of the largest model that has several; of several such, the first by name."""
+    curve = largest(curves)[0]
     ends = dict.fromkeys((0, len(curve.summaries) - 1))
     return [(curve, curve.summaries[k]) for k in ends]
 
@@ -149,10 +149,14 @@ class Words:
         return question, ""
 
 
-def examples_html(shown: Sequence[Shown], chosen: Sequence[Example], words: Words, text: int) -> str:
-    """The examples as HTML; a sampled text is cut after `text` characters, and says so."""
+def examples_html(
+    shown: Sequence[Shown], chosen: Sequence[Example], words: Words, text: int, left_out: bool = False
+) -> str:
+    """The examples as HTML; a sampled text is cut after `text` characters, and says so. left_out: whether there are
+    none because of the page's size.
+    """
     if not chosen:
-        return "<p>Left out, to keep the page below its size; the records are in records.jsonl.</p>"
+        return f"<p>{html.escape(_why_none(*shown[-1], left_out))}</p>"
     named = " and ".join(f"{c.step_name} {s['step']}" for c, s in shown)
     parts = [
         f"<p>From {html.escape(shown[0][0].name)}, {html.escape(named)}; options as given. Chosen by rule at the last "
@@ -164,6 +168,18 @@ def examples_html(shown: Sequence[Shown], chosen: Sequence[Example], words: Word
         parts.append(f"<h3>{html.escape(EXPERIMENTS[name].TITLE.partition(',')[0])}</h3>")
         parts += [_example(shown, e, words, text) for e in chosen if e.experiment == name]
     return "".join(parts)
+
+
+def _why_none(curve: Curve, summary: dict[str, Any], left_out: bool) -> str:
+    path = Store(Path(summary["results"])).records_path
+    if not path.is_file():
+        return (
+            f"There are none: {path.name} is not beside the summary.json of {curve.name}, {curve.step_name} "
+            f"{summary['step']}."
+        )
+    if left_out:
+        return f"Left out, to keep the page below its size; the records are in {path.name}."
+    return f"There are none: {path.name} has no answer under the paper's wordings, with the options as given."
 
 
 def _example(shown: Sequence[Shown], example: Example, words: Words, text: int) -> str:

@@ -13,9 +13,10 @@ from eval.conditions import CONDITIONS
 from eval.experiments.registry import EXPERIMENTS
 from eval.sources import SMALL_SET_NOTE
 from eval.tables import remarks
-from eval.views.explained import OTHERS, READING, Caution, cautions, small_set
+from eval.views.explained import OTHERS, READING, Caution, cautions, gap_told, gaps, small_set
 from eval.views.gathered import Curve, size_name, unfinished
-from eval.views.page_data import experiments, model_name
+from eval.views.kinds import model_name
+from eval.views.page_data import experiments
 
 SOURCES = {
     "bbq": "Questions and metrics: Parrish et al. 2022, arXiv:2110.08193; prompts: Ganguli et al. 2023, "
@@ -170,7 +171,9 @@ def methods_html(curves: Sequence[Curve]) -> str:
         names = dict.fromkeys(n for e, n, _ in present if e == name)
         methods = dict.fromkeys(how for e, n, how in present if e == name and how)
         others = [(k, text) for k, text in OTHERS.items() if any(n.startswith(k) for n in names)]
-        parts.append(f"<h3>{html.escape(EXPERIMENTS[name].TITLE)}</h3><p>{html.escape(READING[name])}</p>")
+        readings = [gap_told(n)[2] for n in gaps(names)] if name == "admissions" else [READING[name]]
+        parts.append(f"<h3>{html.escape(EXPERIMENTS[name].TITLE)}</h3>")
+        parts += [f"<p>{html.escape(text)}</p>" for text in readings]
         if others:
             told = "".join(f"<dt><code>{html.escape(k)}</code></dt><dd>{html.escape(text)}</dd>" for k, text in others)
             parts.append(f"<dl>{told}</dl>")

@@ -139,7 +139,7 @@ def _page(
         ),
         "emergence": page_text.emergence_html(emergence),
         "examples": page_examples.examples_html(
-            shown, [e for e in chosen if e.rank < detail.items], words, detail.text
+            shown, [e for e in chosen if e.rank < detail.items], words, detail.text, left_out=detail.items == 0
         ),
         "methods": page_text.methods_html(curves),
         "provenance": page_text.provenance_html(curves, brief=detail.items == 0),

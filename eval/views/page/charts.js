@@ -72,7 +72,8 @@ document.addEventListener("mousemove", (event) => requestAnimationFrame(() => {
 function points(rows, x) {
   const at = (r) => (x === "step" ? r.checkpoint.step : r.curve.params);
   const count = new Map();
-  const series = (r) => `${x === "step" ? r.curve.name : r.curve.family}|${r.condition}|${r.category}`;
+  const joined = (r) => (x === "step" ? r.curve.name : `${r.curve.family}|${PAGE.experiments[r.experiment].asked[r.place]}`);
+  const series = (r) => `${joined(r)}|${r.condition}|${r.category}`;
   for (const r of rows) if (r.value !== null) count.set(series(r), (count.get(series(r)) || 0) + 1);
   return rows.map((r) => ({
     ...tellable(r), x: at(r), y: r.value, low: r.low, high: r.high, category: r.category, series: series(r),

@@ -10,7 +10,7 @@ const NUMBERS = (() => {
     const checkpoint = PAGE.checkpoints[place], curve = PAGE.curves[checkpoint.curve];
     return {
       place, checkpoint, curve, experiment, condition, name, category, items, clusters, method, note,
-      value: scaled(m.value[i]), low: scaled(m.low[i]), high: scaled(m.high[i]), caution: m.cautions[m.caution[i]] || "",
+      value: scaled(m.value[i]), low: scaled(m.low[i]), high: scaled(m.high[i]), caution: PAGE.cautions[m.caution[i]] || "",
     };
   });
 })();
@@ -33,7 +33,16 @@ const checkpointName = (place) => {
   const { curve, step } = PAGE.checkpoints[place], c = PAGE.curves[curve];
   return `${c.name} (${c.size}), ${c.step_name} ${step}`;
 };
-const lastStep = (curve) => Math.max(...PAGE.checkpoints.filter((c) => PAGE.curves[c.curve] === curve).map((c) => c.step));
+const stepsOf = (curve) => PAGE.checkpoints.filter((c) => PAGE.curves[c.curve] === curve).map((c) => c.step);
+const lastStep = (curve) => Math.max(...stepsOf(curve));
+
+/* What the page opens with: the curves of the largest model with several checkpoints; of the largest, where none has. */
+const LARGEST = (() => {
+  const several = PAGE.curves.filter((c) => stepsOf(c).length > 1), all = several.length ? several : PAGE.curves;
+  const top = Math.max(...all.map((c) => c.params ?? -1));
+  return top < 0 ? all.slice(0, 1) : all.filter((c) => c.params === top);
+})();
+const opening = (places) => places.filter((k) => LARGEST.includes(PAGE.curves[PAGE.checkpoints[k].curve])).at(-1) ?? places.at(-1);
 
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);

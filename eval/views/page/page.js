@@ -3,9 +3,9 @@ const BREAKDOWNS = new Map(PAGE.breakdowns.map((b) => [String(b.checkpoint), b])
 const shares = (v) => v / PAGE.unit;
 
 function beginBreakdown(part, has) {
-  const found = PAGE.breakdowns.filter(has).map((b) => [String(b.checkpoint), checkpointName(b.checkpoint)]);
+  const found = PAGE.breakdowns.filter(has).map((b) => b.checkpoint);
   byId(`${part}s`).hidden = !found.length;
-  fillSelect(byId(`${part}-checkpoint`), found, found.length ? found.at(-1)[0] : undefined);
+  fillSelect(byId(`${part}-checkpoint`), found.map((k) => [String(k), checkpointName(k)]), String(opening(found)));
   return found.length > 0;
 }
 
@@ -119,7 +119,7 @@ function allNumbers() {
 
 function beginNumbers() {
   const places = PAGE.checkpoints.map((_, k) => k);
-  fillSelect(byId("numbers-checkpoint"), places.map((k) => [String(k), checkpointName(k)]), String(places.at(-1)));
+  fillSelect(byId("numbers-checkpoint"), places.map((k) => [String(k), checkpointName(k)]), String(opening(places)));
   byId("numbers-checkpoint").addEventListener("change", allNumbers);
   byId("all-numbers").addEventListener("toggle", allNumbers);
 }

@@ -1,15 +1,16 @@
 /* What the choices at the top change: panels against step and size, categories, accuracy, effects. */
 const AXES = unique(PAGE.curves.map((c) => c.step_name)).join(" or ");
+/* Steps that are chosen are those of RLHF where there is any: other curves then stand for themselves by their last. */
+const COUNTED = PAGE.curves.some((c) => c.rlhf) ? PAGE.curves.filter((c) => c.rlhf) : PAGE.curves;
 const SIZES = new Map(PAGE.curves.map((c) => [sizeKey(c), c]));
 const KNOWN_SIZES = unique(PAGE.curves.filter((c) => c.params !== null).map((c) => c.params));
 const state = { size: "", step: "last", seed: "all", variant: "", conditions: new Set() };
 
 function beginChoices() {
   const models = (key) => unique(PAGE.curves.filter((c) => sizeKey(c) === key).map((c) => c.model)).join(", ");
-  const sizes = [...SIZES.keys()];
-  fillSelect(byId("size"), sizes.map((k) => [k, `${SIZES.get(k).size}: ${models(k)}`]), KNOWN_SIZES.length ? String(Math.max(...KNOWN_SIZES)) : sizes.at(-1));
-  const steps = unique(PAGE.checkpoints.map((c) => c.step)).sort((a, b) => a - b);
-  const everywhere = steps.filter((s) => PAGE.curves.every((c, k) => PAGE.checkpoints.some((p) => p.curve === k && p.step === s)));
+  fillSelect(byId("size"), [...SIZES.keys()].map((k) => [k, `${SIZES.get(k).size}: ${models(k)}`]), sizeKey(LARGEST[0]));
+  const steps = unique(COUNTED.flatMap(stepsOf)).sort((a, b) => a - b);
+  const everywhere = steps.filter((s) => s > 0 && COUNTED.every((c) => stepsOf(c).includes(s)));
   fillSelect(byId("step"), [["last", "last of each run"], ...steps.map((s) => [String(s), String(s)])], everywhere.length ? String(everywhere.at(-1)) : "last");
   fillSelect(byId("seed"), [["all", "all, a line each"], ...unique(PAGE.curves.map((c) => c.family)).map((f) => [f, f])]);
   fillSelect(byId("variant"), Object.entries(PAGE.variants));
@@ -45,9 +46,11 @@ function readChoices() {
 
 const chosen = (row) => state.conditions.has(row.condition) && (state.seed === "all" || row.curve.family === state.seed);
 const LAST = new Map(PAGE.curves.map((c) => [c, lastStep(c)]));
-const atStep = (row) => String(row.checkpoint.step) === state.step || (state.step === "last" && row.checkpoint.step === LAST.get(row.curve));
+const byLast = (curve) => state.step === "last" || !COUNTED.includes(curve);
+const atStep = (row) => (byLast(row.curve) ? row.checkpoint.step === LAST.get(row.curve) : String(row.checkpoint.step) === state.step);
 const ofSize = (row) => sizeKey(row.curve) === state.size;
-const stepText = () => (state.step === "last" ? `the last ${AXES} of each run` : `${AXES} ${state.step}`);
+const others = COUNTED.length < PAGE.curves.length ? ", runs without RLHF at their last step" : "";
+const stepText = () => (state.step === "last" ? `the last ${AXES} of each run` : `${unique(COUNTED.map((c) => c.step_name)).join(" or ")} ${state.step}${others}`);
 const wanted = (experiment, name, category) => numbersOf(experiment, name, category).filter(chosen);
 
 function stateText(x) {
@@ -61,8 +64,10 @@ function stateText(x) {
 /* Ranges in words, a clause a condition: what a reader who does not see the chart hears. */
 function summaryOf(name, values, xName) {
   const by = unique(values.map((v) => v.condition)).map((condition) => {
-    const own = values.filter((v) => v.condition === condition && v.y !== null);
+    const own = values.filter((v) => v.condition === condition && v.y !== null), ys = own.map((v) => v.y);
     if (!own.length) return `${condition}: undefined`;
+    const lines = unique(own.map((v) => v.series)).length;
+    if (lines > 1) return `${condition}, ${lines} apart: from ${told(Math.min(...ys))} to ${told(Math.max(...ys))}`;
     const ends = own.length === 1 ? told(own[0].y) : `${told(own[0].y)} at the least ${xName}, ${told(own.at(-1).y)} at the greatest`;
     return `${condition}: ${ends}`;
   });
@@ -123,6 +128,13 @@ function accuracyCharts() {
   return BBQ_PANELS.map(([name, title, sign, reference, domain]) => panel(`bbq-${name}`, bbqRows(name, "all"), x, { title, subtitle: [PAGE.variants[state.variant], sign], reference, domain, height: 260 }));
 }
 
+/* The cautions on the two conditions of an effect, as one text each. */
+function doubts(row) {
+  const [before, after] = row[2].split(" -> "), found = new Map();
+  for (const [condition, place] of [[before, row[10]], [after, row[11]]]) if (place) found.set(place, [...(found.get(place) || []), condition]);
+  return [...found].map(([place, conditions]) => `${conditions.join(" and ")}: ${PAGE.cautions[place]}.`);
+}
+
 function effects() {
   const rows = PAGE.effects.filter(([place, , effect]) => {
     const checkpoint = PAGE.checkpoints[place], curve = PAGE.curves[checkpoint.curve];
@@ -131,8 +143,14 @@ function effects() {
   const heads = ["experiment", "effect", "metric", "difference", "95% interval", "p", "p (Holm)", "items", "clusters"];
   const small = (k, text) => ((k === 6 || k === 7) && text === "0.0000" ? "< 0.0001" : text);
   const columns = [["run", (r) => checkpointName(r[0])], ...heads.map((head, k) => [head, (r) => small(k + 1, r[k + 1]), k > 2])];
+  const notes = unique(rows.flatMap(doubts));
+  if (notes.length) columns.splice(4, 0, ["means little", (r) => doubts(r).map((text) => `note ${notes.indexOf(text) + 1}`).join(", ")]);
   byId("effect-table").replaceChildren(rows.length ? scrolling(table(columns, rows, `At ${stepText()}: the condition after the arrow less the one before it`), "Effects", rows.length > 24)
     : element("p", {}, "No effect is measured for these choices."));
+  if (!notes.length) return;
+  const listed = element("ol", {}, ...notes.map((text) => element("li", {}, text)));
+  byId("effect-table").append(element("details", { class: "open", ...(printing || notes.length < 7 ? { open: "" } : {}) },
+    element("summary", {}, "Notes: why an effect means little"), listed));
 }
 
 async function redraw() {
@@ -147,6 +165,7 @@ async function redraw() {
   const unknown = PAGE.curves.filter((c) => c.params === null).map((c) => c.name);
   const notes = [];
   if (!overSizes()) notes.push("Results of one known size only: give runs of several sizes to see this axis.");
+  if (PAGE.apart) notes.push(PAGE.apart);
   if (unknown.length) notes.push(`Not drawn, their size is not known: ${unknown.join(", ")}.`);
   byId("by-size-note").textContent = notes.join(" ");
   byId("by-step-note").textContent = "";
