@@ -65,8 +65,9 @@ class Model:
 
 
 class ModelServer(Stallable):
-    """Serves `model` as "tiny". What it can do: echo, listed (most top log-probabilities), continues (flags, always or
-    never), several (n), seeds, unknown (extra settings are refused), ids. `script`: answers that come first, each once.
+    """Serves `model` as "tiny". What it can do: echo, listed (most top log-probabilities), continues (flags, always,
+    never, or drops the beginning, with its flags or without), several (n), seeds, ids, refuses_unknown (extra
+    settings). `script`: answers that come first, each once.
     """
 
     request_queue_size = 64
@@ -76,6 +77,7 @@ class ModelServer(Stallable):
         self.folder, self.model = folder, Model(folder)
         self.echo, self.listed, self.continues, self.several = True, 20, "flags", True
         self.seeds, self.refuses_unknown, self.ids, self.completions, self.usage = True, False, True, True, True
+        self.counted: int | None = None  # the count of every prompt's tokens, whatever it is
         self.strips = False  # white space at the ends of what is said on /chat/completions
         self.says: str | None = None  # what is said instead of what the model would
         self.script: list[Answer] = []
@@ -179,9 +181,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def chat(self, body: dict[str, Any]) -> None:
         server, messages = self.server, body["messages"]
-        going_on = messages[-1]["role"] == "assistant" and (
-            server.continues == "always" or (server.continues == "flags" and body.get("continue_final_message"))
-        )
+        if server.continues.startswith("drops") and messages[-1]["role"] == "assistant":
+            messages = messages[:-1]
+        flagged = server.continues in ("flags", "drops, not the flags") and body.get("continue_final_message")
+        going_on = bool(flagged) or (messages[-1]["role"] == "assistant" and server.continues == "always")
         begin = not going_on and body.get("add_generation_prompt", True)
         rendered = server.model.tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=begin, continue_final_message=going_on
@@ -233,7 +236,7 @@ class Handler(BaseHTTPRequestHandler):
     def done(self, body: dict[str, Any], choices: list[dict[str, Any]], prompt_tokens: int) -> None:
         answer: dict[str, Any] = {"choices": [{"index": k, **c} for k, c in enumerate(choices)]}
         if self.server.usage:
-            answer["usage"] = {"prompt_tokens": prompt_tokens, "completion_tokens": len(choices)}
+            answer["usage"] = {"prompt_tokens": self.server.counted or prompt_tokens, "completion_tokens": len(choices)}
         assert all(
             math.isfinite(v) for c in choices for v in ((c.get("logprobs") or {}).get("token_logprobs") or [])[1:]
         )

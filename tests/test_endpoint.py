@@ -161,6 +161,21 @@ def test_a_beginning_that_is_not_continued_is_asked_for(server: ModelServer, tmp
     assert told["metrics"] == [] and told["left_out"][0]["questions"] == 3
 
 
+@pytest.mark.parametrize("how", [{"continues": "drops"}, {"continues": "drops, not the flags"}, {"counted": 7}])
+def test_a_beginning_that_never_arrives_is_not_taken_for_continued(
+    server: ModelServer, tmp_path: Path, caplog: pytest.LogCaptureFixture, how: dict[str, Any]
+) -> None:
+    """A gateway drops the last turn, or counts nothing: the counts of prompt tokens show no continuing."""
+    server.completions, server.continues = False, "never"
+    for name, value in how.items():
+        setattr(server, name, value)
+    asked(server, tmp_path, experiments=["winogender"], answer_samples=2, limit=1, **Q)
+    told = summary(tmp_path)
+    assert told["method"] == "sampling/instructed"
+    assert "do not show that it continues" in " ".join(told["method_reasons"])
+    assert "the server continues no beginning of an answer" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("text", "cut_off", "read"),
     [

@@ -9,8 +9,9 @@ from typing import Any
 from eval.dialogue import TURN_MARKS, clean
 from eval.provenance import tokenizer_sha256
 from eval.records import Answer, Prompt
-from eval.scorers.abilities import MOST_BOUND, Ability
+from eval.scorers.abilities import Ability
 from eval.scorers.exact import Top, bound_share
+from eval.scorers.probe import MOST_BOUND
 from eval.scorers.sampled import Sampling
 from eval.scorers.served import Served
 
