@@ -25,7 +25,7 @@ from eval.tables import columns
 
 ANSWER = {
     "logprobs", "prompt_tokens", "boundary_moved", "reasoning", "seed", "max_new_tokens", "counts", "samples", "unread",
-    "no_answer", "bounded",
+    "no_answer", "no_reasoning", "bounded",
 }  # fmt: skip
 ASKED = {"format", "prompt_sha256", "weight"}
 """Columns in which a pair may differ beside its answers; the others are its data."""

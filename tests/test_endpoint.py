@@ -21,7 +21,7 @@ from eval.run_config import RunConfig
 from eval.scorers.sampled import CUT_OFF, EMPTY, OTHER, REFUSED, read_answer
 from eval.scorers.served import BEGIN, Said
 from tests.endpoint_runs import FEW, Q, asked, command, quick, summary
-from tests.model_server import ModelServer
+from tests.model_server import Handler, ModelServer
 from tests.test_commands import COMMANDS
 
 
@@ -305,6 +305,47 @@ def test_questions_without_an_answer_are_left_out_and_counted(server: ModelServe
         assert sum(m["n_items"] for m in by_context) == 3 - len(without)
         assert not without or all(f"{len(without)} of 3 questions have no answer" in m["note"] for m in metrics)
     assert any(lost["questions"] for lost in told["left_out"])
+
+
+def test_reasoning_that_was_not_given_is_not_scored(
+    server: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused, filtered, null or cut off while empty: left out by its reason; said to be nothing: scored."""
+    given = [
+        ({"content": None, "refusal": "I cannot help with that."}, "stop"),
+        ({"content": "Let us"}, "content_filter"),
+        ({"content": None, "reasoning_content": "Okay, the user"}, "length"),
+        ({"content": None, "reasoning_content": "Okay, the user"}, "stop"),
+        ({"content": ""}, "stop"),
+    ]
+    right = Handler.chat
+
+    def chat(handler: Handler, body: dict[str, Any]) -> None:
+        if body["max_tokens"] != 77:
+            right(handler, body)
+            return
+        message, finish = given.pop()
+        handler.reply({"choices": [{"index": 0, "message": message, "finish_reason": finish}]})
+
+    monkeypatch.setattr(Handler, "chat", chat)
+    server.model.steered = {"": [" he", " she", " they"], " he": ["."], " she": ["."], " they": ["."]}
+    few: dict[str, Any] = {"experiments": ["winogender"], "conditions": ["Q", "Q+IF+CoT"], "limit": 5, "cot_limit": 5}
+    more: dict[str, Any] = {
+        "answer_method": "sampling",
+        "format": "chat",
+        "answer_samples": 4,
+        "cot_max_new_tokens": 77,
+    }
+    records = [r for r in asked(server, tmp_path, **few, **more) if "reasoning" in r]
+    reasons = {"refused": 2, "cut off": 1, "empty": 1}
+    assert Counter(r["no_reasoning"] for r in records if "no_reasoning" in r) == reasons and not given
+    assert all((r["logprobs"] is None) == ("no_reasoning" in r) and r["reasoning"] == "" for r in records)
+    told = summary(tmp_path)
+    (lost,) = [x for x in told["left_out"] if x["condition"] == "Q+IF+CoT"]
+    assert (lost["questions"], lost["of"], lost["unreasoned"]) == (4, 5, reasons)
+    (metric,) = [m for m in told["metrics"] if m["condition"] == "Q+IF+CoT" and m["name"] == "p_female"]
+    assert metric["n_items"] == 1 and "4 of 5 questions have no answer" in metric["note"]
+    assert "2 refused" in metric["note"] and "1 cut off" in metric["note"]
 
 
 def test_the_readmes_commands(

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from eval.dialogue import TURN_MARKS, clean
+import numpy as np
+
+from eval.config import InputError
+from eval.dialogue import TURN_MARKS
 from eval.provenance import tokenizer_sha256
 from eval.records import Answer, Prompt
 from eval.scorers.abilities import Ability
 from eval.scorers.exact import Top, bound_share
 from eval.scorers.probe import MOST_BOUND
-from eval.scorers.sampled import Sampling
+from eval.scorers.sampled import Sampling, read_reasoning
 from eval.scorers.served import Served
 
 log = logging.getLogger(__name__)
@@ -95,21 +99,33 @@ class EndpointScorer:
         yield from self.served.client.each([answered(i, p) for i, p in enumerate(prompts)])
 
     def sample(self, prompts: Sequence[Prompt], seeds: Sequence[int], max_new_tokens: int) -> Iterator[tuple[int, str]]:
-        """Yields sampled texts as they are done: temperature 1, nothing cut off, each with its own seed."""
+        """Yields sampled texts as they are done: temperature 1, nothing cut off, each with its own seed. InputError for
+        one that the server refused, or gave none of.
+        """
 
         async def drawn(i: int, prompt: Prompt) -> tuple[int, str]:
-            return i, await self._draw(prompt, seeds[i], max_new_tokens)
+            text, lacking = await self._draw(prompt, seeds[i], max_new_tokens)
+            if lacking is not None:
+                raise InputError(f"{self.served.client.base_url} gave no text to go on from: {lacking}")
+            return i, text
 
         yield from self.served.client.each([drawn(i, p) for i, p in enumerate(prompts)])
 
     def reason(
         self, prompts: Sequence[Prompt], seeds: Sequence[int], max_new_tokens: int, then: Callable[[int, str], Prompt]
     ) -> Iterator[tuple[int, str, Answer]]:
-        """eval.records.AnswersAlone: each prompt is sampled from and its final prompt scored, as they are done."""
+        """eval.records.AnswersAlone: each prompt is sampled from and its final prompt scored, as they are done.
+
+        What has no reasoning is not scored, which would be another condition: its reason is in Answer.extra.
+        """
 
         async def both(i: int, prompt: Prompt) -> tuple[int, str, Answer]:
-            text = await self._draw(prompt, seeds[i], max_new_tokens)
-            return i, text, await self._answer(then(i, text))
+            text, lacking = await self._draw(prompt, seeds[i], max_new_tokens)
+            final = then(i, text)
+            if lacking is not None:
+                extra = {"no_answer": f"no reasoning: {lacking}", "no_reasoning": lacking}
+                return i, text, Answer(np.full(len(final.candidates), math.nan), None, 0, extra)
+            return i, text, await self._answer(final)
 
         yield from self.served.client.each([both(i, p) for i, p in enumerate(prompts)])
 
@@ -128,15 +144,12 @@ class EndpointScorer:
             self.largest_bound = max(self.largest_bound, share)
         return answer
 
-    async def _draw(self, prompt: Prompt, seed: int, max_new_tokens: int) -> str:
+    async def _draw(self, prompt: Prompt, seed: int, max_new_tokens: int) -> tuple[str, str | None]:
+        """The reasoning, and why there is none."""
         draws = self.ability.reasons
         assert draws is not None  # abilities looked for it where reasoning is planned
         route = draws.route
         stop: dict[str, Any] = {"stop": list(TURN_MARKS)} if route.format == "paper" else {}
         # 31 bits of the question's seed: some servers take no more
         (said,), _ = await draws.ask(route.body(prompt), 1, seed & 0x7FFFFFFF, max_new_tokens, **stop)
-        text = clean(said.text)
-        beginning = prompt.turns[-1].text.strip()
-        if route.name == "instructed" and text.startswith(beginning):
-            text = clean(text[len(beginning) :])
-        return text
+        return read_reasoning(said, prompt.turns[-1].text if route.name == "instructed" else "")

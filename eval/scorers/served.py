@@ -221,11 +221,12 @@ def _text(entry: Any) -> str:
 
 @dataclass(frozen=True)
 class Said:
-    """A sampled answer."""
+    """A sampled answer. null: there is no text at all, not even an empty one (all went into a reasoning kept apart)."""
 
     text: str
     cut_off: bool
     refused: bool
+    null: bool = False
 
 
 def read_said(answer: Any, chat: bool, n: int) -> tuple[list[Said], int | None]:
@@ -236,12 +237,13 @@ def read_said(answer: Any, chat: bool, n: int) -> tuple[list[Said], int | None]:
         refused = finish == "content_filter"
         if chat:
             message = choice["message"]
-            text, refused = message.get("content") or "", refused or bool(message.get("refusal"))
+            text, refused = message.get("content"), refused or bool(message.get("refusal"))
+            null, text = text is None, text or ""
         else:
-            text = choice["text"]
+            text, null = choice["text"], False
         if not isinstance(text, str):
             raise TypeError("a text that is none")
-        found.append(Said(text, finish == "length", refused))
+        found.append(Said(text, finish == "length", refused, null))
     return found, prompt_tokens(answer)
 
 
