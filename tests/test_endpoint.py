@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 import zlib
@@ -59,6 +60,22 @@ def test_exact_methods_give_the_transformers_scorers_numbers(
     assert apart(records, wanted) < 1e-4
     assert [r["boundary_moved"] for r in records] == [r["boundary_moved"] for r in wanted]
     assert [r["prompt_tokens"] for r in records] == [r["prompt_tokens"] for r in wanted]
+
+
+@pytest.mark.parametrize("method", ["echo", "top"])
+def test_a_servers_default_settings_are_not_in_exact_numbers(
+    tiny: Path, server: ModelServer, tmp_path: Path, caplog: pytest.LogCaptureFixture, method: str
+) -> None:
+    """A repetition penalty is turned off; where the server refuses that, it is said and recorded."""
+    server.listed, server.penalty = 1000, 1.2
+    given: dict[str, Any] = {"answer_method": method, "tokenizer": str(tiny), "experiments": ["bbq"], **Q}
+    wanted = reference(tiny, tmp_path / "here", experiments=["bbq"], **Q)
+    assert apart(asked(server, tmp_path / "off", **given), wanted) < 1e-4
+    assert summary(tmp_path / "off")["asked_with"]["repetition_penalty"] == 1.0
+    assert "refuses settings" not in caplog.text
+    server.refuses_unknown = True
+    assert apart(asked(server, tmp_path / "on", **given), wanted) > 0.1
+    assert summary(tmp_path / "on")["asked_with"] == {} and "the server refuses settings" in caplog.text
 
 
 def test_a_merge_across_the_boundary_is_told_from_the_echoed_text() -> None:
@@ -277,6 +294,32 @@ def test_another_models_tokenizer_is_refused(server: ModelServer, tmp_path: Path
     PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token="<|end|>").save_pretrained(tmp_path / "t")
     with pytest.raises(InputError, match="is not that of 'tiny': the server reads its token ids as"):
         quick(server, tmp_path / "out", tokenizer=str(tmp_path / "t"))
+
+
+@pytest.mark.parametrize("listed", [1000, 0])
+def test_another_tokenizer_is_refused_where_nothing_is_echoed(
+    tiny: Path, server: ModelServer, tmp_path: Path, listed: int
+) -> None:
+    """Top and sampling: of other merges, and of the same ones with the ids moved by one."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    server.echo, server.listed = False, listed
+    moved = json.loads((tiny / "tokenizer.json").read_text())
+    few = moved | {"model": moved["model"] | {"merges": moved["model"]["merges"][:40]}}
+    for token in moved["added_tokens"]:
+        token["id"] = (token["id"] + 1) % 600
+    moved["model"] = moved["model"] | {"vocab": {t: (i + 1) % 600 for t, i in moved["model"]["vocab"].items()}}
+    for name, changed, said in (("few", few, "counts"), ("moved", moved, "goes on otherwise")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tokenizer.json").write_text(json.dumps(changed))
+        special = {"pad_token": "<|pad|>", "eos_token": "<|end|>"}
+        other = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / name / "tokenizer.json"), **special)
+        other.chat_template = AutoTokenizer.from_pretrained(tiny).chat_template
+        other.save_pretrained(tmp_path / name)
+        with pytest.raises(InputError, match=f"is not that of 'tiny': the server {said}"):
+            quick(server, tmp_path / "out", tokenizer=str(tmp_path / name))
+    quick(server, tmp_path / "right", answer_samples=4, limit=1)
+    assert summary(tmp_path / "right")["method"] == ("top/ids" if listed else "sampling/ids")
 
 
 def test_questions_without_an_answer_are_left_out_and_counted(server: ModelServer, tmp_path: Path) -> None:

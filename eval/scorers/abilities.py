@@ -18,9 +18,9 @@ from eval.plan import Plan
 from eval.provenance import tokenizer_sha256
 from eval.run_config import RunConfig
 from eval.scorers.exact import Echo, Top
-from eval.scorers.probe import Lacking, Probe
+from eval.scorers.probe import Probe
 from eval.scorers.sampled import Sampling
-from eval.scorers.served import Route, RouteName, Served
+from eval.scorers.served import Lacking, Route, RouteName, Served
 
 log = logging.getLogger(__name__)
 

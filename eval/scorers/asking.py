@@ -38,6 +38,11 @@ class EndpointScorer:
             log.warning("without --tokenizer questions are in the paper's format, whatever the model's own is")
         if isinstance(ability.scorer, Sampling) and ability.scorer.loose and ability.route.name == "chat":
             log.warning("the server strips white space from what it says: an answer on a new line is read as well")
+        if not ability.scorer.settings:
+            log.warning(
+                "the server refuses settings that turn off a repetition penalty or a limit such as top_k: if it has "
+                "one as its default, that is in the numbers"
+            )
         if ability.method == "sampling":
             log.warning(
                 "probabilities are counted in %d sampled answers: the standard error at .5 is %.3f (0.01 takes 2,500), "
@@ -72,6 +77,8 @@ class EndpointScorer:
         }
         if self.served.tokenizer is not None:
             told["tokenizer_sha256"] = tokenizer_sha256(self.served.tokenizer)
+        if not isinstance(self.ability.scorer, Sampling):
+            told["asked_with"] = self.ability.scorer.settings
         if draws is not None:
             told["sampled_with"] = {
                 "seeded": draws.seeded, "together": draws.together, "white_space_stripped": draws.loose,

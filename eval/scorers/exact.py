@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,11 +32,14 @@ WITHOUT_TOKENIZER = "give --tokenizer, the folder or hub id of the model's token
 
 @dataclass(frozen=True)
 class Echo:
-    """together: several prompts go in one request. generated: 1 where the server cannot do without a new token."""
+    """together: several prompts go in one request. generated: 1 where the server cannot do without a new token.
+    settings: what else every request sends (see probe).
+    """
 
     route: Route
     together: bool = True
     generated: int = 0
+    settings: dict[str, Any] = field(default_factory=dict)
 
     async def score(self, prompt: Prompt) -> Answer:
         """The candidates' log-probabilities. InputError where their tokens cannot be told from the prompt's."""
@@ -75,8 +78,9 @@ class Echo:
             return cut
 
         return await self.route.served.completions(
-            prompts if self.together else prompts[0], read, max_tokens=self.generated, echo=True, logprobs=1
-        )
+            prompts if self.together else prompts[0], read, max_tokens=self.generated, echo=True, logprobs=1,
+            **self.settings,
+        )  # fmt: skip
 
 
 def _sum(row: Row) -> float:
@@ -105,11 +109,14 @@ def split(prompt: Prompt, rows: list[Row]) -> Answer:
 
 @dataclass(frozen=True)
 class Top:
-    """listed: how many of the next tokens are asked for; paths: of each set of candidates, without a tokenizer."""
+    """listed: how many of the next tokens are asked for; paths: of each set of candidates, without a tokenizer;
+    settings: what else every request sends (see probe).
+    """
 
     route: Route
     listed: int
     paths: dict[tuple[str, ...], tuple[Path, ...]]
+    settings: dict[str, Any] = field(default_factory=dict)
 
     async def score(self, prompt: Prompt) -> Answer:
         """The candidates' log-probabilities, or their upper bounds (Answer.extra)."""
@@ -144,8 +151,9 @@ class Top:
         """What follows the prompt and `forced`."""
         names = {"logprobs": True, "top_logprobs": self.listed} if self.route.chat else {"logprobs": self.listed}
         return await self.route.ask(
-            self.route.body(prompt, forced), lambda a: read_listed(a, self.route.chat), max_tokens=1, **names
-        )
+            self.route.body(prompt, forced), lambda a: read_listed(a, self.route.chat), max_tokens=1, **names,
+            **self.settings,
+        )  # fmt: skip
 
     async def ask_ids(self, e: Encoded, forced: tuple[int, ...]) -> Listed:
         """What follows the context and the token ids `forced`."""
@@ -157,7 +165,9 @@ class Top:
                 raise ValueError(f"{found.prompt_tokens} prompt tokens counted instead of {len(ids)}")
             return found
 
-        return await self.route.served.completions(ids, read, max_tokens=1, logprobs=self.listed)
+        return await self.route.served.completions(
+            ids, read, max_tokens=1, logprobs=self.listed, **self.settings
+        )  # fmt: skip
 
 
 def _multiplied(steps: list[list[tuple[Listed, str]]], prompt_tokens: int, moved: int) -> Answer:

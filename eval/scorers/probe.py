@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 from eval.config import InputError
@@ -13,8 +14,9 @@ from eval.records import Prompt, Turn
 from eval.run_config import RunConfig
 from eval.scorers.exact import Echo, Path, Top, bound_share
 from eval.scorers.http_client import GaveUp, Refused
+from eval.scorers.same_tokenizer import check_asked, check_echoed
 from eval.scorers.sampled import Sampling
-from eval.scorers.served import CANNOT, Listed, Route, RouteName, Served, prompt_tokens
+from eval.scorers.served import CANNOT, Lacking, Listed, Route, RouteName, Served, choices, prompt_tokens
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +25,9 @@ LISTED = (1000, 20, 5)
 MOST_BOUND = 0.01  # of a question's probability may be owed to bounds, else the server is sampled from
 TRIED = 5  # questions of each set of candidates
 UNCUT = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
-"""Turns off what a server may have as its default (vLLM takes a model's generation_config.json for one)."""
+"""Turns off what a server may have as its default (vLLM takes a model's generation_config.json for one). Sent with
+every question, also where nothing is drawn: a server may list, or echo, what such settings have changed.
+"""
 CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}
 MOST_ALIKE = 16
 """So many same answers at temperature 1 to OPEN_ENDED show that nothing is drawn."""
@@ -31,10 +35,6 @@ OPEN_ENDED = Prompt(
     (Turn("human", "Write down twenty random words."), Turn("assistant", "The words are")), (" a", " the")
 )
 """What is asked where no planned question is needed; the same for every model."""
-
-
-class Lacking(Exception):
-    """The server cannot do it, and why, as its answers show."""
 
 
 class Probe:
@@ -49,6 +49,8 @@ class Probe:
             if len(few) < TRIED and prompt not in few:
                 few.append(prompt)
         self.flags: dict[str, Any] | None = None
+        self.settings: dict[RouteName, dict[str, Any]] = {}
+        self.tokenizer_checked = False
 
     def run(self, job: Coroutine[Any, Any, Any]) -> Any:
         """What the job returns. Lacking where the server refuses what was asked, or answers something else."""
@@ -71,14 +73,37 @@ class Probe:
             self.flags = self._continuing()
         return Route(name, self.served, self.flags)
 
+    def _neutral(self, route: Route) -> dict[str, Any]:
+        """UNCUT, or nothing where the server takes requests without it only."""
+
+        async def ask(settings: dict[str, Any]) -> None:
+            await route.ask(route.body(OPEN_ENDED), lambda a: choices(a, 1), max_tokens=1, **settings)
+
+        if route.name not in self.settings:
+            try:
+                self.run(ask(UNCUT))
+                self.settings[route.name] = UNCUT
+            except Lacking:
+                self.run(ask({}))
+                self.settings[route.name] = {}
+        return self.settings[route.name]
+
+    def _check_tokenizer(self, route: Route) -> None:
+        """InputError where our token ids are other texts to the server; once."""
+        if route.name == "ids" and not self.tokenizer_checked:
+            check_asked(self.served, str(self.config.tokenizer), self.run)
+            self.tokenizer_checked = True
+
     def echo(self, route: Route) -> Echo:
         """Echo: without a generated token and several prompts in a request, where the server does that."""
         why: Lacking | None = None
+        settings = self._neutral(route)
         for together, generated in ((True, 0), (False, 0), (False, 1)):
-            scorer = Echo(route, together, generated)
+            scorer = Echo(route, together, generated, settings)
             try:
                 if route.name == "ids":
-                    self._check_tokenizer(scorer, route)
+                    check_echoed(scorer, list(route.ids(OPEN_ENDED)), str(self.config.tokenizer), self.run)
+                    self.tokenizer_checked = True
                 self.run(scorer.score(OPEN_ENDED))
                 return scorer
             except Lacking as error:
@@ -86,25 +111,15 @@ class Probe:
         assert why is not None
         raise why
 
-    def _check_tokenizer(self, scorer: Echo, route: Route) -> None:
-        """InputError where the server reads our token ids as other texts."""
-        ids = list(route.ids(OPEN_ENDED))
-        (row,) = self.run(scorer.rows([ids]))
-        ours, theirs = [str(self.served.tokenizer.decode([i])) for i in ids], [token for token, _ in row]
-        if sum(a.strip() != b.strip() for a, b in zip(ours, theirs, strict=True)) > len(ids) // 10:
-            raise InputError(
-                f"--tokenizer {self.config.tokenizer} is not that of '{self.served.model}': the server reads "
-                f"its token ids as {''.join(theirs)[:60]!r}"
-            )
-
     def top(self, route: Route) -> Top:
         """Lists of the most probable tokens, where every candidate's tokens are listed or nearly impossible."""
         scorer = self._longest_list(route)
+        self._check_tokenizer(route)
         if not any(text.startswith(" ") for text in self.run(scorer.ask(OPEN_ENDED)).logprobs):
             raise Lacking("the listed tokens have no white space, so they cannot be told apart")
         if route.name != "ids":
             paths = {candidates: self._paths(scorer, few) for candidates, few in self.found.items()}
-            scorer = Top(route, scorer.listed, paths)
+            scorer = replace(scorer, paths=paths)
         share = max(bound_share(self.run(scorer.score(p))) for few in self.found.values() for p in few)
         if share > MOST_BOUND:
             line = (
@@ -117,8 +132,9 @@ class Probe:
 
     def _longest_list(self, route: Route) -> Top:
         why: Lacking | None = None
+        settings = self._neutral(route)
         for n in LISTED:
-            scorer = Top(route, n, {})
+            scorer = Top(route, n, {}, settings)
             try:
                 self.run(scorer.ask(OPEN_ENDED))
                 return scorer
@@ -155,12 +171,14 @@ class Probe:
         raise Lacking(f"the tokens of {candidate!r} are not among the {scorer.listed} most probable")
 
     def sampling(self, route: Route) -> Sampling:
-        """Sampling, with what the server takes: neutral settings, seeds, several answers in a request.
+        """Sampling, with what the server takes: seeds, several answers in a request.
 
         InputError where MOST_ALIKE answers to an open question are the same: then nothing is drawn.
         """
         scorer, why = None, None
-        for settings, seeded in ((UNCUT, True), ({}, True), ({}, False)):
+        settings = self._neutral(route)
+        self._check_tokenizer(route)
+        for seeded in (True, False):
             scorer = Sampling(route, self.config.answer_samples, self.config.seed, False, seeded, route.chat, settings)
             try:
                 texts = [self._drawn(scorer, 1, seed) for seed in range(4)]

@@ -37,7 +37,7 @@ MOST_AT_ONCE = 128  # answers in a request
 
 @dataclass(frozen=True)
 class Sampling:
-    """together: a request may ask for several answers. settings: what else every request sends (see abilities).
+    """together: a request may ask for several answers. settings: what else every request sends (see probe).
     loose: the server strips white space from what it says.
     """
 

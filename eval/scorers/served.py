@@ -39,6 +39,10 @@ CANNOT = (400, 404, 405, 415, 422, 500, 501)
 ROUNDING = 1e-3  # a log-probability may be above 0, or a sum of probabilities above 1, by so much
 
 
+class Lacking(Exception):
+    """The server cannot do it, and why, as its answers show."""
+
+
 @dataclass
 class Served:
     """A model that the server has. tokenizer and style where a tokenizer is here; info: what /v1/models says of the
