@@ -22,6 +22,7 @@ from eval.results import Store, record_key, selected_alike
 from eval.sampled_answers import answered, left_out_lines
 from eval.statistics import Bootstrap, Quantity
 from eval.tables import columns
+from eval.upper_bounds import counted, lines
 
 ANSWER = {
     "logprobs", "prompt_tokens", "boundary_moved", "reasoning", "seed", "max_new_tokens", "counts", "samples", "unread",
@@ -185,7 +186,8 @@ def _by_cell(store: Store, remarks: list[str]) -> dict[Cell, dict[Any, Record]]:
         record.pop("reasoning", None)
         cells.setdefault((record["experiment"], record["condition"]), []).append(record)
     found, left_out = answered(cells)
-    remarks += [f"{store.folder}: {line}" for line in left_out_lines(left_out)]
+    bounds = lines(counted(found))
+    remarks += [f"{store.folder}: {line}" for line in (*left_out_lines(left_out), *bounds)]
     return {cell: {record_key(r): r for r in records} for cell, records in found.items()}
 
 

@@ -68,10 +68,7 @@ def note(measured: Measured, left_out: Mapping[Cell, dict[str, Any]], noise: Seq
                         lost["samples"], reasons)  # fmt: skip
     for line in left_out_lines(left_out):
         log.warning("%s", line)
-    measured.metrics = [
-        replace(m, note=_joined(m.note, _left_out(left_out.get((m.experiment, m.condition))))) for m in measured.metrics
-    ]
-    measured.effects = [_noted(e, left_out) for e in measured.effects]
+    put_beside(measured, {cell: _left_out(lost) for cell, lost in left_out.items()})
     for entry in noise:
         said = (
             f"{SAMPLED} drawing them anew moves the value by {entry['sd']:.4f} (standard deviation, in the interval "
@@ -97,14 +94,21 @@ def told(left_out: Mapping[Cell, dict[str, Any]], noise: Sequence[dict[str, Any]
     return ({"left_out": lost} if lost else {}) | ({"sampling_noise": list(noise)} if noise else {})
 
 
-def _noted(e: Effect, left_out: Mapping[Cell, dict[str, Any]]) -> Effect:
-    lost = [_left_out(left_out.get((e.experiment, c))) for c in (e.before, e.after)]
-    told = [f"{c}: {said}" for c, said in zip((e.before, e.after), lost, strict=True) if said]
-    return replace(e, note=_joined(e.note, *told))
+def put_beside(measured: Measured, said: Mapping[Cell, str]) -> None:
+    """Adds what is said of a cell to the notes of its metrics, and of the effects from it and to it."""
+
+    def noted(e: Effect) -> Effect:
+        both = [f"{c}: {line}" for c in (e.before, e.after) if (line := said.get((e.experiment, c)))]
+        return replace(e, note=_joined(e.note, *both))
+
+    measured.metrics = [
+        replace(m, note=_joined(m.note, said.get((m.experiment, m.condition), ""))) for m in measured.metrics
+    ]
+    measured.effects = [noted(e) for e in measured.effects]
 
 
-def _left_out(lost: dict[str, Any] | None) -> str:
-    if not lost or not lost["questions"]:
+def _left_out(lost: dict[str, Any]) -> str:
+    if not lost["questions"]:
         return ""
     why = ", ".join(f"{n} {reason}" for reason, n in lost.get("unreasoned", {}).items())
     said = f"{lost['questions']} of {lost['of']} questions have no answer that could be read and are left out"

@@ -103,9 +103,12 @@ def test_what_is_below_the_list_is_bounded_and_counted(
     records = asked(server, tmp_path / "top", answer_method="top", tokenizer=str(tiny), **Q)
     wanted = reference(tiny, tmp_path / "here", **Q)
     told = summary(tmp_path / "top")
-    assert told["listed"] == 20 and told["bounded"]["questions"] == sum("bounded" in r for r in records) > 0
+    assert told["listed"] == 20 and any("bounded" in r for r in records)
+    for found in told["upper_bounds"]:
+        here = [r for r in records if r["experiment"] == found["experiment"]]
+        assert (found["questions"], found["of"]) == (sum("bounded" in r for r in here), len(here))
     said = [r for r in caplog.records if r.name == "eval.scorers.asking" and "upper bound" in r.message]
-    assert len(said) == (told["bounded"]["largest_share"] > 0.01) == 1
+    assert len(said) == any(found["largest_share"] > 0.01 for found in told["upper_bounds"]) == 1
     for got, right in zip(records, wanted, strict=True):
         for k, (a, b) in enumerate(zip(got["logprobs"], right["logprobs"], strict=True)):
             assert a >= b - 1e-4
@@ -115,6 +118,39 @@ def test_what_is_below_the_list_is_bounded_and_counted(
     asked(server, tmp_path / "auto", tokenizer=str(tiny), answer_samples=4, **Q)
     told = summary(tmp_path / "auto")
     assert told["method"] == "sampling/ids" and "not among the 20 most probable" in " ".join(told["method_reasons"])
+
+
+def test_bounds_are_counted_from_the_records_that_are_used(server: ModelServer, tmp_path: Path) -> None:
+    """Also from those that an earlier process asked, and of fewer questions; every metric and effect says how many."""
+    server.listed, server.echo = 20, False
+    given: dict[str, Any] = {"answer_method": "top", "conditions": ["Q", "Q+IF"], "orders": 1}
+    quick(server, tmp_path, limit=3, **given)
+    quick(server, tmp_path, limit=5, **given)
+    for limit in (5, 4):
+        records = quick(server, tmp_path, limit=limit, **given)
+        told = summary(tmp_path)
+        used = {r["item"] for r in quick(server, tmp_path / "new" / str(limit), limit=limit, **given)}
+        for found in told["upper_bounds"]:
+            here = [r for r in records if r["condition"] == found["condition"] and r["item"] in used]
+            n = sum("bounded" in r for r in here)
+            assert (found["questions"], found["of"]) == (n, limit) and n > 0
+            line = f"{n} of {limit} questions: upper bounds"
+            assert all(line in m["note"] for m in told["metrics"] if m["condition"] == found["condition"])
+            assert all(f"{found['condition']}: {line}" in e["note"] for e in told["effects"])
+        assert len(told["upper_bounds"]) == 2
+
+
+def test_what_is_listed_is_what_comes(server: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that lists five, whatever it is asked for; and the token that it drew."""
+    right = Handler.drawn
+
+    def drawn(handler: Handler, ids: list[int], body: dict[str, Any], k: int) -> dict[str, Any]:
+        return right(handler, ids, body | {"logprobs": min(body.get("logprobs") or 0, 5)}, k)
+
+    monkeypatch.setattr(Handler, "drawn", drawn)
+    server.listed, server.echo = 10**6, False
+    quick(server, tmp_path, answer_method="top")
+    assert summary(tmp_path)["listed"] in (5, 6)
 
 
 ANSWERING = {"": [" "], " ": ["("], "(": ["a", "b", "c"], "a": [")"], "b": [")"], "c": [")"], ")": ["<|end|>"]}

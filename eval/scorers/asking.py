@@ -14,10 +14,11 @@ from eval.dialogue import TURN_MARKS
 from eval.provenance import tokenizer_sha256
 from eval.records import Answer, Prompt
 from eval.scorers.abilities import Ability
-from eval.scorers.exact import Top, bound_share
+from eval.scorers.exact import Top
 from eval.scorers.probe import MOST_BOUND
 from eval.scorers.sampled import Sampling, read_reasoning
 from eval.scorers.served import Served
+from eval.upper_bounds import bound_share
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ class EndpointScorer:
 
     def __init__(self, served: Served, ability: Ability, samples: int, seed: int) -> None:
         self.served, self.ability, self.samples, self.seed = served, ability, samples, seed
-        self.bounded, self.largest_bound = 0, 0.0
+        self.told_of_bounds = False
         log.info("%s: answers by %s", served.client.base_url, self.method)
         if ability.route.name == "instructed":
             log.warning(
@@ -91,10 +92,7 @@ class EndpointScorer:
                 "standard_error": round(self.standard_error, 4),
             }
         if isinstance(self.ability.scorer, Top):
-            told |= {
-                "listed": self.ability.scorer.listed,
-                "bounded": {"questions": self.bounded, "largest_share": round(self.largest_bound, 6)},
-            }
+            told["listed"] = self.ability.scorer.listed
         return told
 
     def score(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
@@ -138,17 +136,15 @@ class EndpointScorer:
 
     async def _answer(self, prompt: Prompt) -> Answer:
         answer = await self.ability.scorer.score(prompt)
-        if "bounded" in answer.extra:
-            self.bounded += 1
-            share = bound_share(answer)
-            if share > MOST_BOUND >= self.largest_bound:
+        if "bounded" in answer.extra and not self.told_of_bounds:
+            share = bound_share(answer.logprobs, answer.extra["bounded"])
+            if share > MOST_BOUND:
+                self.told_of_bounds = True
                 log.warning(
                     "%.2g of a question's probability is an upper bound: an answer is not among the most probable "
-                    "tokens; of how many questions that is true is told in the summary (bounded); for numbers to "
-                    "publish use --answer_method sampling, or a server that echoes",
+                    "tokens; for numbers to publish use --answer_method sampling, or a server that echoes",
                     share,
                 )
-            self.largest_bound = max(self.largest_bound, share)
         return answer
 
     async def _draw(self, prompt: Prompt, seed: int, max_new_tokens: int) -> tuple[str, str | None]:

@@ -184,9 +184,3 @@ def _multiplied(steps: list[list[tuple[Listed, str]]], prompt_tokens: int, moved
             bounded.append(k)
         sums.append(sum(listed.logprobs.get(token, listed.bound) for listed, token in found))
     return Answer(np.array(sums), prompt_tokens, moved, {"bounded": bounded} if bounded else {})
-
-
-def bound_share(answer: Answer) -> float:
-    """How much of the candidates' normalised probability may be owed to bounds."""
-    p = np.exp(answer.logprobs - np.logaddexp.reduce(answer.logprobs))
-    return float(p[answer.extra.get("bounded", [])].sum())

@@ -12,11 +12,12 @@ from eval.config import InputError
 from eval.plan import Plan
 from eval.records import Prompt, Turn
 from eval.run_config import RunConfig
-from eval.scorers.exact import Echo, Path, Top, bound_share
+from eval.scorers.exact import Echo, Path, Top
 from eval.scorers.http_client import GaveUp, Refused
 from eval.scorers.same_tokenizer import check_asked, check_echoed
 from eval.scorers.sampled import Sampling
 from eval.scorers.served import CANNOT, Lacking, Listed, Route, RouteName, Served, choices, prompt_tokens
+from eval.upper_bounds import bound_share
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +121,8 @@ class Probe:
         if route.name != "ids":
             paths = {candidates: self._paths(scorer, few) for candidates, few in self.found.items()}
             scorer = replace(scorer, paths=paths)
-        share = max(bound_share(self.run(scorer.score(p))) for few in self.found.values() for p in few)
+        answers = [self.run(scorer.score(p)) for few in self.found.values() for p in few]
+        share = max(bound_share(a.logprobs, a.extra.get("bounded", [])) for a in answers)
         if share > MOST_BOUND:
             line = (
                 f"an answer is not among the {scorer.listed} most probable tokens and may have a share of {share:.2g}"
@@ -136,10 +138,11 @@ class Probe:
         for n in LISTED:
             scorer = Top(route, n, {}, settings)
             try:
-                self.run(scorer.ask(OPEN_ENDED))
-                return scorer
+                received: Listed = self.run(scorer.ask(OPEN_ENDED))
             except Lacking as error:
                 why = error
+            else:
+                return replace(scorer, listed=min(n, received.count))  # a server may list fewer, without a word
         assert why is not None
         raise why
 

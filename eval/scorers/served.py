@@ -185,7 +185,8 @@ def logprob(value: Any) -> float:
 
 @dataclass(frozen=True)
 class Listed:
-    """The most probable next tokens, each text with its log-probability; bound: no other token's is above it.
+    """The most probable next tokens, each text with its log-probability; bound: no other token's is above it; count:
+    how many there are.
 
     A text that two tokens share is left out (`doubled` holds it): which of them is meant cannot be told.
     """
@@ -194,6 +195,7 @@ class Listed:
     bound: float
     doubled: frozenset[str]
     prompt_tokens: int | None
+    count: int
 
 
 def read_listed(answer: Any, chat: bool) -> Listed:
@@ -213,7 +215,7 @@ def read_listed(answer: Any, chat: bool) -> Listed:
     texts = [text for text, _ in entries]
     doubled = frozenset(text for text in texts if texts.count(text) > 1)
     known = {text: value for text, value in entries if text not in doubled}
-    return Listed(known, min(others), doubled, prompt_tokens(answer))
+    return Listed(known, min(others), doubled, prompt_tokens(answer), len(entries))
 
 
 def _text(entry: Any) -> str:
