@@ -286,6 +286,24 @@ def hangs_up(handler: Handler, body: dict[str, Any]) -> None:
     handler.close_connection = True
 
 
+def uncounted(handler: Handler, body: dict[str, Any]) -> None:
+    """As the model has it, here and from now on without the counts of tokens."""
+    handler.server.usage = False
+    handler.answer(body)
+
+
+def gathering(n: int, more: float) -> Answer:
+    """Waits until n such requests are there, and then so many seconds for others."""
+    here = threading.Barrier(n)
+
+    def answer(handler: Handler, body: dict[str, Any]) -> None:
+        here.wait(60)
+        time.sleep(more)
+        handler.answer(body)
+
+    return answer
+
+
 def stalls(handler: Handler, body: dict[str, Any]) -> None:
     handler.server.released.wait(60)
     handler.close_connection = True

@@ -297,6 +297,8 @@ def test_a_finished_folder_costs_no_request_and_another_is_refused(
         (["--base-url", "http://me:secret@host/v1"], "must not hold user:password@"),
         (["--base-url", "http://host/v1?api_key=secret"], "must not have a ?query"),
         (["--base-url", "host:8000"], "must begin with http:// or https://"),
+        (["--base-url", "http://xn--/v1"], "--base-url is no address"),
+        (["--base-url", "http://my..host/v1"], "--base-url is no address"),
         (["--dtype", "bfloat16"], "--dtype does not go with --scorer endpoint"),
         (["--device", "cpu"], "--device does not go with"),
         (["--adapter", "x"], "--adapter does not go with"),

@@ -124,9 +124,10 @@ class Top:
             return await self._by_ids(prompt)
         paths = self.paths[prompt.candidates]
         before = list(dict.fromkeys("".join(path[:k]) for path in paths for k in range(len(path))))
-        lists = dict(zip(before, await asyncio.gather(*(self.ask(prompt, b) for b in before)), strict=True))
+        asked = await asyncio.gather(*(self.ask(prompt, b, must_count=True) for b in before))
+        lists = dict(zip(before, asked, strict=True))
         first = lists[""].prompt_tokens
-        assert first is not None
+        assert first is not None  # must_count
         for path in paths:
             for k in range(len(path)):
                 counted = lists["".join(path[:k])].prompt_tokens
@@ -147,11 +148,18 @@ class Top:
         steps = [[(lists[c[:k]], str(tokenizer.decode([t]))) for k, t in enumerate(c)] for c in e.candidates]
         return _multiplied(steps, len(e.context), e.boundary_moved)
 
-    async def ask(self, prompt: Prompt, forced: str = "") -> Listed:
-        """What follows the prompt and `forced`."""
+    async def ask(self, prompt: Prompt, forced: str = "", must_count: bool = False) -> Listed:
+        """What follows the prompt and `forced`; must_count: an answer without the prompt's tokens is none."""
+
+        def read(answer: Any) -> Listed:
+            found = read_listed(answer, self.route.chat)
+            if must_count and found.prompt_tokens is None:
+                raise ValueError("the prompt's tokens are not counted")
+            return found
+
         names = {"logprobs": True, "top_logprobs": self.listed} if self.route.chat else {"logprobs": self.listed}
         return await self.route.ask(
-            self.route.body(prompt, forced), lambda a: read_listed(a, self.route.chat), max_tokens=1, **names,
+            self.route.body(prompt, forced), read, max_tokens=1, **names,
             **self.settings,
         )  # fmt: skip
 

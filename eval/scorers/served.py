@@ -11,6 +11,7 @@ Answers of another form raise one of http_client.UNREADABLE here, and are asked 
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Sequence
@@ -69,7 +70,9 @@ class Served:
 
     async def _find(self) -> None:
         def read(answer: Any) -> dict[str, dict[str, Any]]:
-            return {str(entry["id"]): entry for entry in answer["data"]}
+            found = {str(entry["id"]): entry for entry in answer["data"]}
+            json.dumps([e[name] for e in found.values() for name in DESCRIBED if name in e], allow_nan=False)
+            return found
 
         try:
             models = await self.client.get(f"{self.client.base_url}/models", read)
