@@ -103,7 +103,7 @@ def test_what_is_below_the_list_is_bounded_and_counted(
     records = asked(server, tmp_path / "top", answer_method="top", tokenizer=str(tiny), **Q)
     wanted = reference(tiny, tmp_path / "here", **Q)
     told = summary(tmp_path / "top")
-    assert told["listed"] == 20 and any("bounded" in r for r in records)
+    assert 18 <= told["listed"] <= 20 and any("bounded" in r for r in records)
     for found in told["upper_bounds"]:
         here = [r for r in records if r["experiment"] == found["experiment"]]
         assert (found["questions"], found["of"]) == (sum("bounded" in r for r in here), len(here))

@@ -92,7 +92,7 @@ class EndpointScorer:
                 "standard_error": round(self.standard_error, 4),
             }
         if isinstance(self.ability.scorer, Top):
-            told["listed"] = self.ability.scorer.listed
+            told["listed"] = self.ability.scorer.received
         return told
 
     def score(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:

@@ -110,13 +110,14 @@ def split(prompt: Prompt, rows: list[Row]) -> Answer:
 @dataclass(frozen=True)
 class Top:
     """listed: how many of the next tokens are asked for; paths: of each set of candidates, without a tokenizer;
-    settings: what else every request sends (see probe).
+    settings: what else every request sends (see probe); received: how many come, which may be fewer without a word.
     """
 
     route: Route
     listed: int
     paths: dict[tuple[str, ...], tuple[Path, ...]]
     settings: dict[str, Any] = field(default_factory=dict)
+    received: int = 0
 
     async def score(self, prompt: Prompt) -> Answer:
         """The candidates' log-probabilities, or their upper bounds (Answer.extra)."""

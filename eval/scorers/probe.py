@@ -142,7 +142,7 @@ class Probe:
             except Lacking as error:
                 why = error
             else:
-                return replace(scorer, listed=min(n, received.count))  # a server may list fewer, without a word
+                return replace(scorer, received=min(n, received.count))
         assert why is not None
         raise why
 

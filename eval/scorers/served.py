@@ -189,7 +189,7 @@ def logprob(value: Any) -> float:
 @dataclass(frozen=True)
 class Listed:
     """The most probable next tokens, each text with its log-probability; bound: no other token's is above it; count:
-    how many there are.
+    of how many texts.
 
     A text that two tokens share is left out (`doubled` holds it): which of them is meant cannot be told.
     """
