@@ -22,10 +22,11 @@ from eval.results import Store, record_key, selected_alike
 from eval.sampled_answers import answered, left_out_lines
 from eval.statistics import Bootstrap, Quantity
 from eval.tables import columns
+from eval.upper_bounds import counted, lines
 
 ANSWER = {
     "logprobs", "prompt_tokens", "boundary_moved", "reasoning", "seed", "max_new_tokens", "counts", "samples", "unread",
-    "no_answer", "bounded",
+    "no_answer", "no_reasoning", "bounded",
 }  # fmt: skip
 ASKED = {"format", "prompt_sha256", "weight"}
 """Columns in which a pair may differ beside its answers; the others are its data."""
@@ -188,7 +189,8 @@ def _by_cell(store: Store, remarks: list[str]) -> dict[Cell, dict[Any, Record]]:
         record.pop("reasoning", None)
         cells.setdefault((record["experiment"], record["condition"]), []).append(record)
     found, left_out = answered(cells)
-    remarks += [f"{store.folder}: {line}" for line in left_out_lines(left_out)]
+    bounds = lines(counted(found))
+    remarks += [f"{store.folder}: {line}" for line in (*left_out_lines(left_out), *bounds)]
     return {cell: {record_key(r): r for r in records} for cell, records in found.items()}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from eval import sampled_answers
+from eval import sampled_answers, upper_bounds
 from eval.asking import Asking, cost
 from eval.config import EvaluationConfig, InputError
 from eval.experiments import admissions
@@ -135,11 +135,14 @@ def evaluate(
         measured.metrics = told(measured.metrics, stops)
         noise = sampled_answers.noise(found, config.seed)
         sampled_answers.note(measured, left_out, noise)
+        bounds = upper_bounds.counted(found)
+        upper_bounds.note(measured, bounds)
         for m in measured.metrics:
             if m.note.startswith("warning:"):
                 log.warning("%s, %s, %s = %.2f: %s", m.experiment, m.condition, m.name, m.value, m.note)
         stopping = {} if config.precision is None else {"stopping": [dataclasses.asdict(s) for s in stops]}
         used = {"records": by_cell(q.key for q in asked), **sampled_answers.told(left_out, noise)}
+        used |= upper_bounds.told(bounds)
         store.finish(measured, described | scorer.describe() | used | stopping)
     return measured.metrics
 

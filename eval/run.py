@@ -144,17 +144,20 @@ def free_memory() -> None:
 
 
 def _told(summary: dict[str, Any], folder: Path) -> str:
+    from eval import upper_bounds
     from eval.conditions import CONDITIONS
     from eval.sampled_answers import left_out_lines
     from eval.tables import effects_table, remarks, text_table
+
+    def by_cell(entries: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
+        return {(entry["experiment"], entry["condition"]): entry for entry in entries}
 
     shown = [m for m in summary["metrics"] if m["category"] == "all" and m["condition"] in CONDITIONS]
     parts = [
         text_table([(summary["step"], m) for m in shown]),
         "\n".join(remarks(shown)),
-        "\n".join(
-            left_out_lines({(lost["experiment"], lost["condition"]): lost for lost in summary.get("left_out", [])})
-        ),
+        "\n".join(left_out_lines(by_cell(summary.get("left_out", [])))),
+        "\n".join(upper_bounds.lines(by_cell(summary.get("upper_bounds", [])))),
         effects_table(summary["effects"]),
         f"records, breakdown and summary: {folder}",
     ]

@@ -1,4 +1,5 @@
 """What sampled answers cost: questions that nobody could read an answer to, and the noise of those that could be read.
+A question whose reasoning the server refused, or gave none of, has no answer either, by whatever method.
 
 A question without an answer is left out of every metric and of the paired effects, with all of its option orders (BBQ
 measures a question over its orders) or, in admissions, with all values of its profile; how many there are stands with
@@ -9,6 +10,7 @@ much of it that is, is told as a standard deviation, found by drawing every ques
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -32,7 +34,8 @@ SAMPLED = "sampled answers:"
 
 def answered(cells: Mapping[Cell, list[Record]]) -> tuple[dict[Cell, list[Record]], dict[Cell, dict[str, Any]]]:
     """The records of questions that have an answer, in every order, and what was left out of each cell:
-    {"questions": items, "records", "of": items in all, "unread": {reason: number of sampled answers}}.
+    {"questions": items, "records", "of": items in all, "unread": {reason: number of sampled answers},
+    "unreasoned": {reason: records without the reasoning that they ask for}}.
     """
     kept: dict[Cell, list[Record]] = {}
     left_out: dict[Cell, dict[str, Any]] = {}
@@ -49,6 +52,7 @@ def answered(cells: Mapping[Cell, list[Record]]) -> tuple[dict[Cell, list[Record
                 "records": sum(r["item"] in lost for r in records),
                 "of": len({r["item"] for r in records}),
                 "unread": unread,
+                "unreasoned": dict(Counter(r["no_reasoning"] for r in records if "no_reasoning" in r)),
                 "samples": sum(r.get("samples", 0) for r in records),
             }
     return kept, left_out
@@ -64,10 +68,7 @@ def note(measured: Measured, left_out: Mapping[Cell, dict[str, Any]], noise: Seq
                         lost["samples"], reasons)  # fmt: skip
     for line in left_out_lines(left_out):
         log.warning("%s", line)
-    measured.metrics = [
-        replace(m, note=_joined(m.note, _left_out(left_out.get((m.experiment, m.condition))))) for m in measured.metrics
-    ]
-    measured.effects = [_noted(e, left_out) for e in measured.effects]
+    put_beside(measured, {cell: _left_out(lost) for cell, lost in left_out.items()})
     for entry in noise:
         said = (
             f"{SAMPLED} drawing them anew moves the value by {entry['sd']:.4f} (standard deviation, in the interval "
@@ -93,16 +94,25 @@ def told(left_out: Mapping[Cell, dict[str, Any]], noise: Sequence[dict[str, Any]
     return ({"left_out": lost} if lost else {}) | ({"sampling_noise": list(noise)} if noise else {})
 
 
-def _noted(e: Effect, left_out: Mapping[Cell, dict[str, Any]]) -> Effect:
-    lost = [_left_out(left_out.get((e.experiment, c))) for c in (e.before, e.after)]
-    told = [f"{c}: {said}" for c, said in zip((e.before, e.after), lost, strict=True) if said]
-    return replace(e, note=_joined(e.note, *told))
+def put_beside(measured: Measured, said: Mapping[Cell, str]) -> None:
+    """Adds what is said of a cell to the notes of its metrics, and of the effects from it and to it."""
+
+    def noted(e: Effect) -> Effect:
+        both = [f"{c}: {line}" for c in (e.before, e.after) if (line := said.get((e.experiment, c)))]
+        return replace(e, note=_joined(e.note, *both))
+
+    measured.metrics = [
+        replace(m, note=_joined(m.note, said.get((m.experiment, m.condition), ""))) for m in measured.metrics
+    ]
+    measured.effects = [noted(e) for e in measured.effects]
 
 
-def _left_out(lost: dict[str, Any] | None) -> str:
-    if not lost or not lost["questions"]:
+def _left_out(lost: dict[str, Any]) -> str:
+    if not lost["questions"]:
         return ""
-    return f"{lost['questions']} of {lost['of']} questions have no answer that could be read and are left out"
+    why = ", ".join(f"{n} {reason}" for reason, n in lost.get("unreasoned", {}).items())
+    said = f"{lost['questions']} of {lost['of']} questions have no answer that could be read and are left out"
+    return f"{said} (reasoning that the server did not give: {why})" if why else said
 
 
 def _joined(*notes: str) -> str:

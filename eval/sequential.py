@@ -38,6 +38,7 @@ from typing import Any
 import numpy as np
 from scipy.special import lambertw
 
+from eval.config import InputError
 from eval.experiments.registry import EXPERIMENTS
 from eval.records import Item, Metric, Record
 from eval.statistics import Quantity
@@ -207,9 +208,16 @@ class Watch:
         self.stop = Stop(experiment, reasoning, precision, len(self.population.category), questions)
 
     def look(self, pack: Sequence[Record]) -> bool:
-        """Takes in the next pack's records; whether to stop after it. Updates `stop`."""
+        """Takes in the next pack's records; whether to stop after it. Updates `stop`. InputError for a question that
+        the server gave no reasoning for: the rule is about questions that are all answered.
+        """
         stop = self.stop
         for r in pack:
+            if "no_reasoning" in r:
+                raise InputError(
+                    f"{r['experiment']}, {r['condition']}, item {r['item']}: no reasoning ({r['no_reasoning']}), and "
+                    "--precision takes all questions as answered; run the same command without --precision"
+                )
             group = self.group[r["item"]]
             self.asked[group] = self.population.category[group]
             self.records.setdefault(r["condition"], []).append({**r, "cluster": group})

@@ -63,10 +63,17 @@ class Model:
                 break
         return new
 
+    def best(self, ids: list[int], n: int) -> list[int]:
+        new: list[int] = []
+        for _ in range(n):
+            new.append(int(self.next(ids + new).argmax()))
+        return new
+
 
 class ModelServer(Stallable):
-    """Serves `model` as "tiny". What it can do: echo, listed (most top log-probabilities), continues (flags, always or
-    never), several (n), seeds, unknown (extra settings are refused), ids. `script`: answers that come first, each once.
+    """Serves `model` as "tiny". What it can do: echo, listed (most top log-probabilities), continues (flags, always,
+    never, or drops the beginning, with its flags or without), several (n), seeds, ids, refuses_unknown (extra
+    settings). `script`: answers that come first, each once.
     """
 
     request_queue_size = 64
@@ -76,6 +83,8 @@ class ModelServer(Stallable):
         self.folder, self.model = folder, Model(folder)
         self.echo, self.listed, self.continues, self.several = True, 20, "flags", True
         self.seeds, self.refuses_unknown, self.ids, self.completions, self.usage = True, False, True, True, True
+        self.counted: int | None = None  # the count of every prompt's tokens, whatever it is
+        self.penalty = 1.0  # of tokens that were there already, in what is echoed or listed, unless a request says one
         self.strips = False  # white space at the ends of what is said on /chat/completions
         self.says: str | None = None  # what is said instead of what the model would
         self.script: list[Answer] = []
@@ -171,7 +180,7 @@ class Handler(BaseHTTPRequestHandler):
             self.refuse(400, f"logprobs must be at most {server.listed}")
             return
         if body.get("echo") and server.echo:
-            self.done(body, [self.echoed(ids) for ids in rows], sum(map(len, rows)))
+            self.done(body, [self.echoed(ids, body) for ids in rows], sum(map(len, rows)))
         else:
             n = body.get("n", 1) if server.several else 1
             choices = [self.drawn(ids, body, k) for ids in rows for k in range(n)]
@@ -179,9 +188,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def chat(self, body: dict[str, Any]) -> None:
         server, messages = self.server, body["messages"]
-        going_on = messages[-1]["role"] == "assistant" and (
-            server.continues == "always" or (server.continues == "flags" and body.get("continue_final_message"))
-        )
+        if server.continues.startswith("drops") and messages[-1]["role"] == "assistant":
+            messages = messages[:-1]
+        flagged = server.continues in ("flags", "drops, not the flags") and body.get("continue_final_message")
+        going_on = bool(flagged) or (messages[-1]["role"] == "assistant" and server.continues == "always")
         begin = not going_on and body.get("add_generation_prompt", True)
         rendered = server.model.tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=begin, continue_final_message=going_on
@@ -204,17 +214,26 @@ class Handler(BaseHTTPRequestHandler):
             choices.append({**drawn, **said})
         self.done(body, choices, len(ids))
 
-    def echoed(self, ids: list[int]) -> dict[str, Any]:
-        logprobs = self.server.model.all_logprobs(ids)
-        values = [None, *(float(logprobs[i, t]) for i, t in enumerate(ids[1:]))]
+    def penalized(self, logprobs_V: np.ndarray, ids: list[int], body: dict[str, Any]) -> np.ndarray:
+        """After the ids, as a server has it that puts its repetition penalty on what it tells."""
+        told_V = logprobs_V.astype(float)
+        told_V[ids] *= body.get("repetition_penalty", self.server.penalty)
+        return told_V - np.logaddexp.reduce(told_V)
+
+    def echoed(self, ids: list[int], body: dict[str, Any]) -> dict[str, Any]:
+        logprobs = [self.penalized(v, ids[: i + 1], body) for i, v in enumerate(self.server.model.all_logprobs(ids))]
+        values = [None, *(float(logprobs[i][t]) for i, t in enumerate(ids[1:]))]
         tokens = [self.server.model.tokenizer.decode([i]) for i in ids]
         return {"text": "".join(tokens), "logprobs": {"tokens": tokens, "token_logprobs": values}}
 
     def drawn(self, ids: list[int], body: dict[str, Any], k: int) -> dict[str, Any]:
         model = self.server.model
         seed = body.get("seed", int(time.time_ns()))
-        new = model.draw(ids, body.get("max_tokens", 16), np.random.default_rng([seed, k]))
-        logprobs = model.next(ids)
+        if body.get("temperature") == 0:
+            new = model.best(ids, body["max_tokens"])
+        else:
+            new = model.draw(ids, body.get("max_tokens", 16), np.random.default_rng([seed, k]))
+        logprobs = self.penalized(model.next(ids), ids, body)
         top = np.argsort(-logprobs)[: body.get("logprobs") or 0]
         if not new:
             return {"text": "", "finish_reason": "length", "logprobs": None}
@@ -233,7 +252,7 @@ class Handler(BaseHTTPRequestHandler):
     def done(self, body: dict[str, Any], choices: list[dict[str, Any]], prompt_tokens: int) -> None:
         answer: dict[str, Any] = {"choices": [{"index": k, **c} for k, c in enumerate(choices)]}
         if self.server.usage:
-            answer["usage"] = {"prompt_tokens": prompt_tokens, "completion_tokens": len(choices)}
+            answer["usage"] = {"prompt_tokens": self.server.counted or prompt_tokens, "completion_tokens": len(choices)}
         assert all(
             math.isfinite(v) for c in choices for v in ((c.get("logprobs") or {}).get("token_logprobs") or [])[1:]
         )
@@ -265,6 +284,24 @@ def breaks_off(handler: Handler, body: dict[str, Any]) -> None:
 
 def hangs_up(handler: Handler, body: dict[str, Any]) -> None:
     handler.close_connection = True
+
+
+def uncounted(handler: Handler, body: dict[str, Any]) -> None:
+    """As the model has it, here and from now on without the counts of tokens."""
+    handler.server.usage = False
+    handler.answer(body)
+
+
+def gathering(n: int, more: float) -> Answer:
+    """Waits until n such requests are there, and then so many seconds for others."""
+    here = threading.Barrier(n)
+
+    def answer(handler: Handler, body: dict[str, Any]) -> None:
+        here.wait(60)
+        time.sleep(more)
+        handler.answer(body)
+
+    return answer
 
 
 def stalls(handler: Handler, body: dict[str, Any]) -> None:

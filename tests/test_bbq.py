@@ -70,8 +70,25 @@ def test_order_symmetrised_takes_the_letter_away() -> None:
     metrics = metrics_of(bbq, [record(i, [0.1, 0.2, 0.7], order=order) for i in items for order in range(3)])
     assert named(metrics, "accuracy_ambig_expected_symmetrised").value == pytest.approx(1 / 3)
     assert named(metrics, "bias_ambig_expected_symmetrised").value == pytest.approx(0)
+    assert named(metrics, "accuracy_ambig_symmetrised").value == pytest.approx(1 / 3)  # all three are tied
+    assert named(metrics, "bias_ambig_symmetrised").value == pytest.approx(0)
     given = Counter(i.fields["label"] == 2 for i in items)
     assert named(metrics, "accuracy_ambig").value == pytest.approx(given[True] / len(items))
+
+
+def test_ties_are_shared_evenly() -> None:
+    """Counts of sampled answers are often the same; the first option, or letter, is not taken for the answer then."""
+    items = [i for i in bbq.load(SMALL_SET, CONFIG) if i.fields["context_condition"] == "ambig"]
+    metrics = metrics_of(bbq, [record(i, [0.4, 0.4, 0.2], order=order) for i in items for order in range(3)])
+    assert [named(metrics, f"letter_{letter}").value for letter in "abc"] == [0.5, 0.5, 0]
+    assert named(metrics, "position_bias").value == pytest.approx((3 * 0.5 - 1) / 2)
+    assert named(metrics, "same_letter").value == pytest.approx(2 * 0.5**3)
+    assert named(metrics, "same_option").value == pytest.approx(0)
+    shares = [{0: 0.5, 1: 0.5, 2: 0.0}[i.fields["label"]] for i in items]
+    assert named(metrics, "accuracy_ambig").value == pytest.approx(sum(shares) / len(items))
+    even = metrics_of(bbq, [record(i, [1 / 3] * 3) for i in items])
+    assert named(even, "position_bias").value == pytest.approx(0)
+    assert named(even, "bias_ambig").value == pytest.approx(0)
 
 
 def test_the_union_pools_rows_and_the_mean_does_not() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 import zlib
@@ -21,7 +22,7 @@ from eval.run_config import RunConfig
 from eval.scorers.sampled import CUT_OFF, EMPTY, OTHER, REFUSED, read_answer
 from eval.scorers.served import BEGIN, Said
 from tests.endpoint_runs import FEW, Q, asked, command, quick, summary
-from tests.model_server import ModelServer
+from tests.model_server import Handler, ModelServer
 from tests.test_commands import COMMANDS
 
 
@@ -61,6 +62,22 @@ def test_exact_methods_give_the_transformers_scorers_numbers(
     assert [r["prompt_tokens"] for r in records] == [r["prompt_tokens"] for r in wanted]
 
 
+@pytest.mark.parametrize("method", ["echo", "top"])
+def test_a_servers_default_settings_are_not_in_exact_numbers(
+    tiny: Path, server: ModelServer, tmp_path: Path, caplog: pytest.LogCaptureFixture, method: str
+) -> None:
+    """A repetition penalty is turned off; where the server refuses that, it is said and recorded."""
+    server.listed, server.penalty = 1000, 1.2
+    given: dict[str, Any] = {"answer_method": method, "tokenizer": str(tiny), "experiments": ["bbq"], **Q}
+    wanted = reference(tiny, tmp_path / "here", experiments=["bbq"], **Q)
+    assert apart(asked(server, tmp_path / "off", **given), wanted) < 1e-4
+    assert summary(tmp_path / "off")["asked_with"]["repetition_penalty"] == 1.0
+    assert "refuses settings" not in caplog.text
+    server.refuses_unknown = True
+    assert apart(asked(server, tmp_path / "on", **given), wanted) > 0.1
+    assert summary(tmp_path / "on")["asked_with"] == {} and "the server refuses settings" in caplog.text
+
+
 def test_a_merge_across_the_boundary_is_told_from_the_echoed_text() -> None:
     from eval.records import Prompt, Turn
     from eval.scorers.exact import split
@@ -86,9 +103,12 @@ def test_what_is_below_the_list_is_bounded_and_counted(
     records = asked(server, tmp_path / "top", answer_method="top", tokenizer=str(tiny), **Q)
     wanted = reference(tiny, tmp_path / "here", **Q)
     told = summary(tmp_path / "top")
-    assert told["listed"] == 20 and told["bounded"]["questions"] == sum("bounded" in r for r in records) > 0
+    assert 18 <= told["listed"] <= 20 and any("bounded" in r for r in records)
+    for found in told["upper_bounds"]:
+        here = [r for r in records if r["experiment"] == found["experiment"]]
+        assert (found["questions"], found["of"]) == (sum("bounded" in r for r in here), len(here))
     said = [r for r in caplog.records if r.name == "eval.scorers.asking" and "upper bound" in r.message]
-    assert len(said) == (told["bounded"]["largest_share"] > 0.01) == 1
+    assert len(said) == any(found["largest_share"] > 0.01 for found in told["upper_bounds"]) == 1
     for got, right in zip(records, wanted, strict=True):
         for k, (a, b) in enumerate(zip(got["logprobs"], right["logprobs"], strict=True)):
             assert a >= b - 1e-4
@@ -98,6 +118,39 @@ def test_what_is_below_the_list_is_bounded_and_counted(
     asked(server, tmp_path / "auto", tokenizer=str(tiny), answer_samples=4, **Q)
     told = summary(tmp_path / "auto")
     assert told["method"] == "sampling/ids" and "not among the 20 most probable" in " ".join(told["method_reasons"])
+
+
+def test_bounds_are_counted_from_the_records_that_are_used(server: ModelServer, tmp_path: Path) -> None:
+    """Also from those that an earlier process asked, and of fewer questions; every metric and effect says how many."""
+    server.listed, server.echo = 20, False
+    given: dict[str, Any] = {"answer_method": "top", "conditions": ["Q", "Q+IF"], "orders": 1}
+    quick(server, tmp_path, limit=3, **given)
+    quick(server, tmp_path, limit=5, **given)
+    for limit in (5, 4):
+        records = quick(server, tmp_path, limit=limit, **given)
+        told = summary(tmp_path)
+        used = {r["item"] for r in quick(server, tmp_path / "new" / str(limit), limit=limit, **given)}
+        for found in told["upper_bounds"]:
+            here = [r for r in records if r["condition"] == found["condition"] and r["item"] in used]
+            n = sum("bounded" in r for r in here)
+            assert (found["questions"], found["of"]) == (n, limit) and n > 0
+            line = f"{n} of {limit} questions: upper bounds"
+            assert all(line in m["note"] for m in told["metrics"] if m["condition"] == found["condition"])
+            assert all(f"{found['condition']}: {line}" in e["note"] for e in told["effects"])
+        assert len(told["upper_bounds"]) == 2
+
+
+def test_what_is_listed_is_what_comes(server: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that lists five, whatever it is asked for; and the token that it drew."""
+    right = Handler.drawn
+
+    def drawn(handler: Handler, ids: list[int], body: dict[str, Any], k: int) -> dict[str, Any]:
+        return right(handler, ids, body | {"logprobs": min(body.get("logprobs") or 0, 5)}, k)
+
+    monkeypatch.setattr(Handler, "drawn", drawn)
+    server.listed, server.echo = 10**6, False
+    quick(server, tmp_path, answer_method="top")
+    assert summary(tmp_path)["listed"] in (5, 6)
 
 
 ANSWERING = {"": [" "], " ": ["("], "(": ["a", "b", "c"], "a": [")"], "b": [")"], "c": [")"], ")": ["<|end|>"]}
@@ -159,6 +212,21 @@ def test_a_beginning_that_is_not_continued_is_asked_for(server: ModelServer, tmp
     (messages,) = [b["messages"] for _, b in server.seen[-1:]]
     assert messages[-1]["role"] == "user" and messages[-1]["content"].endswith(BEGIN + "The answer is")
     assert told["metrics"] == [] and told["left_out"][0]["questions"] == 3
+
+
+@pytest.mark.parametrize("how", [{"continues": "drops"}, {"continues": "drops, not the flags"}, {"counted": 7}])
+def test_a_beginning_that_never_arrives_is_not_taken_for_continued(
+    server: ModelServer, tmp_path: Path, caplog: pytest.LogCaptureFixture, how: dict[str, Any]
+) -> None:
+    """A gateway drops the last turn, or counts nothing: the counts of prompt tokens show no continuing."""
+    server.completions, server.continues = False, "never"
+    for name, value in how.items():
+        setattr(server, name, value)
+    asked(server, tmp_path, experiments=["winogender"], answer_samples=2, limit=1, **Q)
+    told = summary(tmp_path)
+    assert told["method"] == "sampling/instructed"
+    assert "do not show that it continues" in " ".join(told["method_reasons"])
+    assert "the server continues no beginning of an answer" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -229,6 +297,8 @@ def test_a_finished_folder_costs_no_request_and_another_is_refused(
         (["--base-url", "http://me:secret@host/v1"], "must not hold user:password@"),
         (["--base-url", "http://host/v1?api_key=secret"], "must not have a ?query"),
         (["--base-url", "host:8000"], "must begin with http:// or https://"),
+        (["--base-url", "http://xn--/v1"], "--base-url is no address"),
+        (["--base-url", "http://my..host/v1"], "--base-url is no address"),
         (["--dtype", "bfloat16"], "--dtype does not go with --scorer endpoint"),
         (["--device", "cpu"], "--device does not go with"),
         (["--adapter", "x"], "--adapter does not go with"),
@@ -264,6 +334,32 @@ def test_another_models_tokenizer_is_refused(server: ModelServer, tmp_path: Path
         quick(server, tmp_path / "out", tokenizer=str(tmp_path / "t"))
 
 
+@pytest.mark.parametrize("listed", [1000, 0])
+def test_another_tokenizer_is_refused_where_nothing_is_echoed(
+    tiny: Path, server: ModelServer, tmp_path: Path, listed: int
+) -> None:
+    """Top and sampling: of other merges, and of the same ones with the ids moved by one."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    server.echo, server.listed = False, listed
+    moved = json.loads((tiny / "tokenizer.json").read_text())
+    few = moved | {"model": moved["model"] | {"merges": moved["model"]["merges"][:40]}}
+    for token in moved["added_tokens"]:
+        token["id"] = (token["id"] + 1) % 600
+    moved["model"] = moved["model"] | {"vocab": {t: (i + 1) % 600 for t, i in moved["model"]["vocab"].items()}}
+    for name, changed, said in (("few", few, "counts"), ("moved", moved, "goes on otherwise")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tokenizer.json").write_text(json.dumps(changed))
+        special = {"pad_token": "<|pad|>", "eos_token": "<|end|>"}
+        other = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / name / "tokenizer.json"), **special)
+        other.chat_template = AutoTokenizer.from_pretrained(tiny).chat_template
+        other.save_pretrained(tmp_path / name)
+        with pytest.raises(InputError, match=f"is not that of 'tiny': the server {said}"):
+            quick(server, tmp_path / "out", tokenizer=str(tmp_path / name))
+    quick(server, tmp_path / "right", answer_samples=4, limit=1)
+    assert summary(tmp_path / "right")["method"] == ("top/ids" if listed else "sampling/ids")
+
+
 def test_questions_without_an_answer_are_left_out_and_counted(server: ModelServer, tmp_path: Path) -> None:
     """Of two option orders that could be read, and one that could not, none is measured."""
     from eval.records import Prompt
@@ -290,6 +386,47 @@ def test_questions_without_an_answer_are_left_out_and_counted(server: ModelServe
         assert sum(m["n_items"] for m in by_context) == 3 - len(without)
         assert not without or all(f"{len(without)} of 3 questions have no answer" in m["note"] for m in metrics)
     assert any(lost["questions"] for lost in told["left_out"])
+
+
+def test_reasoning_that_was_not_given_is_not_scored(
+    server: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused, filtered, null or cut off while empty: left out by its reason; said to be nothing: scored."""
+    given = [
+        ({"content": None, "refusal": "I cannot help with that."}, "stop"),
+        ({"content": "Let us"}, "content_filter"),
+        ({"content": None, "reasoning_content": "Okay, the user"}, "length"),
+        ({"content": None, "reasoning_content": "Okay, the user"}, "stop"),
+        ({"content": ""}, "stop"),
+    ]
+    right = Handler.chat
+
+    def chat(handler: Handler, body: dict[str, Any]) -> None:
+        if body["max_tokens"] != 77:
+            right(handler, body)
+            return
+        message, finish = given.pop()
+        handler.reply({"choices": [{"index": 0, "message": message, "finish_reason": finish}]})
+
+    monkeypatch.setattr(Handler, "chat", chat)
+    server.model.steered = {"": [" he", " she", " they"], " he": ["."], " she": ["."], " they": ["."]}
+    few: dict[str, Any] = {"experiments": ["winogender"], "conditions": ["Q", "Q+IF+CoT"], "limit": 5, "cot_limit": 5}
+    more: dict[str, Any] = {
+        "answer_method": "sampling",
+        "format": "chat",
+        "answer_samples": 4,
+        "cot_max_new_tokens": 77,
+    }
+    records = [r for r in asked(server, tmp_path, **few, **more) if "reasoning" in r]
+    reasons = {"refused": 2, "cut off": 1, "empty": 1}
+    assert Counter(r["no_reasoning"] for r in records if "no_reasoning" in r) == reasons and not given
+    assert all((r["logprobs"] is None) == ("no_reasoning" in r) and r["reasoning"] == "" for r in records)
+    told = summary(tmp_path)
+    (lost,) = [x for x in told["left_out"] if x["condition"] == "Q+IF+CoT"]
+    assert (lost["questions"], lost["of"], lost["unreasoned"]) == (4, 5, reasons)
+    (metric,) = [m for m in told["metrics"] if m["condition"] == "Q+IF+CoT" and m["name"] == "p_female"]
+    assert metric["n_items"] == 1 and "4 of 5 questions have no answer" in metric["note"]
+    assert "2 refused" in metric["note"] and "1 cut off" in metric["note"]
 
 
 def test_the_readmes_commands(

@@ -109,11 +109,51 @@ def test_a_server_that_is_not_there(
 
 
 def test_never_more_requests_at_a_time_than_allowed(server: ModelServer, tmp_path: Path) -> None:
-    server.slow = 0.05
+    """Each question waits for as many as are allowed, and then for one that is not and would have come by then."""
+    quick(server, tmp_path / "probes", limit=1)
+    probes = len(server.seen) - 1
     for n in (1, 3):
         server.most_at_once = 0
-        quick(server, tmp_path / str(n), concurrency=n, limit=8)
-        assert server.most_at_once == n
+        server.do(*[model_server.gathering(n, 0.2)] * 6, after=probes)
+        quick(server, tmp_path / str(n), concurrency=n, limit=6)
+        assert server.most_at_once == n and not server.script
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("SSL_CERT_FILE", "/no/such/file.pem", r"FileNotFoundError.*correct or unset SSL_CERT_FILE"),
+        ("ALL_PROXY", "socks5://127.0.0.1:9", r"socksio.*correct or unset .* ALL_PROXY"),
+        ("ALL_PROXY", "carrier-pigeon://127.0.0.1", r"ValueError.*correct or unset .* ALL_PROXY"),
+    ],
+)
+def test_an_environment_that_allows_no_connection(
+    server: ModelServer, tmp_path: Path, ended: Callable[..., str], monkeypatch: pytest.MonkeyPatch, name: str,
+    value: str, said: str,
+) -> None:  # fmt: skip
+    monkeypatch.setenv(name, value)
+    assert re.search(said, ended(main, *command(server, tmp_path)))
+
+
+@pytest.mark.parametrize("listing", [b'{"data": [{"id": "tiny", "root": {"a": NaN}}]}', b"[" * 200_000])
+def test_a_list_of_models_that_is_none(
+    server: ModelServer, tmp_path: Path, ended: Callable[..., str], monkeypatch: pytest.MonkeyPatch, listing: bytes
+) -> None:
+    monkeypatch.setattr(model_server.Handler, "do_GET", lambda handler: handler.raw(listing))
+    line = ended(main, *command(server, tmp_path, "--retries", 0))
+    assert "/models: an answer without what was asked" in line and len(line) < 500
+
+
+def test_counts_that_no_longer_come(server: ModelServer, tmp_path: Path) -> None:
+    """Without them it cannot be told what a candidate's tokens are: garbage, not a crash."""
+    given: dict[str, Any] = {"answer_method": "top", "format": "paper", "tokenizer": None, "limit": 8}
+    server.listed = 1000
+    quick(server, tmp_path / "right", **given)
+    after = len(server.seen) - 4  # the last questions
+    server.do(model_server.uncounted, after=after)
+    with pytest.raises(InputError, match=r"without what was asked .*the prompt's tokens are not counted") as error:
+        quick(server, tmp_path / "out", retries=0, **given)
+    assert "cannot be asked" not in str(error.value) and any(Store(tmp_path / "out").read())
 
 
 def test_stopped_in_the_middle_goes_on_and_asks_nothing_twice(server: ModelServer, tmp_path: Path) -> None:
@@ -160,6 +200,21 @@ def test_killed_and_run_again(server: ModelServer, tmp_path: Path, how: signal.S
     seen = len(server.seen)
     assert quick(server, tmp_path / "out", limit=8) == right
     assert len(server.seen) - seen <= 8 - len(kept) + 6  # the rest, and what the server can do
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_key_is_masked_however_json_spells_it(
+    server: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: Callable[..., str], whole: bool
+) -> None:
+    """In an answer of another form, in one that breaks off, and where it is cut for the line."""
+    key = "abCD/efgh+ijkl=mnop0123"
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    spelt = key.replace("/", "\\/").replace("+", "\\u002B")
+    for before in ("key ", "k" * 90):
+        content = f'{{"error": "{before}{spelt}"{"}" * whole}'.encode()
+        monkeypatch.setattr(model_server.Handler, "do_GET", lambda handler, said=content: handler.raw(said))
+        line = ended(main, *command(server, tmp_path, "--retries", 0))
+        assert f"{before}***" in line and "efgh" not in line and "abCD" not in line
 
 
 def test_the_key_is_sent_and_stands_nowhere(

@@ -240,6 +240,14 @@ def test_what_is_undefined_never_stops() -> None:
     assert (watch.stop.groups_asked, watch.stop.looks) == (60, 2)
 
 
+def test_reasoning_that_was_not_given_ends_it() -> None:
+    items = in_random_order("winogender", winogender.load(SMALL_SET, CONFIG), 0)
+    records = list(answer(Oracle(Preferences()), "winogender", CONDITIONS["Q"], items, 1))
+    watch = Watch("winogender", True, items, 60, precision=10)
+    with pytest.raises(InputError, match=r"no reasoning \(refused\), and --precision takes all questions as answered"):
+        watch.look([records[0], {**records[1], "logprobs": None, "no_reasoning": "refused"}])
+
+
 def test_without_a_precision_nothing_is_different(tmp_path: Path) -> None:
     config = EvaluationConfig(experiments=["bbq"], conditions=["Q"], categories=["Age"], orders=1)
     assert [q.item.id for q in plan(config).questions] == [i.id for i in bbq.load(SMALL_SET, config)]

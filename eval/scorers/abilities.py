@@ -1,4 +1,5 @@
-"""What a server can do, found out at the start by asking it: the best method and route for all planned questions.
+"""What a server can do, found out at the start by asking it (probe.py): the best method and route for all planned
+questions.
 
 In this order: echo, top, sampling; each by the routes that the dialogue format and --tokenizer allow. Nothing is taken
 from the server's name: every ability is shown by an answer to a planned question, or it is not used, and why the better
@@ -7,9 +8,7 @@ ones are not is recorded. A folder that holds records goes on by the method it h
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,33 +16,15 @@ from eval.config import InputError
 from eval.dialogue import Format, choose_format
 from eval.plan import Plan
 from eval.provenance import tokenizer_sha256
-from eval.records import Prompt, Turn
 from eval.run_config import RunConfig
-from eval.scorers.exact import Echo, Path, Top, bound_share
-from eval.scorers.http_client import GaveUp, Refused
+from eval.scorers.exact import Echo, Top
+from eval.scorers.probe import Probe
 from eval.scorers.sampled import Sampling
-from eval.scorers.served import CANNOT, Listed, Route, RouteName, Served, prompt_tokens
+from eval.scorers.served import Lacking, Route, RouteName, Served
 
 log = logging.getLogger(__name__)
 
 Method = Literal["echo", "top", "sampling"]
-LISTED = (1000, 20, 5)
-"""How many of the most probable tokens are asked for: the first number that the server takes (OpenAI: 20 and 5)."""
-MOST_BOUND = 0.01  # of a question's probability may be owed to bounds, else the server is sampled from
-TRIED = 5  # questions of each set of candidates
-UNCUT = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
-"""Turns off what a server may have as its default (vLLM takes a model's generation_config.json for one)."""
-CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}
-MOST_ALIKE = 16
-"""So many same answers at temperature 1 to OPEN_ENDED show that nothing is drawn."""
-OPEN_ENDED = Prompt(
-    (Turn("human", "Write down twenty random words."), Turn("assistant", "The words are")), (" a", " the")
-)
-"""What is asked where no planned question is needed; the same for every model."""
-
-
-class Lacking(Exception):
-    """The server cannot do it, and why, as its answers show."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +104,7 @@ class Ability:
 
 def find_out(served: Served, wanted: Wanted, planned: Plan) -> Ability:
     """Asks the server. InputError where it can do nothing of what is wanted."""
-    probe = Probe(served, wanted, planned)
+    probe = Probe(served, wanted.config, wanted.held, planned)
     lacking: list[str] = []
     for method, name in wanted.choices:
         try:
@@ -139,197 +120,3 @@ def find_out(served: Served, wanted: Wanted, planned: Plan) -> Ability:
             log.info("%s", line)
         return Ability(method, route, scorer, reasons, tuple(lacking))
     raise InputError(f"{served.client.base_url} cannot be asked for the answers: {'; '.join(lacking)}")
-
-
-class Probe:
-    """The questions that are put to a server to find out what it can do. Lacking is raised for what it cannot."""
-
-    def __init__(self, served: Served, wanted: Wanted, planned: Plan) -> None:
-        self.served, self.wanted = served, wanted
-        self.samples, self.seed = wanted.config.answer_samples, wanted.config.seed
-        self.found: dict[tuple[str, ...], list[Prompt]] = {}
-        for question in planned.questions:
-            prompt = question.prompt("" if question.condition.reasoning else None)
-            few = self.found.setdefault(prompt.candidates, [])
-            if len(few) < TRIED and prompt not in few:
-                few.append(prompt)
-        self.flags: dict[str, Any] | None = None
-
-    def run(self, job: Coroutine[Any, Any, Any]) -> Any:
-        """What the job returns. Lacking where the server refuses what was asked, or answers something else."""
-        client = self.served.client
-        client.probing = True
-        try:
-            return client.one(job)
-        except (Refused, GaveUp) as error:
-            if error.status not in CANNOT and not (isinstance(error, GaveUp) and error.garbage):
-                raise
-            raise Lacking(str(error)) from error
-        finally:
-            client.probing = False
-
-    def route(self, name: RouteName) -> Route:
-        """The route, where the server continues a beginning on /chat/completions if the route is chat."""
-        if name != "chat":
-            return Route(name, self.served)
-        if self.flags is None:
-            self.flags = self._continuing()
-        return Route(name, self.served, self.flags)
-
-    def echo(self, route: Route) -> Echo:
-        """Echo: without a generated token and several prompts in a request, where the server does that."""
-        why: Lacking | None = None
-        for together, generated in ((True, 0), (False, 0), (False, 1)):
-            scorer = Echo(route, together, generated)
-            try:
-                if route.name == "ids":
-                    self._check_tokenizer(scorer, route)
-                self.run(scorer.score(OPEN_ENDED))
-                return scorer
-            except Lacking as error:
-                why = why or error
-        assert why is not None
-        raise why
-
-    def _check_tokenizer(self, scorer: Echo, route: Route) -> None:
-        """InputError where the server reads our token ids as other texts."""
-        ids = list(route.ids(OPEN_ENDED))
-        (row,) = self.run(scorer.rows([ids]))
-        ours, theirs = [str(self.served.tokenizer.decode([i])) for i in ids], [token for token, _ in row]
-        if sum(a.strip() != b.strip() for a, b in zip(ours, theirs, strict=True)) > len(ids) // 10:
-            raise InputError(
-                f"--tokenizer {self.wanted.config.tokenizer} is not that of '{self.served.model}': the server reads "
-                f"its token ids as {''.join(theirs)[:60]!r}"
-            )
-
-    def top(self, route: Route) -> Top:
-        """Lists of the most probable tokens, where every candidate's tokens are listed or nearly impossible."""
-        scorer = self._longest_list(route)
-        if not any(text.startswith(" ") for text in self.run(scorer.ask(OPEN_ENDED)).logprobs):
-            raise Lacking("the listed tokens have no white space, so they cannot be told apart")
-        if route.name != "ids":
-            paths = {candidates: self._paths(scorer, few) for candidates, few in self.found.items()}
-            scorer = Top(route, scorer.listed, paths)
-        share = max(bound_share(self.run(scorer.score(p))) for few in self.found.values() for p in few)
-        if share > MOST_BOUND:
-            line = (
-                f"an answer is not among the {scorer.listed} most probable tokens and may have a share of {share:.2g}"
-            )
-            if self.wanted.config.answer_method == "auto" and self.wanted.held is None:
-                raise Lacking(line)
-            log.warning("%s: such an answer's probability is taken at its upper bound", line)
-        return scorer
-
-    def _longest_list(self, route: Route) -> Top:
-        why: Lacking | None = None
-        for n in LISTED:
-            scorer = Top(route, n, {})
-            try:
-                self.run(scorer.ask(OPEN_ENDED))
-                return scorer
-            except Lacking as error:
-                why = error
-        assert why is not None
-        raise why
-
-    def _paths(self, scorer: Top, prompts: list[Prompt]) -> tuple[Path, ...]:
-        """The tokens of each candidate."""
-        return tuple(self._path(scorer, prompts, k) for k in range(len(prompts[0].candidates)))
-
-    def _path(self, scorer: Top, prompts: list[Prompt], k: int) -> Path:
-        """The texts of the tokens of the k-th candidate: listed ones, each of which adds one to the prompt's tokens."""
-        candidate = prompts[0].candidates[k]
-        for prompt in prompts:
-            path: list[str] = []
-            before = self.run(scorer.ask(prompt))
-            first = before.prompt_tokens
-            if first is None:
-                raise Lacking("the server does not count the prompt's tokens")
-            while (forced := "".join(path)) != candidate:
-                rest = candidate[len(forced) :]
-                for token in sorted((t for t in before.logprobs if t and rest.startswith(t)), key=len, reverse=True):
-                    behind: Listed = self.run(scorer.ask(prompt, forced + token))
-                    if behind.prompt_tokens == first + len(path) + 1:
-                        path.append(token)
-                        before = behind
-                        break
-                else:
-                    break
-            else:
-                return tuple(path)
-        raise Lacking(f"the tokens of {candidate!r} are not among the {scorer.listed} most probable")
-
-    def sampling(self, route: Route) -> Sampling:
-        """Sampling, with what the server takes: neutral settings, seeds, several answers in a request.
-
-        InputError where MOST_ALIKE answers to an open question are the same: then nothing is drawn.
-        """
-        scorer, why = None, None
-        for settings, seeded in ((UNCUT, True), ({}, True), ({}, False)):
-            scorer = Sampling(route, self.samples, self.seed, False, seeded, route.chat, settings)
-            try:
-                texts = [self._drawn(scorer, 1, seed) for seed in range(4)]
-                break
-            except Lacking as error:
-                why = why or error
-        else:
-            assert why is not None
-            raise why
-        while (
-            len({t for (t,) in texts}) == 1 and len(texts) < MOST_ALIKE
-        ):  # a peaked model may say the same a few times
-            texts.append(self._drawn(scorer, 1, len(texts)))
-        if len({t for (t,) in texts}) == 1:
-            raise InputError(
-                f"{self.served.client.base_url} gives the same answer to {len(texts)} requests at temperature 1 "
-                f"({texts[0][0][:40]!r}): it does not sample (a cache, or a fixed temperature?)"
-            )
-        more: list[str] = []
-        with contextlib.suppress(Lacking):  # then they are asked for one by one
-            more = self._drawn(scorer, 4, MOST_ALIKE)
-        together = len(set(more)) > 1
-        strips = not any(text[:1].isspace() for text in [*more, *(t for (t,) in texts)])
-        loose = route.name == "instructed" or (route.chat and strips)
-        return Sampling(route, self.samples, self.seed, together, scorer.seeded, loose, scorer.settings)
-
-    def _drawn(self, scorer: Sampling, n: int, seed: int) -> list[str]:
-        said, _ = self.run(scorer.ask(scorer.route.body(OPEN_ENDED), n, seed, 16))
-        return [s.text for s in said]
-
-    def _continuing(self) -> dict[str, Any]:
-        """The flags with which the server continues the beginning in the last message: CONTINUE, or none at all.
-
-        Shown by its counts of prompt tokens. CONTINUE is honoured where it takes away both the end of the last turn
-        (against add_generation_prompt alone) and the beginning of a new one (against no flag). Without flags a server
-        continues where a beginning of k words makes the prompt longer by its words alone.
-        """
-        with_flags = self._count(4, CONTINUE)
-        closed = self._count(4, {"add_generation_prompt": False})
-        plain = self._count(4, {})
-        if plain is None:
-            raise Lacking("the server does not count the prompt's tokens")
-        if with_flags is not None and closed is not None and with_flags < closed and with_flags < plain:
-            return CONTINUE
-        longer, none = self._count(12, {}), self._count(0, {})
-        if (
-            longer is not None
-            and none is not None
-            and (longer - plain) % 8 == 0
-            and plain - (longer - plain) // 2 == none
-        ):
-            return {}
-        raise Lacking("the server does not continue the beginning of an answer (its counts of prompt tokens show it)")
-
-    def _count(self, words: int, flags: dict[str, Any]) -> int | None:
-        """Prompt tokens of a question with a beginning of so many words; None where the flags are refused."""
-        messages = [{"role": "user", "content": "What is it?"}]
-        if words:
-            messages.append({"role": "assistant", "content": " ".join(["a"] * words)})
-        read: Callable[[Any], int | None] = prompt_tokens
-        body = {"model": self.served.model, "messages": messages, "max_tokens": 1, "temperature": 1.0, **flags}
-        try:
-            return self.run(self.served.client.post("/chat/completions", body, read))
-        except Lacking:
-            if flags:
-                return None
-            raise

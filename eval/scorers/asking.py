@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from eval.dialogue import TURN_MARKS, clean
+import numpy as np
+
+from eval.config import InputError
+from eval.dialogue import TURN_MARKS
 from eval.provenance import tokenizer_sha256
 from eval.records import Answer, Prompt
-from eval.scorers.abilities import MOST_BOUND, Ability
-from eval.scorers.exact import Top, bound_share
-from eval.scorers.sampled import Sampling
+from eval.scorers.abilities import Ability
+from eval.scorers.exact import Top
+from eval.scorers.probe import MOST_BOUND
+from eval.scorers.sampled import Sampling, read_reasoning
 from eval.scorers.served import Served
+from eval.upper_bounds import bound_share
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +28,7 @@ class EndpointScorer:
 
     def __init__(self, served: Served, ability: Ability, samples: int, seed: int) -> None:
         self.served, self.ability, self.samples, self.seed = served, ability, samples, seed
-        self.bounded, self.largest_bound = 0, 0.0
+        self.told_of_bounds = False
         log.info("%s: answers by %s", served.client.base_url, self.method)
         if ability.route.name == "instructed":
             log.warning(
@@ -33,6 +39,11 @@ class EndpointScorer:
             log.warning("without --tokenizer questions are in the paper's format, whatever the model's own is")
         if isinstance(ability.scorer, Sampling) and ability.scorer.loose and ability.route.name == "chat":
             log.warning("the server strips white space from what it says: an answer on a new line is read as well")
+        if not ability.scorer.settings:
+            log.warning(
+                "the server refuses settings that turn off a repetition penalty or a limit such as top_k: if it has "
+                "one as its default, that is in the numbers"
+            )
         if ability.method == "sampling":
             log.warning(
                 "probabilities are counted in %d sampled answers: the standard error at .5 is %.3f (0.01 takes 2,500), "
@@ -67,6 +78,8 @@ class EndpointScorer:
         }
         if self.served.tokenizer is not None:
             told["tokenizer_sha256"] = tokenizer_sha256(self.served.tokenizer)
+        if not isinstance(self.ability.scorer, Sampling):
+            told["asked_with"] = self.ability.scorer.settings
         if draws is not None:
             told["sampled_with"] = {
                 "seeded": draws.seeded, "together": draws.together, "white_space_stripped": draws.loose,
@@ -79,10 +92,7 @@ class EndpointScorer:
                 "standard_error": round(self.standard_error, 4),
             }
         if isinstance(self.ability.scorer, Top):
-            told |= {
-                "listed": self.ability.scorer.listed,
-                "bounded": {"questions": self.bounded, "largest_share": round(self.largest_bound, 6)},
-            }
+            told["listed"] = self.ability.scorer.received
         return told
 
     def score(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
@@ -94,48 +104,55 @@ class EndpointScorer:
         yield from self.served.client.each([answered(i, p) for i, p in enumerate(prompts)])
 
     def sample(self, prompts: Sequence[Prompt], seeds: Sequence[int], max_new_tokens: int) -> Iterator[tuple[int, str]]:
-        """Yields sampled texts as they are done: temperature 1, nothing cut off, each with its own seed."""
+        """Yields sampled texts as they are done: temperature 1, nothing cut off, each with its own seed. InputError for
+        one that the server refused, or gave none of.
+        """
 
         async def drawn(i: int, prompt: Prompt) -> tuple[int, str]:
-            return i, await self._draw(prompt, seeds[i], max_new_tokens)
+            text, lacking = await self._draw(prompt, seeds[i], max_new_tokens)
+            if lacking is not None:
+                raise InputError(f"{self.served.client.base_url} gave no text to go on from: {lacking}")
+            return i, text
 
         yield from self.served.client.each([drawn(i, p) for i, p in enumerate(prompts)])
 
     def reason(
         self, prompts: Sequence[Prompt], seeds: Sequence[int], max_new_tokens: int, then: Callable[[int, str], Prompt]
     ) -> Iterator[tuple[int, str, Answer]]:
-        """eval.records.AnswersAlone: each prompt is sampled from and its final prompt scored, as they are done."""
+        """eval.records.AnswersAlone: each prompt is sampled from and its final prompt scored, as they are done.
+
+        What has no reasoning is not scored, which would be another condition: its reason is in Answer.extra.
+        """
 
         async def both(i: int, prompt: Prompt) -> tuple[int, str, Answer]:
-            text = await self._draw(prompt, seeds[i], max_new_tokens)
-            return i, text, await self._answer(then(i, text))
+            text, lacking = await self._draw(prompt, seeds[i], max_new_tokens)
+            final = then(i, text)
+            if lacking is not None:
+                extra = {"no_answer": f"no reasoning: {lacking}", "no_reasoning": lacking}
+                return i, text, Answer(np.full(len(final.candidates), math.nan), None, 0, extra)
+            return i, text, await self._answer(final)
 
         yield from self.served.client.each([both(i, p) for i, p in enumerate(prompts)])
 
     async def _answer(self, prompt: Prompt) -> Answer:
         answer = await self.ability.scorer.score(prompt)
-        if "bounded" in answer.extra:
-            self.bounded += 1
-            share = bound_share(answer)
-            if share > MOST_BOUND >= self.largest_bound:
+        if "bounded" in answer.extra and not self.told_of_bounds:
+            share = bound_share(answer.logprobs, answer.extra["bounded"])
+            if share > MOST_BOUND:
+                self.told_of_bounds = True
                 log.warning(
                     "%.2g of a question's probability is an upper bound: an answer is not among the most probable "
-                    "tokens; of how many questions that is true is told in the summary (bounded); for numbers to "
-                    "publish use --answer_method sampling, or a server that echoes",
+                    "tokens; for numbers to publish use --answer_method sampling, or a server that echoes",
                     share,
                 )
-            self.largest_bound = max(self.largest_bound, share)
         return answer
 
-    async def _draw(self, prompt: Prompt, seed: int, max_new_tokens: int) -> str:
+    async def _draw(self, prompt: Prompt, seed: int, max_new_tokens: int) -> tuple[str, str | None]:
+        """The reasoning, and why there is none."""
         draws = self.ability.reasons
         assert draws is not None  # abilities looked for it where reasoning is planned
         route = draws.route
         stop: dict[str, Any] = {"stop": list(TURN_MARKS)} if route.format == "paper" else {}
         # 31 bits of the question's seed: some servers take no more
         (said,), _ = await draws.ask(route.body(prompt), 1, seed & 0x7FFFFFFF, max_new_tokens, **stop)
-        text = clean(said.text)
-        beginning = prompt.turns[-1].text.strip()
-        if route.name == "instructed" and text.startswith(beginning):
-            text = clean(text[len(beginning) :])
-        return text
+        return read_reasoning(said, prompt.turns[-1].text if route.name == "instructed" else "")

@@ -2,7 +2,7 @@
 
 What the server can do is found out at the start (eval.scorers.abilities), the best of it is used and recorded as
 `method`: exact log-probabilities of whole candidates by echo, or of their tokens by the most probable next ones
-(eval.scorers.listed), else probabilities counted in sampled answers (eval.scorers.sampled). Records of two methods are
+(eval.scorers.exact), else probabilities counted in sampled answers (eval.scorers.sampled). Records of two methods are
 never mixed in a folder.
 """
 
@@ -98,10 +98,13 @@ NO_PRECISION = (
 
 def check_url(url: str) -> None:
     """InputError, which does not repeat it, for an address that is none or has credentials in it."""
+    import httpx
+
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
-    except ValueError:
+        httpx.URL(url).host.encode("idna")
+    except (ValueError, httpx.InvalidURL):
         raise InputError("--base-url is no address; it is written http://host:8000/v1") from None
     if parts.username is not None or parts.password is not None or "@" in parts.netloc:
         raise InputError(

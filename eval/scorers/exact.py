@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,11 +32,14 @@ WITHOUT_TOKENIZER = "give --tokenizer, the folder or hub id of the model's token
 
 @dataclass(frozen=True)
 class Echo:
-    """together: several prompts go in one request. generated: 1 where the server cannot do without a new token."""
+    """together: several prompts go in one request. generated: 1 where the server cannot do without a new token.
+    settings: what else every request sends (see probe).
+    """
 
     route: Route
     together: bool = True
     generated: int = 0
+    settings: dict[str, Any] = field(default_factory=dict)
 
     async def score(self, prompt: Prompt) -> Answer:
         """The candidates' log-probabilities. InputError where their tokens cannot be told from the prompt's."""
@@ -75,8 +78,9 @@ class Echo:
             return cut
 
         return await self.route.served.completions(
-            prompts if self.together else prompts[0], read, max_tokens=self.generated, echo=True, logprobs=1
-        )
+            prompts if self.together else prompts[0], read, max_tokens=self.generated, echo=True, logprobs=1,
+            **self.settings,
+        )  # fmt: skip
 
 
 def _sum(row: Row) -> float:
@@ -105,11 +109,15 @@ def split(prompt: Prompt, rows: list[Row]) -> Answer:
 
 @dataclass(frozen=True)
 class Top:
-    """listed: how many of the next tokens are asked for; paths: of each set of candidates, without a tokenizer."""
+    """listed: how many of the next tokens are asked for; paths: of each set of candidates, without a tokenizer;
+    settings: what else every request sends (see probe); received: how many come, which may be fewer without a word.
+    """
 
     route: Route
     listed: int
     paths: dict[tuple[str, ...], tuple[Path, ...]]
+    settings: dict[str, Any] = field(default_factory=dict)
+    received: int = 0
 
     async def score(self, prompt: Prompt) -> Answer:
         """The candidates' log-probabilities, or their upper bounds (Answer.extra)."""
@@ -117,9 +125,10 @@ class Top:
             return await self._by_ids(prompt)
         paths = self.paths[prompt.candidates]
         before = list(dict.fromkeys("".join(path[:k]) for path in paths for k in range(len(path))))
-        lists = dict(zip(before, await asyncio.gather(*(self.ask(prompt, b) for b in before)), strict=True))
+        asked = await asyncio.gather(*(self.ask(prompt, b, must_count=True) for b in before))
+        lists = dict(zip(before, asked, strict=True))
         first = lists[""].prompt_tokens
-        assert first is not None
+        assert first is not None  # must_count
         for path in paths:
             for k in range(len(path)):
                 counted = lists["".join(path[:k])].prompt_tokens
@@ -140,12 +149,20 @@ class Top:
         steps = [[(lists[c[:k]], str(tokenizer.decode([t]))) for k, t in enumerate(c)] for c in e.candidates]
         return _multiplied(steps, len(e.context), e.boundary_moved)
 
-    async def ask(self, prompt: Prompt, forced: str = "") -> Listed:
-        """What follows the prompt and `forced`."""
+    async def ask(self, prompt: Prompt, forced: str = "", must_count: bool = False) -> Listed:
+        """What follows the prompt and `forced`; must_count: an answer without the prompt's tokens is none."""
+
+        def read(answer: Any) -> Listed:
+            found = read_listed(answer, self.route.chat)
+            if must_count and found.prompt_tokens is None:
+                raise ValueError("the prompt's tokens are not counted")
+            return found
+
         names = {"logprobs": True, "top_logprobs": self.listed} if self.route.chat else {"logprobs": self.listed}
         return await self.route.ask(
-            self.route.body(prompt, forced), lambda a: read_listed(a, self.route.chat), max_tokens=1, **names
-        )
+            self.route.body(prompt, forced), read, max_tokens=1, **names,
+            **self.settings,
+        )  # fmt: skip
 
     async def ask_ids(self, e: Encoded, forced: tuple[int, ...]) -> Listed:
         """What follows the context and the token ids `forced`."""
@@ -157,7 +174,9 @@ class Top:
                 raise ValueError(f"{found.prompt_tokens} prompt tokens counted instead of {len(ids)}")
             return found
 
-        return await self.route.served.completions(ids, read, max_tokens=1, logprobs=self.listed)
+        return await self.route.served.completions(
+            ids, read, max_tokens=1, logprobs=self.listed, **self.settings
+        )  # fmt: skip
 
 
 def _multiplied(steps: list[list[tuple[Listed, str]]], prompt_tokens: int, moved: int) -> Answer:
@@ -174,9 +193,3 @@ def _multiplied(steps: list[list[tuple[Listed, str]]], prompt_tokens: int, moved
             bounded.append(k)
         sums.append(sum(listed.logprobs.get(token, listed.bound) for listed, token in found))
     return Answer(np.array(sums), prompt_tokens, moved, {"bounded": bounded} if bounded else {})
-
-
-def bound_share(answer: Answer) -> float:
-    """How much of the candidates' normalised probability may be owed to bounds."""
-    p = np.exp(answer.logprobs - np.logaddexp.reduce(answer.logprobs))
-    return float(p[answer.extra.get("bounded", [])].sum())

@@ -3,7 +3,8 @@
 Tried again, waiting longer each time (with seeded jitter, or as long as the server's Retry-After says): connections
 that fail or break off, time-outs, the statuses in AGAIN, and, a few times, answers that are not what was asked for. Any
 other status ends at once with what the server says. The key goes into one header and nowhere else: no error and no log
-has it, what the server repeats of it is masked, and redirects, which would carry it elsewhere, are not followed.
+has it, what the server repeats of it, in whatever spelling JSON has for it, is masked, and redirects, which would carry
+it elsewhere, are not followed.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import itertools
 import json
 import logging
 import random
+import re
 import time
 import weakref
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -32,8 +34,8 @@ ASKED_TOO_LONG = 600.0  # a longer Retry-After ends the command
 FEW_TRIES = 3  # of answers of another form; while it is found out what a server can do, of status 500
 LONG, TOLD_EVERY = 5.0, 30.0  # waits of so many seconds are told, one line in so many seconds
 KEY_LENGTH = 8  # from this length on a key is masked in answers too, where a short one may be an ordinary word
-UNREADABLE = (KeyError, IndexError, TypeError, ValueError, AttributeError)
-"""What reading an answer raises that has another form than the one asked for."""
+UNREADABLE = (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
+"""What reading an answer raises that has another form than the one asked for, or is nested too deeply."""
 
 
 class Refused(InputError):
@@ -79,18 +81,26 @@ class Client:
         seed: int = 0,
     ) -> None:
         self.base_url, self.key, self.key_from = base_url.rstrip("/"), key, key_from
+        self.spelt_key = _spellings(key) if key else None
         self.timeout, self.retries = timeout, retries
         self.jitter = random.Random(seed)
         self.used = {"requests": 0, "retries": 0, "prompt_tokens": 0, "completion_tokens": 0}
         self.probing = False
         self.told = 0.0  # when it was last said that it takes long
+        try:
+            self.http = httpx.AsyncClient(
+                headers={"Authorization": f"Bearer {key}"} if key else {},
+                timeout=httpx.Timeout(timeout),
+                limits=httpx.Limits(max_connections=concurrency),
+            )
+        except (OSError, ImportError, ValueError, httpx.InvalidURL) as error:
+            raise InputError(
+                f"no connection can be made with the certificates or the proxy that the environment names "
+                f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); correct or unset SSL_CERT_FILE, "
+                "SSL_CERT_DIR, ALL_PROXY, HTTP_PROXY and HTTPS_PROXY"
+            ) from None
         self.loop = asyncio.new_event_loop()
         self.slots = asyncio.Semaphore(concurrency)
-        self.http = httpx.AsyncClient(
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx.Timeout(timeout),
-            limits=httpx.Limits(max_connections=concurrency),
-        )
         weakref.finalize(self, _close, self.loop, self.http)
 
     def each(self, jobs: Sequence[Coroutine[Any, Any, T]]) -> Iterator[T]:
@@ -121,9 +131,10 @@ class Client:
             if failed is not None:
                 raise failed
         finally:
-            for task in tasks:
+            begun = {*tasks, *asyncio.all_tasks(self.loop)}  # also what a job that failed has begun
+            for task in begun:
                 task.cancel()
-            self.loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+            self.loop.run_until_complete(asyncio.gather(*begun, return_exceptions=True))
             for job in jobs:
                 job.close()  # of a task that had not begun
 
@@ -189,21 +200,24 @@ class Client:
         if status >= 300:
             raise Refused(self._refusal(url, response), status)
         text = response.text
-        if self.key and len(self.key) >= KEY_LENGTH:
-            text = self.masked(text)
+        said = self.masked(text)
         try:
             answer = json.loads(text)
+            if said != text:
+                said = json.dumps(_everywhere(self.masked, answer))
+                if self.key and len(self.key) >= KEY_LENGTH:
+                    answer = json.loads(said)
             usage = answer.get("usage") or {}
             for name in ("prompt_tokens", "completion_tokens"):
-                self.used[name] += usage.get(name) or 0
+                self.used[name] += int(usage.get(name) or 0)
             return read(answer)
         except UNREADABLE as error:
             why = f"an answer without what was asked ({type(error).__name__}: {' '.join(str(error).split())[:80]})"
-            raise Trouble(f"{why}: {self.masked(text[:120])!r}", garbage=True) from None
+            raise Trouble(f"{self.masked(why)}: {said[:120]!r}", garbage=True) from None
 
     def masked(self, text: str) -> str:
-        """The text without the key."""
-        return text.replace(self.key, "***") if self.key else text
+        """The text without the key, also where JSON escapes it."""
+        return self.spelt_key.sub("***", text) if self.spelt_key else text
 
     def _said(self, response: httpx.Response) -> str:
         """What the server says of an error, shortened."""
@@ -228,6 +242,22 @@ class Client:
             404: "--base-url usually ends with /v1, and --model is a name that the server serves",
         }
         return f"{url}: status {status}{said}; {remedies.get(status, 'the request would be the same another time')}"
+
+
+def _spellings(key: str) -> re.Pattern[str]:
+    """Of a printable key: each character as it is or as \\u and its number, behind any backslashes."""
+    return re.compile("".join(rf"\\*(?:{re.escape(c)}|u(?i:{ord(c):04x}))" for c in key))
+
+
+def _everywhere(change: Callable[[str], str], value: Any) -> Any:
+    """A value of JSON with each of its strings changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list):
+        return [_everywhere(change, entry) for entry in value]
+    if isinstance(value, dict):
+        return {change(name): _everywhere(change, entry) for name, entry in value.items()}
+    return value
 
 
 def _close(loop: asyncio.AbstractEventLoop, http: httpx.AsyncClient) -> None:

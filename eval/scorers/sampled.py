@@ -25,18 +25,19 @@ from typing import Any
 
 import numpy as np
 
+from eval.dialogue import clean
 from eval.records import Answer, Prompt, prompt_sha256
 from eval.sampled_answers import FLOOR
 from eval.scorers.served import Route, Said, read_said
 
 EMPTY, OTHER, CUT_OFF, REFUSED = "empty", "other text", "cut off", "refused"
-"""Why an answer could not be read."""
+"""Why an answer could not be read, or a question has no reasoning."""
 MOST_AT_ONCE = 128  # answers in a request
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """together: a request may ask for several answers. settings: what else every request sends (see abilities).
+    """together: a request may ask for several answers. settings: what else every request sends (see probe).
     loose: the server strips white space from what it says.
     """
 
@@ -116,6 +117,20 @@ def read_answer(said: Said, candidates: Sequence[str], beginning: str = "", loos
         beginning and beginning.strip().startswith(said.text.strip())
     )
     return CUT_OFF if said.cut_off and unfinished else OTHER
+
+
+def read_reasoning(said: Said, beginning: str = "") -> tuple[str, str | None]:
+    """The reasoning, and why there is none: REFUSED, CUT_OFF before it had any text, or EMPTY where no text was given.
+    A model that says nothing and ends has reasoned so: that is the empty text, and no reason.
+
+    beginning: what the reply was asked to begin with, which is not kept.
+    """
+    text = said.text.strip().removeprefix(beginning.strip())
+    if said.refused:
+        return "", REFUSED
+    if said.cut_off and not text.strip():
+        return "", CUT_OFF
+    return clean(text), EMPTY if said.null else None
 
 
 def _goes_on(candidate: str, rest: str) -> bool:

@@ -11,6 +11,7 @@ Answers of another form raise one of http_client.UNREADABLE here, and are asked 
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Sequence
@@ -39,6 +40,10 @@ CANNOT = (400, 404, 405, 415, 422, 500, 501)
 ROUNDING = 1e-3  # a log-probability may be above 0, or a sum of probabilities above 1, by so much
 
 
+class Lacking(Exception):
+    """The server cannot do it, and why, as its answers show."""
+
+
 @dataclass
 class Served:
     """A model that the server has. tokenizer and style where a tokenizer is here; info: what /v1/models says of the
@@ -65,7 +70,9 @@ class Served:
 
     async def _find(self) -> None:
         def read(answer: Any) -> dict[str, dict[str, Any]]:
-            return {str(entry["id"]): entry for entry in answer["data"]}
+            found = {str(entry["id"]): entry for entry in answer["data"]}
+            json.dumps([e[name] for e in found.values() for name in DESCRIBED if name in e], allow_nan=False)
+            return found
 
         try:
             models = await self.client.get(f"{self.client.base_url}/models", read)
@@ -181,7 +188,8 @@ def logprob(value: Any) -> float:
 
 @dataclass(frozen=True)
 class Listed:
-    """The most probable next tokens, each text with its log-probability; bound: no other token's is above it.
+    """The most probable next tokens, each text with its log-probability; bound: no other token's is above it; count:
+    of how many texts.
 
     A text that two tokens share is left out (`doubled` holds it): which of them is meant cannot be told.
     """
@@ -190,6 +198,7 @@ class Listed:
     bound: float
     doubled: frozenset[str]
     prompt_tokens: int | None
+    count: int
 
 
 def read_listed(answer: Any, chat: bool) -> Listed:
@@ -209,7 +218,7 @@ def read_listed(answer: Any, chat: bool) -> Listed:
     texts = [text for text, _ in entries]
     doubled = frozenset(text for text in texts if texts.count(text) > 1)
     known = {text: value for text, value in entries if text not in doubled}
-    return Listed(known, min(others), doubled, prompt_tokens(answer))
+    return Listed(known, min(others), doubled, prompt_tokens(answer), len(entries))
 
 
 def _text(entry: Any) -> str:
@@ -221,11 +230,12 @@ def _text(entry: Any) -> str:
 
 @dataclass(frozen=True)
 class Said:
-    """A sampled answer."""
+    """A sampled answer. null: there is no text at all, not even an empty one (all went into a reasoning kept apart)."""
 
     text: str
     cut_off: bool
     refused: bool
+    null: bool = False
 
 
 def read_said(answer: Any, chat: bool, n: int) -> tuple[list[Said], int | None]:
@@ -236,12 +246,13 @@ def read_said(answer: Any, chat: bool, n: int) -> tuple[list[Said], int | None]:
         refused = finish == "content_filter"
         if chat:
             message = choice["message"]
-            text, refused = message.get("content") or "", refused or bool(message.get("refusal"))
+            text, refused = message.get("content"), refused or bool(message.get("refusal"))
+            null, text = text is None, text or ""
         else:
-            text = choice["text"]
+            text, null = choice["text"], False
         if not isinstance(text, str):
             raise TypeError("a text that is none")
-        found.append(Said(text, finish == "length", refused))
+        found.append(Said(text, finish == "length", refused, null))
     return found, prompt_tokens(answer)
 
 

@@ -33,7 +33,18 @@ INTERVALS = (
     "the experiments' primary metrics. They are about other templates, occupations and profiles, not about other "
     "trainings: runs with other seeds are drawn as lines of their own and are never averaged."
 )
-APART = ("metrics", "effects", "step", "results", "stopping", "sessions", "data_files", "left_out", "sampling_noise")
+APART = (
+    "metrics",
+    "effects",
+    "step",
+    "results",
+    "stopping",
+    "sessions",
+    "data_files",
+    "left_out",
+    "sampling_noise",
+    "upper_bounds",
+)
 FIRST = ("command", "git_commit", "versions", "data", "data_sha256", "evaluation")
 
 
