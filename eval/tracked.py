@@ -14,6 +14,7 @@ from eval.views.explained import of_checkpoint
 from eval.views.gathered import Curve
 
 RUN_KEYS = ("data", "git_commit", "format", "dtype")
+"""Of an evaluation; what the training says of these is recorded beside them, as training_data ..."""
 FREE_SETTINGS = ("seed", "data_seed", "run_name", "output_dir")
 """Settings of a training that may differ between seeds of one set-up."""
 
@@ -36,9 +37,10 @@ def setup_of(described: dict[str, Any], policy: str) -> str:
 
 def config_of(curve: Curve, policy: str, condition: str) -> dict[str, Any]:
     """The settings of an evaluation's run."""
-    kept = {k: {**curve.summaries[0], **curve.described}.get(k) for k in RUN_KEYS}
+    kept = {k: curve.summaries[0].get(k) for k in RUN_KEYS}
+    trained = {f"training_{k}": curve.described[k] for k in RUN_KEYS if k in curve.described}
     return {
-        **kept, "condition": condition, "policy": policy, "setup": setup_of(curve.described, policy),
+        **kept, **trained, "condition": condition, "policy": policy, "setup": setup_of(curve.described, policy),
         "model": curve.model, "model_params": curve.model_params, "algorithm": curve.algorithm, "seed": curve.seed,
         "step_name": curve.step_name,
     }  # fmt: skip
