@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-import train.policy
+import train.checks
 from eval.checkpoints import load_checkpoint
 from eval.config import InputError
 from tests.test_checkpoints import adapter_for
@@ -75,7 +75,7 @@ def test_an_adapter_that_does_not_say_its_base(tiny: Path, tiny_reward: Path, tm
 def test_quantised_weights_need_bitsandbytes_and_an_adapter(
     tiny: Path, tiny_reward: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train.policy, "is_bitsandbytes_available", lambda: False)
+    monkeypatch.setattr(train.checks, "is_bitsandbytes_available", lambda: False)
     with pytest.raises(InputError, match="load_in_4bit needs the package bitsandbytes, which is not there"):
         run("rloo", tiny, tiny_reward, tmp_path, "--load_in_4bit", "true")
     with pytest.raises(InputError, match="load_in_8bit needs use_peft"):
