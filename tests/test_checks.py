@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -47,9 +48,7 @@ def test_refused_by_the_rl_trainers(
 
 
 def test_vllm_must_be_there(tiny: Path, tiny_reward: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import trl.import_utils
-
-    monkeypatch.setattr(trl.import_utils, "is_vllm_available", lambda *_: False)
+    monkeypatch.setattr(importlib.import_module("trl.import_utils"), "is_vllm_available", lambda *_: False)
     with pytest.raises(InputError, match="use_vllm needs the package vllm, which is not there"):
         run("rloo", tiny, tiny_reward, tmp_path, "--use_vllm", "true")
 

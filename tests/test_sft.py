@@ -134,6 +134,19 @@ def test_the_end_alone_is_kept_by_default_and_lora_is_merged(tiny: Path, example
     assert not torch.allclose(merged, base, atol=1e-4)
 
 
+def test_from_an_adapter(tiny: Path, examples: Path, tmp_path: Path) -> None:
+    """Held-out examples are asked of base and adapter together before, and of the merged model after."""
+    few = ("--use_peft", "true", "--lora_r", 4, "--max_steps", 2, "--checkpoint_steps", 2)
+    first = sft(tiny, examples, tmp_path / "first", *few)
+    adapter = tmp_path / "first" / "checkpoint-2"
+    for name, more in (("lora", ()), ("auto", ("--dtype", "auto"))):
+        again = sft(adapter, examples, tmp_path / name, *few, *more)
+        assert again["merged_from"]["adapter"] == str(adapter)
+        assert again["model"] == str(tmp_path / name / "start")
+        assert again["held_out"]["before"]["loss"] == pytest.approx(first["held_out"]["after"]["loss"], abs=1e-5)
+        assert again["held_out"]["after"]["loss"] < again["held_out"]["before"]["loss"]
+
+
 def test_rl_starts_from_the_model(whole: Any, tiny_reward: Path, tmp_path: Path) -> None:
     from trl import ModelConfig, RLOOConfig
 
