@@ -123,3 +123,20 @@ def test_the_announced_room_is_that_of_what_is_saved(
     assert "2 checkpoints need about 7064 MiB" in caplog.text, (
         "two models, each with a state of twice as much, and the merged one"
     )
+
+
+def test_a_result_is_written_whatever_its_numbers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Also what is measured at the end of a fine-tuning that diverged."""
+    from reward.stage import Stage
+    from train.sft import summary
+
+    known = {"exact_match": 0.5, "n": 4}
+    held_out = {"before": {**known, "loss": 2.0}, "after": {**known, "loss": float("nan")}}
+    Stage(tmp_path, "sft.json", {}).finish(
+        {"steps": 9, "examples": 5, "held_out": held_out, "log": [{"step": 3, "entropy": float("inf")}]}
+    )
+    result = json.loads((tmp_path / "sft.json").read_text())
+    assert (result["held_out"]["after"]["loss"], result["log"][0]["entropy"]) == (None, None)
+    assert "sft: held_out: after: loss is nan: written as null" in caplog.text
+    assert "sft: log at step 3: entropy is inf: written as null" in caplog.text
+    assert "loss per token 2.0000 -> not finite" in summary(result)
