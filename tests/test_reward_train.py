@@ -76,6 +76,7 @@ def test_what_is_reported_is_what_the_saved_model_does(lora: tuple[Path, dict[st
     description = json.loads((output / "model" / DESCRIPTION).read_text())
     assert description["score_std"] == measured["score_std"] > 0
     assert description["accuracy"] == measured["accuracy"]
+    assert result["settings"]["processes"] == 1
     assert {"reading", "head", "training", "saving", "scoring"} == set(result["seconds"])
 
 

@@ -73,6 +73,7 @@ def test_a_whole_run(whole: Any, tiny: Path) -> None:
     policy = json.loads((output / "checkpoint-2" / "policy.json").read_text())
     assert (policy["algorithm"], policy["step_name"]) == ("sft", "training step")
     assert result["steps"] == len(result["log"]) == 4
+    assert result["settings"]["processes"] == 1
     assert result["examples"] + result["held_out_examples"] == len(ROWS)
     held_out = result["held_out"]
     assert held_out["after"]["loss"] < held_out["before"]["loss"]
