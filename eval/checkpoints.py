@@ -225,10 +225,20 @@ def config_sha256(config: Any) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def weights_mib(model: str) -> float:
-    """Size of a local model's weight files in MiB; 0 for a hub id, whose size is not known without fetching it."""
-    folder = Path(model)
-    return sum(p.stat().st_size for pattern in WEIGHT_PATTERNS for p in folder.glob(pattern)) / 2**20
+def weights_mib(model: str, revision: str | None, dtype: str, kind: Any = AutoModelForCausalLM) -> float:
+    """Size in MiB of the model's weights when they are saved in `dtype` (auto: in which they are stored), by its
+    configuration alone, so that a hub model need not be there. kind: transformers' class for it.
+
+    Raises InputError where the model is not there or not of this kind.
+    """
+    config = check_model(model, revision)
+    stored = config.dtype or torch.float32
+    try:
+        with torch.device("meta"):
+            empty = kind.from_config(config, dtype=stored if dtype == "auto" else getattr(torch, dtype))
+    except ValueError as error:
+        raise InputError(f"model {model} cannot be made as {kind.__name__}: {first_lines(error)}") from error
+    return sum(p.numel() * p.element_size() for p in empty.parameters()) / 2**20
 
 
 def base_parameters(model: Any) -> int | None:

@@ -80,7 +80,7 @@ def parse(types: Sequence[type], argv: Sequence[str], prog: str) -> tuple[Any, .
         *values, rest = parser.parse_args_into_dataclasses(
             argv, return_remaining_strings=True, look_for_args_file=False
         )
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ImportError) as error:  # ImportError: for a package that an option needs
         raise InputError(f"{prog}: {error}") from error
     if rest:
         raise InputError(f"{prog}: cannot read '{rest[0]}' on the command line; options are written --name value")

@@ -17,6 +17,7 @@ from eval.views.explained import of_checkpoint
 from eval.views.gathered import Curve
 
 RUN_KEYS = ("data", "git_commit", "format", "dtype")
+"""Of an evaluation; what the training says of these is recorded beside them, as training_data ..."""
 ASKED = ("format", "system_turn", "dtype", "prompt_version", "evaluation", "data", "data_sha256")
 """How a policy was asked: what two curves of one training may differ in."""
 NO_NUMBERS = ("experiments", "conditions", "paraphrases")
@@ -81,9 +82,10 @@ def trained_setup(setup: str) -> str:
 
 def config_of(curve: Curve, policy: str, condition: str) -> dict[str, Any]:
     """The settings of an evaluation's run."""
-    kept = {k: {**curve.summaries[0], **curve.described}.get(k) for k in RUN_KEYS}
+    kept = {k: curve.summaries[0].get(k) for k in RUN_KEYS}
+    trained = {f"training_{k}": curve.described[k] for k in RUN_KEYS if k in curve.described}
     return {
-        **kept, "condition": condition, "policy": policy, "setup": evaluated_setup(curve, policy),
+        **kept, **trained, "condition": condition, "policy": policy, "setup": evaluated_setup(curve, policy),
         "model": curve.model, "model_params": curve.model_params, "algorithm": curve.algorithm, "seed": curve.seed,
         "step_name": curve.step_name,
     }  # fmt: skip

@@ -1,6 +1,6 @@
 """A training stage on disk: what it was started with, and whether it is finished, so that a command can be repeated.
 
-folder/settings.json  written at the start; another start with other settings is refused instead of mixed
+folder/settings.json  written when all is checked; another start with other settings is refused instead of mixed
 folder/<result>.json  written last and atomically: its presence means that the stage is finished
 """
 
@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from eval.config import InputError
-from eval.results import write_json
+from eval.config import InputError, check_seed
+from eval.results import read_json, write_json
+
+log = logging.getLogger(__name__)
 
 FREE = {
     "output_dir", "logging_dir", "run_name", "report_to", "disable_tqdm", "log_level", "local_rank", "ddp_timeout",
@@ -22,6 +27,10 @@ FREE = {
 written down, least of all a token."""
 
 
+OPTIMIZER_STATES = ("optimizer.pt", "optimizer.bin", "optimizer_0", "global_step*")
+"""The optimizer's state in a checkpoint: the Trainer's own, FSDP2's in one file or in shards, DeepSpeed's."""
+
+
 def settings_of(*configs: Any, **more: Any) -> dict[str, Any]:
     """The settings of dataclasses as JSON values, without FREE, plus `more` (hashes of data and weights)."""
     settings = {f.name: getattr(c, f.name) for c in configs for f in dataclasses.fields(c) if f.name not in FREE}
@@ -29,13 +38,58 @@ def settings_of(*configs: Any, **more: Any) -> dict[str, Any]:
     return json.loads(json.dumps({**plain, **more}, default=str))
 
 
-def last_checkpoint(folder: Path, *needed: str) -> Path | None:
-    """The latest checkpoint-N in `folder` that has all files in `needed`; None without one.
+def check_counts(config: Any) -> None:
+    """Raises InputError for a batch of nothing."""
+    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+        if (value := getattr(config, name)) < 1:
+            raise InputError(f"{name} must be at least 1, not {value}")
 
-    The Trainer writes trainer_state.json last, so a save that was killed does not have it.
+
+def check_trainer(config: Any) -> None:
+    """Raises InputError for options of the Trainer with which it would end in an error after its start."""
+    check_seed(config.seed)
+    check_counts(config)
+    if not 0 <= config.learning_rate < math.inf:
+        raise InputError(f"learning_rate must be a number of at least 0, not {config.learning_rate}")
+    if (asked := getattr(config.eval_strategy, "value", config.eval_strategy)) != "no":
+        raise InputError(
+            f"eval_strategy must be 'no', not '{asked}': what is held out is measured by us, at the checkpoints or at "
+            "the end; leave it out"
+        )
+
+
+def built(build: Callable[[], Any]) -> Any:
+    """The trainer that `build` makes. InputError for options that TRL, peft or transformers refuse in making it."""
+    from eval.hub import first_lines
+
+    try:
+        return build()
+    except (ValueError, ImportError, NotImplementedError) as error:
+        raise InputError(f"the trainer cannot be made with these options: {first_lines(error)}") from error
+
+
+def last_checkpoint(folder: Path, *needed: str) -> Path | None:
+    """The latest checkpoint-N in `folder` that can be gone on from: it has an optimizer's state, all files in `needed`,
+    and a trainer_state.json that can be read; None without one.
+
+    The Trainer writes trainer_state.json last, so a save that was killed does not have it, or has a part of it.
     """
-    found = [p for p in folder.glob("checkpoint-*") if all((p / name).is_file() for name in needed)]
-    return max(found, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+    from eval.targets import numbered
+
+    for _, path in sorted(numbered(folder).items(), reverse=True):
+        optimizer = any(next(path.glob(name), None) for name in OPTIMIZER_STATES)
+        if optimizer and all((path / name).is_file() for name in needed) and _is_whole(path / "trainer_state.json"):
+            return path
+    return None
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file is there and holds JSON to its end."""
+    try:
+        json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def train_from(trainer: Any, resumed: Path | None, ended: bool = False) -> bool:
@@ -65,23 +119,41 @@ class Stage:
         self.settings = settings
 
     def begin(self) -> dict[str, Any] | None:
-        """The result if the stage is finished, else None, the settings recorded.
+        """The result if the stage is finished, else None. Nothing is written.
 
         Raises InputError where the folder was started with other settings.
         """
-        path = self.folder / "settings.json"
-        if path.is_file():
-            found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(self.folder / "settings.json")
+        if found is not None:
+            if "processes" not in found:  # by an earlier version, which did not write them down
+                self.settings.pop("processes", None)
             for name in sorted({*found, *self.settings}):
                 if found.get(name) != self.settings.get(name):
                     raise InputError(
                         f"{self.folder} was started with {name} = {found.get(name)!r}, now it is "
                         f"{self.settings.get(name)!r}; choose another --output_dir or remove the folder"
                     )
-        else:
-            write_json(path, self.settings)
-        return json.loads(self.result_path.read_text(encoding="utf-8")) if self.result_path.is_file() else None
+        return read_json(self.result_path)
+
+    def record(self) -> None:
+        """Writes the settings down: the options are accepted, and work begins."""
+        write_json(self.folder / "settings.json", self.settings)
 
     def finish(self, result: dict[str, Any]) -> None:
         """Marks the stage as finished."""
-        write_json(self.result_path, result)
+        write_json(self.result_path, finite(result, self.result_path.stem))
+
+
+def finite(value: Any, where: str) -> Any:
+    """`value` as JSON has it: None in place of each number that is not finite, of which is warned by its place, `where`
+    and the keys below, and by its step in a log.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        log.warning("%s is %s: written as null", where, value)
+        return None
+    if isinstance(value, dict):
+        step = f" at step {value['step']}" if "step" in value else ""
+        return {key: finite(part, f"{where}{step}: {key}") for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(part, where) for part in value]
+    return value

@@ -29,7 +29,7 @@ from eval.config import InputError, parse, prepare_output, run_main
 from eval.results import read_json, write_json, write_text
 from reward.dialogues import Pair
 from reward.preferences import check_share
-from reward.stage import Stage, last_checkpoint, settings_of, train_from
+from reward.stage import Stage, built, check_trainer, last_checkpoint, settings_of, train_from
 
 log = logging.getLogger(__name__)
 HEADS = ("fitted", "random")
@@ -91,6 +91,8 @@ class Clock:
 
 def train(arguments: RewardArguments, config: Any, model_args: Any) -> dict[str, Any]:
     """Trains, saves, measures what was saved; returns the content of reward.json."""
+    from transformers import AutoModelForSequenceClassification
+
     from eval.checkpoints import load_tokenizer, weights_id, weights_mib
     from eval.provenance import command, git_commit, machine, versions
     from eval.sources import data_folder, data_name
@@ -98,10 +100,13 @@ def train(arguments: RewardArguments, config: Any, model_args: Any) -> dict[str,
     from reward.model import check_chat_template, check_model_arguments
     from reward.preferences import fit_pairs, in_share, read_preferences, split_by_prompt
 
+    check_trainer(config)
     output, clock = Path(config.output_dir), Clock()
     check_training(config.report_to, config.run_name)
     model = check_model_arguments(model_args)
-    prepare_output(output, needed_mib=round(64 + 2 * weights_mib(model)))
+    dtype = model_args.dtype or "float32"
+    size = weights_mib(model, model_args.model_revision, dtype, AutoModelForSequenceClassification)
+    prepare_output(output, needed_mib=round(64 + 2 * size))
     with clock.stage("reading"):
         tokenizer = load_tokenizer(model, model_args.model_revision)
         check_chat_template(tokenizer, model)
@@ -111,7 +116,8 @@ def train(arguments: RewardArguments, config: Any, model_args: Any) -> dict[str,
         training, held_out = split_by_prompt(pairs, arguments.held_out, config.seed, arguments.max_pairs)
     weights = weights_id(model, model_args.model_revision)
     identity = {"base_weights": weights, "preferences": read.identity}
-    stage = Stage(output, "reward.json", settings_of(config, model_args, arguments, **identity))
+    settings = settings_of(config, model_args, arguments, processes=config.world_size, **identity)
+    stage = Stage(output, "reward.json", settings)
     if result := stage.begin():
         log.info("reward model finished already: %s", output / "model")
         return result
@@ -150,13 +156,14 @@ def _run(
     arguments, config, model_args = options
     training, held_out = pairs
     folder = stage.folder / "model"
-    resumed = last_checkpoint(stage.folder, "trainer_state.json")
+    resumed = last_checkpoint(stage.folder)
     model = load_base(model_args, config, tokenizer)
     described["model_params"] = base_parameters(model)
     if arguments.head == "fitted":
         with clock.stage("head"):
             described["head"] = _fitted_head(model, tokenizer, training, config, stage.folder, resumed is not None)
-    trainer = _trainer(model, tokenizer, training, options)
+    trainer = built(lambda: _trainer(model, tokenizer, training, options))
+    stage.record()
     tracking = _start_wandb(config, stage, described)
     with clock.stage("training"):
         train_from(trainer, resumed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from eval.config import InputError
 from tests.test_resume import run
 from train.arguments import PolicyArguments
-from train.budget import MOST, AdaptiveKL, Alerts, departures
+from train.budget import MOST, AdaptiveKL, Alerts, alerted_steps, departures
 
 HEALTHY = {"samples": 1, "kl": 0.05, "entropy": 2.8, "observed/repetition": 0.05, "observed/tokens": 20.0}
 
@@ -42,6 +43,7 @@ def test_beta_follows_the_kl_within_its_bounds() -> None:
     assert followed(controller, *[9.0] * 5, *[0.01] * 5) == 0.02, "nothing is summed up"
     controller.on_log(None, SimpleNamespace(log_history=[{"train_runtime": 3.0}]), None)
     assert controller.trainer.beta == 0.02
+    assert followed(controller, 9.0, math.nan) == pytest.approx(0.02 * MOST), "NaN is no KL, and makes no beta"
 
 
 def test_a_simulated_policy_is_held_at_the_budget() -> None:
@@ -107,6 +109,9 @@ def test_an_alert_is_told_once_for_each_crossing_with_answers(tmp_path: Path) ->
     assert written[0]["samples"] == [{"prompt": "Why?", "answer": "I am sorry."}] * 3
     assert told[0][0] == "kl out of its band at step 13"
     resumed = SimpleNamespace(global_step=20, is_world_process_zero=True)
+    with alerts.path.open("a") as out:
+        out.write('{"step": 14, "al')  # a kill in the middle of a line
+    assert alerted_steps(alerts.path) == {13, 33}
     alerts.on_train_begin(None, resumed, None)
     assert [json.loads(line)["step"] for line in alerts.path.read_text().splitlines()] == [13]
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
+import train.checks
 import train.policy
 from eval.checkpoints import load_checkpoint
 from eval.config import InputError
 from tests.test_checkpoints import adapter_for
-from tests.test_resume import run, same_weights
+from tests.test_resume import Killed, run, same_weights
 
 TWO_STEPS = ("--max_steps", 2, "--checkpoint_steps", 0, 2, "--sample_prompts", 4)
 IDS = torch.tensor([[5, 6, 7, 8]])
@@ -67,6 +71,50 @@ def test_a_merged_start_resumes_and_is_merged_once(
     same_weights(tmp_path / "a" / "checkpoint-2", tmp_path / "b" / "checkpoint-2")
 
 
+def test_a_refused_command_leaves_the_start_of_another_run(
+    adapted: Path, tiny: Path, tiny_reward: Path, tmp_path: Path
+) -> None:
+    output, other = tmp_path / "run", tmp_path / "other"
+    finished = run("rloo", adapted, tiny_reward, output, *TWO_STEPS)
+    before = (output / "start" / "model.safetensors").read_bytes()
+    shutil.copytree(adapted, other)
+    for refused, more in ((other, ()), (adapted, ("--dtype", "bfloat16"))):
+        with pytest.raises(
+            InputError, match=r"start was merged with (adapter|dtype) = .*; choose another --output_dir"
+        ):
+            run("rloo", refused, tiny_reward, output, *TWO_STEPS, *more)
+    assert (output / "start" / "model.safetensors").read_bytes() == before
+    assert run("rloo", adapted, tiny_reward, output, *TWO_STEPS) == finished
+
+
+def test_a_merge_that_was_killed_is_done_again(
+    adapted: Path, tiny: Path, tiny_reward: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(path: Path, value: Any) -> None:
+        raise Killed
+
+    monkeypatch.setattr(train.policy, "write_json", killed)
+    with pytest.raises(Killed):
+        run("rloo", adapted, tiny_reward, tmp_path, *TWO_STEPS)
+    assert not (tmp_path / "start").exists()
+    monkeypatch.undo()
+    (tmp_path / "start").mkdir()  # as an earlier version left it
+    assert run("rloo", adapted, tiny_reward, tmp_path, *TWO_STEPS)["steps"] == 2
+    assert (tmp_path / "start" / "merged.json").is_file()
+    assert not list(tmp_path.glob(".start*"))
+
+
+def test_dtype_auto_keeps_that_of_the_base(adapted: Path, tiny: Path, tiny_reward: Path, tmp_path: Path) -> None:
+    half = tmp_path / "half"
+    shutil.copytree(tiny, half)
+    AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.bfloat16).save_pretrained(half)
+    first = run("rloo", half, tiny_reward, tmp_path / "first", *TWO_STEPS, "--dtype", "auto")
+    assert first["dtype"] == "auto"
+    run("rloo", tmp_path / "first" / "checkpoint-2", tiny_reward, tmp_path / "second", *TWO_STEPS, "--dtype", "auto")
+    start = load_file(tmp_path / "second" / "start" / "model.safetensors")
+    assert {tensor.dtype for tensor in start.values()} == {torch.bfloat16}
+
+
 def test_an_adapter_that_does_not_say_its_base(tiny: Path, tiny_reward: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has no policy\.json, which says on what it was trained; give a checkpoint"):
         run("rloo", adapter_for(tiny, tmp_path / "adapter"), tiny_reward, tmp_path / "out")
@@ -75,7 +123,7 @@ def test_an_adapter_that_does_not_say_its_base(tiny: Path, tiny_reward: Path, tm
 def test_quantised_weights_need_bitsandbytes_and_an_adapter(
     tiny: Path, tiny_reward: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train.policy, "is_bitsandbytes_available", lambda: False)
+    monkeypatch.setattr(train.checks, "is_bitsandbytes_available", lambda: False)
     with pytest.raises(InputError, match="load_in_4bit needs the package bitsandbytes, which is not there"):
         run("rloo", tiny, tiny_reward, tmp_path, "--load_in_4bit", "true")
     with pytest.raises(InputError, match="load_in_8bit needs use_peft"):

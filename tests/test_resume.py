@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import platform
 import shutil
 from collections.abc import Callable
@@ -13,16 +14,20 @@ from typing import Any
 
 import pytest
 import torch
+import trl
 import wandb
 from safetensors.torch import load_file
 
 import train.callbacks
+import train.online
+import train.rloo
 import train.run
-from eval.config import parse
+from eval.config import InputError, parse
 from eval.results import write_json
-from reward.stage import last_checkpoint
+from reward.stage import Stage, last_checkpoint
 from tests.test_tracking import read_back
 from tests.test_train import rloo_arguments
+from train.callbacks import drop_optimizer_states, resume_from
 
 NOT_LEARNED = {"step_time", "epoch"}
 """Logged numbers that are no function of what was learned."""
@@ -206,3 +211,97 @@ def test_what_a_kill_left_unsent_is_sent_by_the_same_command_on_another_machine_
     assert {r["rlhf_step"] for r in found[f"eval-{policies[0]}-q"]["rows"]} == {0, 2}
     assert f"report-{policies[0]}" in found and f"train-{policies[0]}" in found
     assert len({e["run"]["run_group"] for e in found.values()}) == 1
+
+
+STATES = {
+    "one process": "optimizer.pt",
+    "FSDP2": "optimizer.bin",
+    "FSDP2 in shards": "optimizer_0/",
+    "ZeRO-3": "global_step50/",
+}
+
+
+@pytest.mark.parametrize("state", STATES.values(), ids=STATES)
+def test_any_optimizer_state_is_gone_on_from_and_dropped(state: str, tmp_path: Path) -> None:
+    """With a folder beside them that somebody made, and a save that was killed."""
+    for name in ("checkpoint-0", "checkpoint-50", "checkpoint-100", "checkpoint-150", "checkpoint-50-keep"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "policy.json").write_text("{}")
+        if name != "checkpoint-0":
+            (folder / "trainer_state.json").write_text('{"global' if name == "checkpoint-150" else "{}")
+            (folder / state).mkdir() if state.endswith("/") else (folder / state).write_text("")
+            (folder / "scheduler.pt").write_text("")
+    assert resume_from(tmp_path) == tmp_path / "checkpoint-100"
+    drop_optimizer_states(tmp_path / "checkpoint-100")
+    has = {p.name: (p / state).exists() and (p / "scheduler.pt").exists() for p in tmp_path.glob("checkpoint-*")}
+    assert has == {
+        "checkpoint-0": False, "checkpoint-50": False, "checkpoint-100": True, "checkpoint-150": True,
+        "checkpoint-50-keep": True,
+    }  # fmt: skip
+
+
+def test_checkpoints_that_cannot_be_gone_on_from_are_not_trained_over(
+    tiny: Path, tiny_reward: Path, tmp_path: Path
+) -> None:
+    more = ("--sample_prompts", 0)
+    run("rloo", tiny, tiny_reward, tmp_path, *more)
+    (tmp_path / "rloo.json").unlink()
+    for path in tmp_path.glob("checkpoint-*/optimizer.pt"):
+        path.unlink()
+    before = (tmp_path / "checkpoint-2" / "policy.json").stat().st_mtime_ns
+    with pytest.raises(InputError, match=r"has complete checkpoints \(steps 2, 4\) and none that can be gone on from"):
+        run("rloo", tiny, tiny_reward, tmp_path, *more)
+    assert (tmp_path / "checkpoint-2" / "policy.json").stat().st_mtime_ns == before
+    for step in (2, 4):
+        shutil.rmtree(tmp_path / f"checkpoint-{step}")
+    assert run("rloo", tiny, tiny_reward, tmp_path, *more)["steps"] == 4, "step 0 alone is no training to lose"
+
+
+def test_another_number_of_processes_is_another_run(tmp_path: Path) -> None:
+    """Except for a folder that does not say with how many it was started."""
+    one = Stage(tmp_path, "r.json", {"seed": 0, "processes": 1})
+    assert one.begin() is None
+    one.record()
+    with pytest.raises(InputError, match="was started with processes = 1, now it is 2"):
+        Stage(tmp_path, "r.json", {"seed": 0, "processes": 2}).begin()
+    write_json(tmp_path / "settings.json", {"seed": 0})
+    old = Stage(tmp_path, "r.json", {"seed": 0, "processes": 2})
+    assert old.begin() is None
+    assert old.settings == {"seed": 0}, "what is recorded stays as it was"
+    with pytest.raises(InputError, match="was started with seed = 0, now it is 1"):
+        Stage(tmp_path, "r.json", {"seed": 1, "processes": 2}).begin()
+
+
+def test_settings_say_how_many_processes(tiny: Path, tiny_reward: Path, tmp_path: Path) -> None:
+    run("rloo", tiny, tiny_reward, tmp_path, "--sample_prompts", 0, "--max_steps", 2, "--checkpoint_steps", 2)
+    assert json.loads((tmp_path / "settings.json").read_text())["processes"] == 1
+
+
+def test_a_number_that_is_not_finite_is_null_and_told(
+    tiny: Path, tiny_reward: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It kept the stage from ever finishing."""
+    from train.summary import summary
+
+    real = train.online.logged
+
+    def with_inf(base: type) -> type:
+        class Odd(real(base)):
+            def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
+                if self.state.global_step == 3:
+                    logs |= {"grad_norm": math.inf}
+                    self._metrics["train"] |= {"reward": [math.nan], "kl": [math.nan]}
+                super().log(logs, start_time)
+
+        return Odd
+
+    odd = train.rloo.ALGORITHM._replace(trainer=with_inf(trl.RLOOTrainer))
+    monkeypatch.setattr(train.rloo, "ALGORITHM", odd)
+    result = run("rloo", tiny, tiny_reward, tmp_path, "--sample_prompts", 0)
+    assert result == json.loads((tmp_path / "rloo.json").read_text())
+    assert [entry["grad_norm"] is None for entry in result["log"]] == [False, False, True, False]
+    assert "rloo: log at step 3: grad_norm is inf: written as null" in caplog.text
+    assert all(entry["beta"] > 0 for entry in result["log"]), "the KL budget passes over a KL that is no number"
+    means = [entry["reward"] for entry in result["log"] if entry["reward"] is not None]
+    assert f"learned reward {sum(means) / 3:.3f} (first 4 steps)" in summary(result)

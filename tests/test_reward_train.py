@@ -76,6 +76,7 @@ def test_what_is_reported_is_what_the_saved_model_does(lora: tuple[Path, dict[st
     description = json.loads((output / "model" / DESCRIPTION).read_text())
     assert description["score_std"] == measured["score_std"] > 0
     assert description["accuracy"] == measured["accuracy"]
+    assert result["settings"]["processes"] == 1
     assert {"reading", "head", "training", "saving", "scoring"} == set(result["seconds"])
 
 
@@ -110,6 +111,18 @@ def test_resumed_after_a_kill_it_ends_the_same(
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
     assert again["margin"] == result["margin"]
     assert again["accuracy"] == result["accuracy"]
+
+
+def test_a_save_that_was_killed_is_passed_over(tiny: Path, lora: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """Whatever the kill left of it; and a folder of another name that somebody made."""
+    killed = tmp_path / "killed"
+    shutil.copytree(lora[0], killed)
+    (killed / "reward.json").unlink()
+    (killed / "checkpoint-6" / "trainer_state.json").write_text("")
+    shutil.copytree(killed / "checkpoint-3", killed / "checkpoint-4-keep")
+    again = trained(tiny, killed, *LORA, "--max_pairs", 60)
+    assert again["resumed_from"] == "checkpoint-3"
+    assert again["margin"] == lora[1]["margin"]
 
 
 def test_two_processes_end_with_the_same_reward_model(
@@ -176,9 +189,13 @@ def test_over_long_pairs_are_cut_or_refused_and_counted(tiny: Path, tmp_path: Pa
         (("--preferences", "no/such.jsonl"), "no/such.jsonl is not there"),
         (("--max_length", "4"), "no pair has at most 4 tokens"),
         (("--preference_label", "kinder"), "must be better or safer, not 'kinder'"),
+        (("--seed", "-1"), "seed must be at least 0, not -1"),
+        (("--eval_strategy", "steps"), "eval_strategy must be 'no', not 'steps'"),
+        ((*LORA[:-2], "nosuch"), "cannot be made with these options: No modules were targeted"),
     ],
 )
 def test_bad_input_is_found_before_training(tiny: Path, tmp_path: Path, more: tuple[str, ...], said: str) -> None:
     with pytest.raises(InputError, match=said):
         trained(tiny, tmp_path / "run", *more)
     assert not (tmp_path / "run" / "model").exists()
+    assert not (tmp_path / "run" / "settings.json").exists(), "the corrected command is not refused"

@@ -50,9 +50,13 @@ def moved(tiny: Path) -> Any:
 def test_kl_and_entropy_are_those_of_plain_passes(samples: Samples, tiny: Path) -> None:
     model = moved(tiny)
     rows = samples(model, 0)
-    again = samples.path(0)
-    again.unlink()
+    summary = samples.folder / "summary.json"
+    told = summary.read_text()
+    samples.path(0).unlink()
     assert samples(model, 0) == rows, "one seed, one set of answers"
+    summary.unlink()  # a kill after the answers
+    assert samples(model, 0) == rows
+    assert summary.read_text() == told
     for row, prompt in zip(rows, PROMPTS, strict=True):
         ids = samples.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
         assert samples.tokenizer.decode(row["answer_ids"], skip_special_tokens=True) == row["answer"]

@@ -73,6 +73,7 @@ def test_a_whole_run(whole: Any, tiny: Path) -> None:
     policy = json.loads((output / "checkpoint-2" / "policy.json").read_text())
     assert (policy["algorithm"], policy["step_name"]) == ("sft", "training step")
     assert result["steps"] == len(result["log"]) == 4
+    assert result["settings"]["processes"] == 1
     assert result["examples"] + result["held_out_examples"] == len(ROWS)
     held_out = result["held_out"]
     assert held_out["after"]["loss"] < held_out["before"]["loss"]
@@ -132,6 +133,19 @@ def test_the_end_alone_is_kept_by_default_and_lora_is_merged(tiny: Path, example
         base = load_checkpoint(str(tiny)).model(ids).logits
     assert torch.allclose(merged, adapted, atol=1e-4)
     assert not torch.allclose(merged, base, atol=1e-4)
+
+
+def test_from_an_adapter(tiny: Path, examples: Path, tmp_path: Path) -> None:
+    """Held-out examples are asked of base and adapter together before, and of the merged model after."""
+    few = ("--use_peft", "true", "--lora_r", 4, "--max_steps", 2, "--checkpoint_steps", 2)
+    first = sft(tiny, examples, tmp_path / "first", *few)
+    adapter = tmp_path / "first" / "checkpoint-2"
+    for name, more in (("lora", ()), ("auto", ("--dtype", "auto"))):
+        again = sft(adapter, examples, tmp_path / name, *few, *more)
+        assert again["merged_from"]["adapter"] == str(adapter)
+        assert again["model"] == str(tmp_path / name / "start")
+        assert again["held_out"]["before"]["loss"] == pytest.approx(first["held_out"]["after"]["loss"], abs=1e-5)
+        assert again["held_out"]["after"]["loss"] < again["held_out"]["before"]["loss"]
 
 
 def test_rl_starts_from_the_model(whole: Any, tiny_reward: Path, tmp_path: Path) -> None:

@@ -91,13 +91,17 @@ def test_offline_files_hold_what_the_results_hold(tmp_path: Path) -> None:
         "algorithm": "rloo",
         "model_params": 7,
         "seed": 3,
-        "data": "small set",
+        "data": "named sources",
+        "dtype": "bfloat16",
         "git_commit": "c",
     }
     (tmp_path / "run.json").write_text(json.dumps(described))
-    summary(tmp_path, 20, 0.5)
-    summary(tmp_path, 0, 0.25)
+    summary(tmp_path, 20, 0.5, git_commit="e")
+    summary(tmp_path, 0, 0.25, git_commit="e")
     written = publish(tmp_path)
+    own = {"data": "small set", "dtype": "float32", "git_commit": "e"} | {
+        f"training_{name}": described.pop(name) for name in ("data", "dtype", "git_commit")
+    }
     assert written == ["eval-p-q", "eval-p-q-if", "eval-p-q-if-cot", "eval-p-q-match-stats", "eval-p-q-inverse"]
     found = read_back(tmp_path)
     assert sorted(found) == sorted(written)
@@ -105,7 +109,7 @@ def test_offline_files_hold_what_the_results_hold(tmp_path: Path) -> None:
         entry = found[run_id]
         assert (entry["run"]["run_group"], entry["run"]["job_type"]) == ("p", "eval")
         config = entry["run"]["config"]["update"]
-        assert {**described, "model": "m", "condition": condition}.items() <= config.items()
+        assert {**described, **own, "model": "m", "condition": condition}.items() <= config.items()
         rows = {r["rlhf_step"]: r["eval/winogender/rho"] for r in entry["rows"]}
         assert rows == {0: 0.25 + k, 20: 0.5 + k}
         assert entry["rows"][0]["eval/winogender/rho_low"] == -0.75

@@ -52,7 +52,8 @@ def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def evaluated(tiny: Path, tiny_reward: Path, evaluation: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     output = tmp_path_factory.mktemp("runs") / "with"
-    return output, rloo(tiny, tiny_reward, output, "--evaluation", evaluation)
+    more = ("--evaluation", evaluation, "--keep_optimizer_states", "all")  # to be killed before the last one
+    return output, rloo(tiny, tiny_reward, output, *more)
 
 
 def test_checkpoints_exactly_at_the_scheduled_steps_each_evaluated(evaluated: Any) -> None:

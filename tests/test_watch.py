@@ -45,7 +45,7 @@ def run(request: pytest.FixtureRequest, tiny: Path, tiny_reward: Path, tmp_path_
 def plain(tiny: Path, tiny_reward: Path, tmp_path_factory) -> Path:
     """A finished training that was not evaluated."""
     output = tmp_path_factory.mktemp("plain") / "run"
-    rloo(tiny, tiny_reward, output)
+    rloo(tiny, tiny_reward, output, "--keep_optimizer_states", "all")
     write_json(output / EVALUATION_FILE, FEW)
     return output
 

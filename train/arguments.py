@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from eval.config import EvaluationConfig, InputError, nearest, parse
 from reward.functions import RewardOptions
 from reward.preferences import check_share
+from reward.stage import check_counts
 from train.schedule import numbers
 
 EVALUATE = ("in_process", "watch", "afterwards")
@@ -34,7 +35,8 @@ class CheckpointOptions:
         default="in_process",
         metadata={
             "help": "in_process (when saved), watch (by `python -m eval watch OUTPUT_DIR`, in another process or on "
-            "another GPU), or afterwards (all checkpoints, when training has ended)"
+            "another GPU), or afterwards (all checkpoints, when training has ended). With load_in_4bit or load_in_8bit "
+            "watch or afterwards, which measure the adapter on the weights as they are stored, not quantised"
         },
     )
     data_dir: str | None = field(
@@ -55,6 +57,14 @@ class CheckpointOptions:
         (evaluation,) = parse([EvaluationConfig], ["--config", self.evaluation], "evaluation")
         evaluation.data_dir = evaluation.data_dir or self.data_dir
         return evaluation
+
+
+class Counted:
+    """Before TRL's RL configurations among a class's bases: what they divide by is checked first."""
+
+    def __post_init__(self) -> None:
+        check_counts(self)
+        super().__post_init__()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @dataclass

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,8 @@ class AdaptiveKL(TrainerCallback):
         self._follow(state)
 
     def _follow(self, state: Any) -> None:
-        last = [entry["kl"] for entry in state.log_history if entry.get("kl") is not None][-FIRST:]
+        known = [entry["kl"] for entry in state.log_history if entry.get("kl") is not None]
+        last = [kl for kl in known if not math.isnan(kl)][-FIRST:]
         if last:
             excess = max(sum(last) / len(last) / self.target, 1.0)
             self.trainer.beta = self.least * min(excess**STEEP, MOST)
@@ -97,9 +99,13 @@ def departures(entries: Sequence[dict[str, Any]], options: PolicyArguments) -> d
 
 def alerted_steps(path: Path) -> set[int]:
     """The steps of the alerts in a file that Alerts writes; none where there is no file."""
-    if not path.is_file():
-        return set()
-    return {json.loads(line)["step"] for line in path.read_text(encoding="utf-8").splitlines()}
+    return {json.loads(line)["step"] for line in _whole_lines(path)}
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """The lines of alerts.jsonl, without a last one that a kill cut off; none where there is no file."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.is_file() else []
+    return [line for line in lines if line.endswith("\n")]
 
 
 class Alerts(TrainerCallback):
@@ -123,8 +129,8 @@ class Alerts(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Forgets alerts of steps that are done again after a kill."""
         if state.is_world_process_zero and self.path.is_file():
-            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-            write_text(self.path, "".join(line for line in lines if json.loads(line)["step"] <= state.global_step))
+            kept = [line for line in _whole_lines(self.path) if json.loads(line)["step"] <= state.global_step]
+            write_text(self.path, "".join(kept))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         entries = [entry for entry in state.log_history if "samples" in entry]

@@ -20,22 +20,20 @@ import torch
 from transformers import TrainerCallback
 
 from eval.checkpoints import POLICY_FILE, adapter_id, weights_id
-from eval.config import EvaluationConfig
+from eval.config import EvaluationConfig, InputError
 from eval.evaluate import evaluate
 from eval.model_card import write_card
 from eval.plan import Plan
 from eval.results import Busy, read_json, write_json
 from eval.scorers.transformers import TransformersScorer
-from eval.targets import RLHF_STEP, step_folder
+from eval.targets import RLHF_STEP, numbered, step_folder
 from eval.watch import not_sent
-from reward.stage import train_from
+from reward.stage import OPTIMIZER_STATES, last_checkpoint, train_from
 
 log = logging.getLogger(__name__)
 
-OPTIMIZER_STATES = ("optimizer.pt", "optimizer.bin", "optimizer_0", "scheduler.pt", "scaler.pt", "rng_state*.pth")
-"""What going on from a checkpoint needs beside the weights; DeepSpeed's states lie in global_step*."""
-RESUMABLE = ("trainer_state.json", "optimizer.pt", POLICY_FILE)
-"""What a checkpoint must have to be gone on from."""
+TRAINING_STATES = (*OPTIMIZER_STATES, "scheduler.pt", "scaler.pt", "rng_state*.pth")
+"""What going on from a checkpoint needs beside the weights."""
 WhenSaved = Callable[[Any, Any, Path, int], None]
 """Called with model (in evaluation mode), tokenizer, the checkpoint's folder and its step."""
 
@@ -121,6 +119,24 @@ class ScheduledCheckpoints(TrainerCallback):
         PartialState().wait_for_everyone()
 
 
+def resume_from(output: Path) -> Path | None:
+    """The checkpoint from which a training goes on; None where it begins.
+
+    Raises InputError where checkpoints after step 0 are complete and none has what training needs: it would begin
+    again and replace them.
+    """
+    if resumed := last_checkpoint(output, POLICY_FILE):
+        return resumed
+    steps = sorted(step for step, path in numbered(output).items() if step and (path / POLICY_FILE).is_file())
+    if steps:
+        raise InputError(
+            f"{output} has complete checkpoints (steps {', '.join(map(str, steps))}) and none that can be gone on from "
+            f"(trainer_state.json and one of {', '.join(OPTIMIZER_STATES)}); choose another --output_dir or remove the "
+            "folder"
+        )
+    return None
+
+
 def go_on(trainer: Any, resumed: Path | None, checkpoints: ScheduledCheckpoints, ended: bool = False) -> None:
     """Trains, from the checkpoint `resumed` where there is one; from that of the last step, or where training `ended`
     with it, only what a kill left undone of it is done.
@@ -135,11 +151,10 @@ def drop_optimizer_states(newest: Path) -> None:
     from.
     """
     last = int(newest.name.rpartition("-")[2])
-    for folder in newest.parent.glob("checkpoint-*"):
-        if int(folder.name.rpartition("-")[2]) < last:
-            for pattern in (*OPTIMIZER_STATES, "global_step*"):
-                for path in folder.glob(pattern):
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for step, folder in numbered(newest.parent).items():
+        if step < last:
+            for path in (found for pattern in TRAINING_STATES for found in folder.glob(pattern)):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 class CheckpointEvaluator:

@@ -15,11 +15,11 @@ from trl import GRPOConfig, GRPOTrainer
 
 from eval.config import run_main
 from train import online
-from train.arguments import PolicyArguments
+from train.arguments import Counted, PolicyArguments
 
 
 @dataclass
-class KLGRPOConfig(GRPOConfig):
+class KLGRPOConfig(Counted, GRPOConfig):
     """TRL's, with the KL penalty on."""
 
     beta: float = field(default=0.04, metadata={"help": "coefficient of the KL penalty (Shao et al. 2024: 0.04)"})

@@ -24,7 +24,7 @@ from eval.plan import plan
 from eval.provenance import command, git_commit, versions
 from eval.scorers.memory import keep_freed_memory
 from reward.functions import RewardOptions, Rewards, build_rewards, check_rewards, end_token_ids
-from reward.stage import Stage, settings_of
+from reward.stage import Stage, built, settings_of
 from train.arguments import PolicyArguments
 from train.prompts import Prompts, rl_prompts, seen_prompts
 from train.run import Run, publish_finished
@@ -63,15 +63,18 @@ def logged(base: type) -> type:
 
 def train(algorithm: Algorithm, arguments: PolicyArguments, config: Any, model_args: Any) -> dict[str, Any]:
     """Checks everything, trains, and returns the content of OUTPUT/ALGORITHM.json."""
-    from eval.checkpoints import base_parameters, load_tokenizer, weights_id, weights_mib
+    from eval.checkpoints import base_parameters, load_tokenizer, weights_id
     from eval.ledger import training_policy
     from eval.sources import data_folder, data_name
     from eval.tracking import check_training
     from reward.model import check_chat_template, lora_config
     from reward.preferences import in_share, read_preferences
-    from train.policy import starting_model
+    from train.checks import check_options, check_sampling, quantisation
+    from train.policy import make_room, starting_model
     from train.schedule import check_schedule, per_step
 
+    check_options(arguments, config, model_args)
+    check_sampling(config)
     output = Path(config.output_dir)
     check_training(config.report_to, config.run_name)
     if config.device.type == "cpu":
@@ -85,12 +88,7 @@ def train(algorithm: Algorithm, arguments: PolicyArguments, config: Any, model_a
     planned = plan(evaluation) if evaluation else None
     prepare_output(output)
     model, merged = starting_model(model_args, output)
-    per_checkpoint = 32 + (0.1 if model_args.use_peft else 1) * weights_mib(model)
-    states = 0.2 if model_args.use_peft else 2
-    kept = len(steps) if arguments.keep_optimizer_states == "all" else 1
-    needed = round(len(steps) * per_checkpoint + kept * states * weights_mib(model))
-    prepare_output(output, needed_mib=needed)
-    log.info("%d checkpoints need about %d MiB: %s", len(steps), needed, output)
+    make_room(output, steps, arguments, model_args, model)
     preferences = read_preferences(arguments.preferences, arguments.data_dir)
     tokenizer = load_tokenizer(model, model_args.model_revision)
     check_chat_template(tokenizer, model)
@@ -103,14 +101,16 @@ def train(algorithm: Algorithm, arguments: PolicyArguments, config: Any, model_a
         "preference_data": preferences.identity,
         "rewards": rewards,
     }
-    stage = Stage(output, f"{algorithm.name}.json", settings_of(config, model_args, arguments, **hashes))
+    settings = settings_of(config, model_args, arguments, processes=config.world_size, **hashes)
+    stage = Stage(output, f"{algorithm.name}.json", settings)
     if result := stage.begin():
         log.info("RLHF finished already: %s", output)
         publish_finished(output, config.report_to)
         return result
     end_ids = end_token_ids(model, model_args.model_revision, tokenizer)
-    built = build_rewards(rewards, str(config.device), end_ids, arguments.reward_dtype)
-    trainer = _trainer(algorithm, model, built, config, model_args, tokenizer, prompts, peft_config)
+    scored = build_rewards(rewards, str(config.device), end_ids, arguments.reward_dtype)
+    trainer = built(lambda: _trainer(algorithm, model, scored, config, model_args, tokenizer, prompts, peft_config))
+    stage.record()
     trainer.amounts = per_step(config, trainer.accelerator.num_processes)
     policy = {
         "policy": training_policy(output, stage.settings, config.run_name),
@@ -120,7 +120,8 @@ def train(algorithm: Algorithm, arguments: PolicyArguments, config: Any, model_a
         "merged_from": merged,
         "model_params": base_parameters(trainer.accelerator.unwrap_model(trainer.model)),
         "dtype": model_args.dtype or "float32",
-        "data": data_name(data_folder(arguments.data_dir)),
+        "quantisation": quantisation(model_args),
+        "data": "named sources" if arguments.preferences else data_name(data_folder(arguments.data_dir)),
         "seed": config.seed,
         "git_commit": git_commit(),
         "command": command(),
@@ -133,7 +134,7 @@ def train(algorithm: Algorithm, arguments: PolicyArguments, config: Any, model_a
         "settings": stage.settings,
         "result": stage.result_path.name,
     }
-    run = Run(trainer, stage, policy, arguments, end_ids, built, judges, prompts)
+    run = Run(trainer, stage, policy, arguments, end_ids, scored, judges, prompts)
     return run.run(evaluation, planned if arguments.evaluate == "in_process" else None, algorithm.adaptive)
 
 

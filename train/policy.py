@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers.utils import is_bitsandbytes_available
 
 from eval.checkpoints import (
     POLICY_FILE,
@@ -18,10 +18,12 @@ from eval.checkpoints import (
     load_tokenizer,
     read_policy,
     weights_id,
+    weights_mib,
 )  # fmt: skip
-from eval.config import InputError
+from eval.config import InputError, prepare_output
 from eval.results import read_json, write_json
 from reward.model import check_model_arguments
+from train.arguments import CheckpointOptions
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +32,9 @@ def starting_model(model_args: Any, output: Path) -> tuple[str, dict[str, Any] |
     """(the model to start from, what it was merged from or None). An adapter is merged into OUTPUT/start, once, so that
     the KL penalty is to the adapted policy and checkpoints are adapters on it.
 
-    Raises InputError where the model is not there, or an adapter does not say on what it was trained.
+    Raises InputError where the model is not there, an adapter does not say on what it was trained, or OUTPUT/start was
+    merged from something else: checkpoints may be adapters on it.
     """
-    check_quantization(model_args)
     name = model_args.model_name_or_path
     if not name or not (Path(name) / "adapter_config.json").is_file():
         return check_model_arguments(model_args), None
@@ -48,35 +50,53 @@ def starting_model(model_args: Any, output: Path) -> tuple[str, dict[str, Any] |
     folder = output / "start"
     merged = {"adapter": name, "base": base, "revision": revision, "dtype": model_args.dtype or "float32"}
     merged["adapter_weights"] = adapter_id(name)
-    if PartialState().is_main_process and read_json(folder / "merged.json") != merged:
+    found = read_json(folder / "merged.json")
+    for key, value in merged.items():
+        if found is not None and found.get(key) != value:
+            raise InputError(
+                f"{folder} was merged with {key} = {found.get(key)!r}, now it is {value!r}; choose another "
+                "--output_dir or remove the folder"
+            )
+    if PartialState().is_main_process and found is None:
         log.info("merging %s into its base, %s: %s", name, base, folder)
-        _merge(base, revision, name, merged["dtype"], folder)
-        write_json(folder / "merged.json", merged)
+        made = output / ".start-unfinished"
+        for left in (made, folder):  # by a kill
+            if left.exists():
+                shutil.rmtree(left)
+        _merge(base, revision, name, merged["dtype"], made)
+        write_json(made / "merged.json", merged)
+        made.rename(folder)
     PartialState().wait_for_everyone()
     model_args.model_revision = None
     return str(folder), merged
 
 
 def _merge(base: str, revision: str | None, adapter: str, dtype: str, folder: Path) -> None:
-    """Adds in fp32 and saves in `dtype`, with the base's tokenizer."""
+    """Adds in fp32 and saves in `dtype` (auto: in which the base is stored), with the base's tokenizer."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(base, revision=revision, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(base, revision=revision, dtype="auto")
+    kept = model.dtype if dtype == "auto" else getattr(torch, dtype)
+    model.float()
     merged: Any = PeftModel.from_pretrained(model, adapter).merge_and_unload()  # pyright: ignore[reportCallIssue]
-    merged.to(getattr(torch, dtype)).save_pretrained(folder)
+    merged.to(kept).save_pretrained(folder)
     load_tokenizer(base, revision).save_pretrained(folder)
 
 
-def check_quantization(model_args: Any) -> None:
-    """InputError where 4 or 8 bits are asked for and cannot be had: QLoRA needs bitsandbytes, and an adapter."""
-    if not (model_args.load_in_4bit or model_args.load_in_8bit):
-        return
-    asked = "load_in_4bit" if model_args.load_in_4bit else "load_in_8bit"
-    if not model_args.use_peft:
-        raise InputError(f"{asked} needs use_peft: quantised weights cannot be trained themselves, LoRA on them can")
-    if not is_bitsandbytes_available():
-        raise InputError(f"{asked} needs the package bitsandbytes, which is not there; pip install bitsandbytes")
+def make_room(
+    output: Path, steps: list[int], arguments: CheckpointOptions, model_args: Any, model: str, merged: bool = False
+) -> None:
+    """Says how much the checkpoints need, and the merged model where there will be one. InputError without that room.
+
+    An adapter is reckoned as a tenth of its model; an optimizer's state as twice what is trained.
+    """
+    whole = weights_mib(model, model_args.model_revision, model_args.dtype or "float32")
+    trained = 0.1 * whole if model_args.use_peft else whole
+    states = len(steps) if arguments.keep_optimizer_states == "all" else 1
+    needed = round(len(steps) * (32 + trained) + states * 2 * trained + (whole if merged else 0))
+    prepare_output(output, needed_mib=needed)
+    log.info("%d checkpoints need about %d MiB: %s", len(steps), needed, output)
 
 
 def init_kwargs(model_args: Any, given: dict[str, Any] | None) -> dict[str, Any]:

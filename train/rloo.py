@@ -12,15 +12,22 @@ all is done.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from trl import RLOOConfig, RLOOTrainer
 
 from eval.config import run_main
 from train import online
-from train.arguments import PolicyArguments
+from train.arguments import Counted, PolicyArguments
 
-ALGORITHM = online.Algorithm("rloo", online.logged(RLOOTrainer), RLOOConfig)
+
+@dataclass
+class CountedRLOOConfig(Counted, RLOOConfig):
+    """TRL's, with its counts checked."""
+
+
+ALGORITHM = online.Algorithm("rloo", online.logged(RLOOTrainer), CountedRLOOConfig)
 
 
 def train(arguments: PolicyArguments, config: Any, model_args: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from eval.plan import Plan
 from eval.results import write_json
 from eval.sources import data_folder
 from reward.functions import Rewards, build_rewards
-from reward.stage import Stage, last_checkpoint
+from reward.stage import Stage, finite
 from train.arguments import PolicyArguments
 from train.prompts import Prompts
 
@@ -83,9 +83,10 @@ class Run:
 
     def run(self, evaluation: EvaluationConfig | None, planned: Plan | None, adaptive: bool) -> dict[str, Any]:
         """Trains, and returns the result as it was written. planned: given where each checkpoint is evaluated here."""
-        from train.callbacks import RESUMABLE, ScheduledCheckpoints, go_on
+        from train.callbacks import ScheduledCheckpoints, go_on, resume_from
         from train.console import readable
 
+        resumed = resume_from(self.output)
         self.tracked = announce(self.trainer, self.output, self.policy, evaluation)
         self._watch_budget(adaptive)
         saved = self._when_saved(evaluation, planned)
@@ -93,7 +94,6 @@ class Run:
         checkpoints = ScheduledCheckpoints(self.trainer, self.policy, saved, keep)
         self.trainer.add_callback(checkpoints)
         readable(self.trainer, self.output)
-        resumed = last_checkpoint(self.output, *RESUMABLE)
         go_on(self.trainer, resumed, checkpoints, self._stopped_with(resumed))
         self.trainer.accelerator.wait_for_everyone()
         result = self._result()
@@ -174,13 +174,14 @@ class Run:
 
         state = self.trainer.state
         steps = [entry for entry in state.log_history if "samples" in entry]
-        return {
+        result = {
             **self.policy,
             "steps": state.global_step,
             "stopped": "at an alert" if state.global_step < self.trainer.args.max_steps else None,
             "samples": last_summary(self.output / "samples"),
             "log": steps,
         }
+        return finite(result, self.stage.result_path.stem)
 
     def _finish(self, result: dict[str, Any]) -> None:
         from train.figures import training_figure

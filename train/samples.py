@@ -69,16 +69,18 @@ class Samples:
         The random state of torch is set here: guard it (train.callbacks.undisturbed).
         """
         path = self.path(step)
-        if path.is_file():
-            return read_rows(path)
+        if not path.is_file():
+            write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in self._drawn(model)))
+        write_json(self.folder / "summary.json", summarise(self.folder))  # a kill may have kept it from being written
+        return read_rows(path)
+
+    def _drawn(self, model: Any) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
         torch.manual_seed(self.sampling.seed)
         with torch.no_grad():
             for start in range(0, len(self.prompts), AT_ONCE):
                 rows += self._answer(model, self.prompts[start : start + AT_ONCE])
         self._score(rows)
-        write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
-        write_json(self.folder / "summary.json", summarise(self.folder))
         return rows
 
     def _answer(self, model: Any, prompts: list[list[Message]]) -> list[dict[str, Any]]:

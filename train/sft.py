@@ -27,7 +27,7 @@ from eval.provenance import command, git_commit, machine, versions
 from eval.results import read_json
 from eval.scorers.memory import keep_freed_memory
 from eval.targets import TRAINING_STEP
-from reward.stage import Stage, last_checkpoint, settings_of
+from reward.stage import Stage, built, settings_of
 from train.arguments import CheckpointOptions
 from train.examples import Example
 from train.schedule import numbers
@@ -61,15 +61,17 @@ def train(arguments: SFTArguments, config: Any, model_args: Any) -> dict[str, An
     """Checks everything, trains, measures what was saved, and returns the content of OUTPUT/sft.json."""
     from accelerate import PartialState
 
-    from eval.checkpoints import base_parameters, load_tokenizer, weights_id, weights_mib
+    from eval.checkpoints import base_parameters, load_tokenizer, weights_id
     from eval.ledger import training_policy
     from eval.sources import data_folder, data_name
     from eval.tracking import check_training
     from reward.model import check_chat_template, lora_config
+    from train.checks import check_options, quantisation
     from train.examples import fit_examples, read_examples, split_examples
-    from train.policy import starting_model
+    from train.policy import make_room, starting_model
     from train.run import publish_finished
 
+    check_options(arguments, config, model_args)
     output = Path(config.output_dir)
     check_training(config.report_to, config.run_name)
     if config.device.type == "cpu":
@@ -84,16 +86,16 @@ def train(arguments: SFTArguments, config: Any, model_args: Any) -> dict[str, An
     fitting, left_out = fit_examples(read.examples, tokenizer, config.max_length)
     training, held_out = split_examples(fitting, arguments.held_out, config.seed)
     steps = check_steps(arguments.checkpoint_steps, config, len(training))
-    per_checkpoint = 32 + (0.1 if model_args.use_peft else 3) * weights_mib(model)
-    prepare_output(output, needed_mib=round(len(steps) * per_checkpoint + weights_mib(model)))
+    make_room(output, steps, arguments, model_args, model, merged=True)
     peft_config = lora_config(model_args, model, arguments.lora_top_layers)
     hashes = {"base_weights": weights_id(model, model_args.model_revision), "example_data": read.identity}
-    stage = Stage(output, "sft.json", settings_of(config, model_args, arguments, **hashes))
+    stage = Stage(output, "sft.json", settings_of(config, model_args, arguments, processes=config.world_size, **hashes))
     if result := stage.begin():
         log.info("fine-tuning finished already: %s", output / "model")
         publish_finished(output, config.report_to)
         return result
-    trainer = _trainer(model, config, model_args, tokenizer, training, peft_config)
+    trainer = built(lambda: _trainer(model, config, model_args, tokenizer, training, peft_config))
+    stage.record()
     policy = {
         "policy": training_policy(output, stage.settings, config.run_name),
         "algorithm": ALGORITHM,
@@ -102,6 +104,7 @@ def train(arguments: SFTArguments, config: Any, model_args: Any) -> dict[str, An
         "revision": model_args.model_revision,
         "merged_from": merged,
         "dtype": model_args.dtype or "float32",
+        "quantisation": quantisation(model_args),
         "model_params": base_parameters(trainer.accelerator.unwrap_model(trainer.model)),
         "data": "named files" if arguments.examples else data_name(data_folder(arguments.data_dir)),
         "examples": len(training),
@@ -117,10 +120,10 @@ def train(arguments: SFTArguments, config: Any, model_args: Any) -> dict[str, An
     }
     result = _run(trainer, stage, policy, evaluation, planned, arguments)
     if PartialState().is_main_process:
-        _save_merged(trainer, output, model_args.load_in_4bit or model_args.load_in_8bit)
+        _save_merged(trainer, output, quantisation(model_args) is not None)
         del trainer
         gc.collect()
-        stage.finish(result | _measured(output / "model", model_args, str(config.device), held_out))
+        stage.finish(result | _measured(output / "model", model, model_args, str(config.device), held_out))
     PartialState().wait_for_everyone()
     return read_json(stage.result_path) or {}
 
@@ -175,10 +178,11 @@ def _run(
     trainer: Any, stage: Stage, policy: dict[str, Any], evaluation: EvaluationConfig | None, planned: Plan | None,
     arguments: SFTArguments,
 ) -> dict[str, Any]:  # fmt: skip
-    from train.callbacks import RESUMABLE, CheckpointEvaluator, ScheduledCheckpoints, go_on
+    from train.callbacks import CheckpointEvaluator, ScheduledCheckpoints, go_on, resume_from
     from train.run import announce, evaluate_afterwards, publish_all
 
     output = stage.folder
+    resumed = resume_from(output)
     tracked = announce(trainer, output, policy, evaluation)
     saved = []
     if evaluation is not None and planned is not None and arguments.evaluate == "in_process":
@@ -186,7 +190,6 @@ def _run(
     keep = arguments.keep_optimizer_states
     checkpoints = ScheduledCheckpoints(trainer, policy, saved, keep)
     trainer.add_callback(checkpoints)
-    resumed = last_checkpoint(output, *RESUMABLE)
     go_on(trainer, resumed, checkpoints)
     if evaluation is not None and arguments.evaluate == "afterwards" and trainer.accelerator.is_main_process:
         evaluate_afterwards(trainer, output, evaluation)
@@ -221,13 +224,13 @@ def _save_merged(trainer: Any, output: Path, quantised: bool) -> None:
     trainer.processing_class.save_pretrained(output / "model")
 
 
-def _measured(folder: Path, model_args: Any, device: str, held_out: list) -> dict[str, Any]:
-    """The held-out examples asked of the model before and of the saved one after."""
+def _measured(folder: Path, start: str, model_args: Any, device: str, held_out: list) -> dict[str, Any]:
+    """The held-out examples asked of the model that training started from and of the saved one."""
     from eval.checkpoints import load_checkpoint
     from train.held_out import measure
 
-    name, revision, dtype = model_args.model_name_or_path, model_args.model_revision, model_args.dtype or "float32"
-    before = load_checkpoint(name, revision=revision, dtype=dtype, device=device)
+    revision, dtype = model_args.model_revision, model_args.dtype or "float32"
+    before = load_checkpoint(start, revision=revision, dtype=dtype, device=device)
     found = {"before": measure(before.model, before.tokenizer, held_out)}
     del before
     after = load_checkpoint(str(folder), device=device)
@@ -252,9 +255,10 @@ def main() -> None:
 def summary(result: dict[str, Any]) -> str:
     """The held-out examples before and after."""
     before, after = result["held_out"]["before"], result["held_out"]["after"]
+    losses = ["not finite" if part["loss"] is None else f"{part['loss']:.4f}" for part in (before, after)]
     return (
         f"{result['steps']} training steps on {result['examples']} examples; on {after['n']} held-out ones: loss per "
-        f"token {before['loss']:.4f} -> {after['loss']:.4f}, completed to the letter {before['exact_match']:.3f} -> "
+        f"token {losses[0]} -> {losses[1]}, completed to the letter {before['exact_match']:.3f} -> "
         f"{after['exact_match']:.3f}"
     )
 

@@ -15,9 +15,12 @@ def summary(result: dict[str, Any]) -> str:
         return f"{result['steps']} RLHF steps"
     n = min(SHOWN, len(log))
 
+    def mean(key: str, part: list[dict[str, Any]]) -> str:
+        known = [entry[key] for entry in part if entry[key] is not None]  # None: it was not finite
+        return f"{sum(known) / len(known):.3f}" if known else "not finite"
+
     def rise(key: str) -> str:
-        first, last = (sum(entry[key] for entry in part) / n for part in (log[:n], log[-n:]))
-        return f"{first:.3f} (first {n} steps) -> {last:.3f} (last {n})"
+        return f"{mean(key, log[:n])} (first {n} steps) -> {mean(key, log[-n:])} (last {n})"
 
     kl = log[-1].get("kl")  # TRL has none for beta 0
     total = f"{result['steps']} RLHF steps: {'learned' if len(parts) == 1 else 'whole'} reward {rise('reward')}"

@@ -1,0 +1,71 @@
+"""What of TRL's options these trainers refuse, before any work begins: what would end in a traceback later, or would
+make results that are not what they are said to be.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from transformers.utils import is_bitsandbytes_available
+
+from eval.config import InputError
+from reward.stage import check_trainer
+from train.arguments import CheckpointOptions
+
+
+def check_options(arguments: CheckpointOptions, config: Any, model_args: Any) -> None:
+    """What holds for every trainer of policies. Raises InputError."""
+    check_trainer(config)
+    for name in ("save_total_limit", "save_only_model"):
+        if value := getattr(config, name):
+            raise InputError(
+                f"{name} must be left out, not {value}: every scheduled checkpoint is kept, and whole, to go "
+                "on from; keep_optimizer_states says which keep their optimizer's state"
+            )
+    check_quantization(model_args)
+    if quantisation(model_args) and arguments.evaluation and arguments.evaluate == "in_process":
+        raise InputError(
+            f"evaluate must not be in_process with {_asked(model_args)}: it would measure the adapter on the quantised "
+            "weights, and every other evaluation measures it on the weights as they are stored; give --evaluate watch "
+            "or --evaluate afterwards"
+        )
+
+
+def check_sampling(config: Any) -> None:
+    """What the RL trainers' answers and their penalty need. Raises InputError."""
+    if not 0 < config.temperature < math.inf:
+        raise InputError(f"temperature must be a number above 0, not {config.temperature}; 1 is the policy as it is")
+    if config.max_completion_length < 1:
+        raise InputError(f"an answer must have at least 1 token, not {config.max_completion_length}; raise the limit")
+    if not 0 <= config.beta < math.inf:
+        raise InputError(
+            f"beta must be a number of at least 0, not {config.beta}; below 0 it would pay for moving away"
+        )
+    if config.use_vllm:
+        from trl.import_utils import is_vllm_available
+
+        if not is_vllm_available():
+            raise InputError("use_vllm needs the package vllm, which is not there; install it, or leave use_vllm out")
+
+
+def check_quantization(model_args: Any) -> None:
+    """InputError where 4 or 8 bits are asked for and cannot be had: QLoRA needs bitsandbytes, and an adapter."""
+    if quantisation(model_args) is None:
+        return
+    asked = _asked(model_args)
+    if not model_args.use_peft:
+        raise InputError(f"{asked} needs use_peft: quantised weights cannot be trained themselves, LoRA on them can")
+    if not is_bitsandbytes_available():
+        raise InputError(f"{asked} needs the package bitsandbytes, which is not there; pip install bitsandbytes")
+
+
+def quantisation(model_args: Any) -> str | None:
+    """How the weights below the adapter are quantised in training, as policy.json records it; None where not."""
+    if model_args.load_in_8bit:
+        return "8 bits"
+    return f"4 bits ({model_args.bnb_4bit_quant_type})" if model_args.load_in_4bit else None
+
+
+def _asked(model_args: Any) -> str:
+    return "load_in_4bit" if model_args.load_in_4bit else "load_in_8bit"
