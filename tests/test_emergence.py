@@ -97,6 +97,7 @@ def test_where_nothing_is_planted_nothing_is_identified(family: Path) -> None:
 def test_along_step_with_a_word_on_why_not_along_size(steps: Path) -> None:
     (entry,), whole = entries(steps)
     assert (entry["axis"], entry["model_params"], entry["status"]) == ("step", 1_000_000_000, "identified")
+    assert len(entry["kinds"]) == 1 and "several kinds" not in entry["text"]
     assert (entry["low"] or 0) <= 100 <= entry["high"] and 50 <= entry["estimate"] <= 200
     assert "along RLHF step at 1B" in entry["text"]
     assert any(line == "size, rloo: policy: 1 size, at least 3 are needed" for line in whole["left_out"])
@@ -246,6 +247,9 @@ def test_another_model_or_dtype_of_a_size_is_no_training_of_it(tmp_path: Path) -
     assert line.split(": left out")[0].count("[oracle, bfloat16]") == 3 and line.count("[oracle, float64]") == 6
     (entry,), whole = entries(tmp_path / "published")
     assert [p["trainings"] for p in entry["points"]] == [1, 1, 1]
+    assert (
+        "The models are of several kinds (base-0, base-1, base-2): what else differs counts as size." in entry["text"]
+    )
     (line,) = [line for line in whole["left_out"] if "no further trainings of" in line]
     assert "instruct-2" in line.split(": left out")[0] and "base-2" in line.split(": left out")[1]
 
@@ -330,8 +334,8 @@ def test_where_every_interval_holds_0_it_is_said() -> None:
     for status, found in (("identified", {"between": [0.4, 0.6]}), ("not located", {}), ("of another shape", {})):
         entry = {
             "points": points, "axis": "step", "p_holm": 0.01, "misfit_p": 0.01, "status": status, "not_used": "",
-            "cautions": [], "title": "BBQ", "condition": "Q+IF", "step_name": "RLHF step", "model_params": 1e9,
-            "step": None, "low": 0, "high": 2, "estimate": 0.5, **found,
+            "kinds": ["m"], "cautions": [], "title": "BBQ", "condition": "Q+IF", "step_name": "RLHF step",
+            "model_params": 1e9, "step": None, "low": 0, "high": 2, "estimate": 0.5, **found,
         }  # fmt: skip
         assert "at no single step does the interval leave out 0, but over all of them" in " ".join(_sentences(entry))
         clear = entry | {"points": [*points, {"at": 3, "reduction": 0.1, "low": 0.05, "high": 0.15}]}

@@ -17,6 +17,7 @@ import numpy as np
 from eval.change_point import MIN_PLACES
 from eval.config import InputError
 from eval.views.gathered import Curve
+from eval.views.kinds import kind
 
 SIZE, STEP = "size", "step"
 
@@ -47,6 +48,11 @@ class Axis:
     def x_M(self) -> np.ndarray:
         at = np.array([p.at for p in self.places], dtype=float)
         return np.log10(at) if self.kind == SIZE else at
+
+    @property
+    def kinds(self) -> list[str]:
+        """Of which kinds the models are, those with the smallest size first."""
+        return list(dict.fromkeys(kind(curve) for curve, _ in self.checkpoints))
 
     @property
     def checkpoints(self) -> list[tuple[Curve, dict[str, Any]]]:

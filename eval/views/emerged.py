@@ -35,7 +35,7 @@ def entry(axis: Axis, experiment: str, condition: str, measured: Quantity, thres
         "metric": measured.name, "algorithm": axis.algorithm, "policies": list(axis.policies),
         "step": axis.held if axis.kind == "size" else None,
         "model_params": axis.held if axis.kind == "step" else None,
-        "step_name": axis.step_name, "not_used": axis.not_used, "estimate": at(threshold.estimate),
+        "step_name": axis.step_name, "not_used": axis.not_used, "kinds": axis.kinds, "estimate": at(threshold.estimate),
         "low": at(threshold.low), "high": at(threshold.high), "between": [at(x) for x in threshold.between],
         "from_first": threshold.estimate == -np.inf, "located": threshold.located, "p_value": threshold.p_value,
         "misfit_p": threshold.misfit_p, "n_items": measured.n_items, "n_clusters": len(measured.table.clusters),
@@ -126,6 +126,10 @@ def _sentences(found: dict[str, Any]) -> list[str]:
         )
         said = f"{reduces} {on} (95% interval {_interval(found)}; {p}; {most})."
     lines = [f"{where(found)}: {said}"]
+    if len(found["kinds"]) > 1:
+        lines.append(
+            f"The models are of several kinds ({', '.join(found['kinds'])}): what else differs counts as size."
+        )
     if found["not_used"]:
         lines.append(f"{found['not_used']}.")
     worse = [_at(found, x["at"]) for x in points if x["high"] < 0]
