@@ -59,13 +59,30 @@ def check_trainer(config: Any) -> None:
 
 
 def built(build: Callable[[], Any]) -> Any:
-    """The trainer that `build` makes. InputError for options that TRL, peft or transformers refuse in making it."""
+    """The trainer that `build` makes. InputError for options that TRL, peft or transformers refuse in making it, or
+    would when it makes its optimizer and its schedule.
+    """
     from eval.hub import first_lines
 
     try:
-        return build()
+        trainer = build()
+        _try_optimizer(trainer)
     except (ValueError, ImportError, NotImplementedError) as error:
         raise InputError(f"the trainer cannot be made with these options: {first_lines(error)}") from error
+    return trainer
+
+
+def _try_optimizer(trainer: Any) -> None:
+    """Raises what the trainer's optimizer and its schedule of learning rates would, for one parameter of their own."""
+    import torch
+    from transformers import get_scheduler
+
+    args, alone = trainer.args, torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+    trainer.get_optimizer_cls_and_kwargs(args, trainer.model)
+    try:
+        get_scheduler(args.lr_scheduler_type, alone, args.get_warmup_steps(2), 2, args.lr_scheduler_kwargs)
+    except TypeError as error:  # a keyword that this schedule lacks, or does not have
+        raise ValueError(f"lr_scheduler_kwargs: {error}") from error
 
 
 def last_checkpoint(folder: Path, *needed: str) -> Path | None:

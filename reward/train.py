@@ -101,6 +101,9 @@ def train(arguments: RewardArguments, config: Any, model_args: Any) -> dict[str,
     from reward.preferences import fit_pairs, in_share, read_preferences, split_by_prompt
 
     check_trainer(config)
+    for name in ("load_in_4bit", "load_in_8bit"):
+        if getattr(model_args, name):
+            raise InputError(f"{name} must be left out: a reward model is trained, saved and used as it is stored")
     output, clock = Path(config.output_dir), Clock()
     check_training(config.report_to, config.run_name)
     model = check_model_arguments(model_args)

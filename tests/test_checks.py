@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -60,9 +61,18 @@ def test_fine_tuning_keeps_its_schedule_too(name: str, tiny: Path, examples: Pat
     assert not list(tmp_path.iterdir())
 
 
-def test_a_refused_option_can_be_corrected(tiny: Path, tiny_reward: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"cannot be made with these options: Target modules .*nosuch.* not found"):
-        run("rloo", tiny, tiny_reward, tmp_path, *TWO_STEPS, "--lora_target_modules", "nosuch")
+def test_a_refused_option_can_be_corrected(
+    tiny: Path, tiny_reward: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # not there, even where it is installed
+    for more, said in (
+        (("--lora_target_modules", "nosuch"), "Target modules .*nosuch.* not found"),
+        (("--optim", "paged_adamw_8bit"), "(bitsandbytes|bnb)"),
+        (("--lr_scheduler_type", "cosine_with_min_lr"), "min_lr"),
+        (("--lr_scheduler_type", "warmup_stable_decay"), "lr_scheduler_kwargs: .*num_decay_steps"),
+    ):
+        with pytest.raises(InputError, match=f"cannot be made with these options: .*{said}"):
+            run("rloo", tiny, tiny_reward, tmp_path, *TWO_STEPS, *more)
     assert run("rloo", tiny, tiny_reward, tmp_path, *TWO_STEPS)["steps"] == 2
 
 

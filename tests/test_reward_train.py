@@ -191,6 +191,7 @@ def test_over_long_pairs_are_cut_or_refused_and_counted(tiny: Path, tmp_path: Pa
         (("--preference_label", "kinder"), "must be better or safer, not 'kinder'"),
         (("--seed", "-1"), "seed must be at least 0, not -1"),
         (("--eval_strategy", "steps"), "eval_strategy must be 'no', not 'steps'"),
+        (("--load_in_4bit", "true"), "load_in_4bit must be left out: a reward model is"),
         ((*LORA[:-2], "nosuch"), "cannot be made with these options: No modules were targeted"),
     ],
 )
