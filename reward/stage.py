@@ -67,7 +67,7 @@ def built(build: Callable[[], Any]) -> Any:
     try:
         trainer = build()
         _try_optimizer(trainer)
-    except (ValueError, ImportError, NotImplementedError) as error:
+    except (ValueError, ImportError, NotImplementedError) as error:  # the last: TRL, of options that exclude each other
         raise InputError(f"the trainer cannot be made with these options: {first_lines(error)}") from error
     return trainer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -44,6 +45,16 @@ def tiny_reward(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_judge(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Another one."""
     return build_reward_model(tiny, tmp_path_factory.mktemp("model") / "judge", seed=2)
+
+
+@pytest.fixture(scope="session")
+def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of examples for supervised fine-tuning, tests.sft_runs.ROWS."""
+    from tests.sft_runs import ROWS
+
+    path = tmp_path_factory.mktemp("examples") / "few.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return path
 
 
 @pytest.fixture(scope="session")

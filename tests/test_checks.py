@@ -16,8 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import train.checks
 from eval.checkpoints import weights_mib
 from eval.config import InputError
+from tests.sft_runs import sft
 from tests.test_resume import run
-from tests.test_sft import examples, sft  # noqa: F401  (a fixture)
 from train.checks import check_options, quantisation
 
 TWO_STEPS = ("--max_steps", 2, "--checkpoint_steps", 0, 2, "--sample_prompts", 0)
@@ -55,7 +55,7 @@ def test_vllm_must_be_there(tiny: Path, tiny_reward: Path, tmp_path: Path, monke
 
 
 @pytest.mark.parametrize("name", ["save_total_limit", "save_only_model"])
-def test_fine_tuning_keeps_its_schedule_too(name: str, tiny: Path, examples: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_fine_tuning_keeps_its_schedule_too(name: str, tiny: Path, examples: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"{name} must be left out"):
         sft(tiny, examples, tmp_path, f"--{name}", 1)
     assert not list(tmp_path.iterdir())
@@ -82,7 +82,7 @@ def quantised(**more: Any) -> Any:
 
 
 def test_a_quantised_model_is_not_evaluated_in_the_process(
-    tiny: Path, tiny_reward: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+    tiny: Path, tiny_reward: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     """It would measure other weights than a watcher, under the same identity."""
     from trl import RLOOConfig
@@ -115,7 +115,7 @@ def test_what_is_recorded_of_prompts_and_quantisation(tiny: Path, tiny_reward: P
 
 
 def test_the_announced_room_is_that_of_what_is_saved(
-    tiny: Path, examples: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+    tiny: Path, examples: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     saved = (tiny / "model.safetensors").stat().st_size / 2**20
     assert weights_mib(str(tiny), None, "auto") == pytest.approx(saved, rel=0.05)

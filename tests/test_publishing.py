@@ -186,17 +186,22 @@ def test_disabled_sends_nothing_and_takes_nothing_for_sent(tmp_path: Path, monke
     assert published(run)[1]["policies"][0]["runs"] == ["eval-p-q"]
 
 
+def killed_and_synced(run: Path) -> None:
+    """What was sent as a kill before its end leaves it, unknown to the ledger, and `wandb sync` after that."""
+    ledger = json.loads((run / LEDGER).read_text())
+    entry = ledger["policies"]["p"]
+    entry["fragments"], entry["targets"]["//selfcorrect"]["sent"] = [], {}
+    (run / LEDGER).write_text(json.dumps(ledger))
+    (path,) = fragments(run)
+    path.with_suffix(".wandb.synced").touch()
+
+
 def test_a_rest_that_was_synced_in_between_counts_as_sent(tmp_path: Path) -> None:
     """`wandb sync` leaves a file beside what it sent; the ledger does not know of it after a kill."""
     run = described(tmp_path / "run")
     summary(run, 20, 0.5, ("Q",))
     sent(run)
-    ledger = json.loads((run / LEDGER).read_text())
-    entry = ledger["policies"]["p"]
-    entry["fragments"], entry["targets"]["//selfcorrect"]["sent"] = [], {}  # as a kill before its end leaves it
-    (run / LEDGER).write_text(json.dumps(ledger))
-    (path,) = fragments(run)
-    path.with_suffix(".wandb.synced").touch()
+    killed_and_synced(run)
     summary(run, 40, 0.6, ("Q",))
     assert sent(run) == ["eval-p-q"]
     assert [r["rlhf_step"] for r in read_back(run)["eval-p-q"]["rows"]] == [20, 40]
@@ -272,11 +277,7 @@ def test_a_whole_number_that_is_read_back_is_no_other_number(tmp_path: Path) -> 
     run = described(tmp_path / "run")
     summary(run, 20, 0.0, ("Q",))
     sent(run)
-    ledger = json.loads((run / LEDGER).read_text())
-    entry = ledger["policies"]["p"]
-    entry["fragments"], entry["targets"]["//selfcorrect"]["sent"] = [], {}
-    (run / LEDGER).write_text(json.dumps(ledger))
-    fragments(run)[0].with_suffix(".wandb.synced").touch()
+    killed_and_synced(run)
     (told,) = published(run, pictures=False)[1]["policies"]
     assert (told["rows"], told["changed"]) == (0, [])
 

@@ -19,37 +19,10 @@ from eval.dialogue import choose_format, encode
 from eval.experiments.bbq import CANDIDATES
 from eval.records import Prompt, Turn
 from eval.results import Store
+from tests.sft_runs import ROWS, sft
 from train.data.answer_format import answer_format_rows
 from train.examples import example_of, fit_examples, read_examples, split_examples
 from train.held_out import completion_tokens, measure
-
-ROWS = answer_format_rows()[:48]
-
-
-@pytest.fixture(scope="module")
-def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The rows of two templates as a file."""
-    path = tmp_path_factory.mktemp("examples") / "few.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    return path
-
-
-def sft(tiny: Path, examples: Path, output: Path, *more: object) -> dict[str, Any]:
-    from trl import ModelConfig, SFTConfig
-
-    from train.sft import SFTArguments, train
-
-    arguments = {
-        "model_name_or_path": tiny, "examples": examples, "output_dir": output, "checkpoint_steps": "2 4",
-        "max_steps": 4, "save_strategy": "no", "per_device_train_batch_size": 4, "learning_rate": 0.01,
-        "gradient_checkpointing": "false", "bf16": "false", "use_cpu": "true", "logging_steps": 1, "report_to": "none",
-        "disable_tqdm": "true", "seed": 3, "max_length": 400, "held_out": 0.25,
-        "keep_optimizer_states": "all",
-    }  # fmt: skip
-    if "--num_train_epochs" in more:
-        del arguments["checkpoint_steps"]
-    argv = [part for k, v in arguments.items() for part in (f"--{k}", *str(v).split())] + [str(m) for m in more]
-    return train(*parse([SFTArguments, SFTConfig, ModelConfig], argv, "train.sft"))
 
 
 @pytest.fixture(scope="module")
