@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 import zlib
@@ -309,20 +310,21 @@ def test_reasoning_that_was_not_given_is_not_scored(
     server: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Refused, filtered, null or cut off while empty: left out by its reason; said to be nothing: scored."""
-    given = [
-        ({"content": None, "refusal": "I cannot help with that."}, "stop"),
-        ({"content": "Let us"}, "content_filter"),
-        ({"content": None, "reasoning_content": "Okay, the user"}, "length"),
-        ({"content": None, "reasoning_content": "Okay, the user"}, "stop"),
-        ({"content": ""}, "stop"),
-    ]
+    given = {  # by a word of the question; the answers of the first can be the words that the model is steered to
+        "technician": ({"content": ""}, "stop"),
+        "accountant": ({"content": None, "refusal": "I cannot help with that."}, "stop"),
+        "supervisor": ({"content": "Let us"}, "content_filter"),
+        "engineer": ({"content": None, "reasoning_content": "Okay, the user"}, "length"),
+        "worker": ({"content": None, "reasoning_content": "Okay, the user"}, "stop"),
+    }
     right = Handler.chat
 
     def chat(handler: Handler, body: dict[str, Any]) -> None:
         if body["max_tokens"] != 77:
             right(handler, body)
             return
-        message, finish = given.pop()
+        (word,) = [w for w in given if w in json.dumps(body["messages"])]
+        message, finish = given.pop(word)
         handler.reply({"choices": [{"index": 0, "message": message, "finish_reason": finish}]})
 
     monkeypatch.setattr(Handler, "chat", chat)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from eval.config import InputError
-from eval.scorers.served import BEGIN
+from eval.scorers.served import BEGIN, read_listed
 from tests.endpoint_runs import Q, asked, quick, summary
 from tests.model_server import Handler, ModelServer
 
@@ -81,6 +81,16 @@ def test_another_tokenizer_is_refused_where_nothing_is_echoed(
             quick(server, tmp_path / "out", tokenizer=str(tmp_path / name))
     quick(server, tmp_path / "right", answer_samples=4, limit=1)
     assert summary(tmp_path / "right")["method"] == ("top/ids" if listed else "sampling/ids")
+
+
+def test_parts_of_characters_are_not_told_apart() -> None:
+    """Many tokens have the text "\ufffd": the drawn one's probability stands in the place of a listed one's."""
+    tops = [{"\ufffd": -5.8, ".": -3.6, "oy": -4.0}, {"\ufffd": -2.2, ".": -3.6, "oy": -4.0, "hing": -7.3}]
+    drawn = ["\ufffd", "hing"]
+    entries = [{"tokens": [t], "top_logprobs": [top]} for t, top in zip(drawn, tops, strict=True)]
+    lists = [read_listed({"choices": [{"index": 0, "logprobs": e}]}, chat=False) for e in entries]
+    assert [set(found.logprobs) for found in lists] == [{".", "oy"}, {".", "oy", "hing"}]
+    assert [(found.bound, found.doubled) for found in lists] == [(-4.0, {"\ufffd"}), (-4.0, {"\ufffd"})]
 
 
 def test_what_is_listed_is_what_comes(server: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

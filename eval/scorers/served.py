@@ -37,6 +37,8 @@ NEUTRAL = {"temperature": 1.0, "top_p": 1.0}
 DESCRIBED = ("root", "parent", "owned_by", "max_model_len", "meta")
 CANNOT = (400, 404, 405, 415, 422, 500, 501)
 """Statuses with which servers refuse what they do not know; others say nothing of what a server can do."""
+PART = "\ufffd"
+"""Stands for bytes that are no whole character."""
 ROUNDING = 1e-3  # a log-probability may be above 0, or a sum of probabilities above 1, by so much
 
 
@@ -191,7 +193,8 @@ class Listed:
     """The most probable next tokens, each text with its log-probability; bound: no other token's is above it; count:
     of how many texts.
 
-    A text that two tokens share is left out (`doubled` holds it): which of them is meant cannot be told.
+    A text that two tokens share is left out (`doubled` holds it): which of them is meant cannot be told. So is a part
+    of a character (PART), which many tokens share: where texts are keys, the sampled one's value takes another's place.
     """
 
     logprobs: dict[str, float]
@@ -216,7 +219,7 @@ def read_listed(answer: Any, chat: bool) -> Listed:
     if not others or sum(math.exp(value) for _, value in entries) > 1 + ROUNDING:
         raise ValueError("no list of the most probable tokens")
     texts = [text for text, _ in entries]
-    doubled = frozenset(text for text in texts if texts.count(text) > 1)
+    doubled = frozenset(text for text in texts if texts.count(text) > 1 or PART in text)
     known = {text: value for text, value in entries if text not in doubled}
     return Listed(known, min(others), doubled, prompt_tokens(answer), len(entries))
 
