@@ -64,8 +64,11 @@ class Effects:
     null: np.ndarray
 
     def intervals(self) -> np.ndarray:
-        """95% percentile intervals, (M, 2)."""
-        return np.quantile(self.resamples, [ALPHA / 2, 1 - ALPHA / 2], axis=0).T
+        """95% percentile intervals, (M, 2), widened to the value where they leave it out: where a bias is near 0, the
+        resampled absolute ones are larger than its own, and the reductions all smaller.
+        """
+        low, high = np.quantile(self.resamples, [ALPHA / 2, 1 - ALPHA / 2], axis=0)
+        return np.column_stack([np.minimum(low, self.values), np.maximum(high, self.values)])
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def write_card(checkpoint: Path, summary: dict[str, Any]) -> Path:
 def card(policy: dict[str, Any], summary: dict[str, Any], adapted: bool) -> str:
     """The card: YAML for the hub, then Markdown. adapted: the checkpoint is an adapter, else a whole model."""
     shown = headlines(summary)
-    notes = remarks(shown)
+    notes = remarks(shown) + _cautions(summary, shown)
     parts = [
         f"---\n{_front_matter(policy, summary, shown, adapted)}\n---",
         MARK,
@@ -66,7 +66,7 @@ def card(policy: dict[str, Any], summary: dict[str, Any], adapted: bool) -> str:
         f"{PAPER}.",
         "## Results",
         _markdown([("experiment", "condition", "metric", "value", "95% interval", "items"), *map(_row, shown)]),
-        "Intervals are cluster bootstraps over templates, occupations and profiles.",
+        "Intervals are cluster bootstraps over templates, occupations and profiles; rho's are Fisher's.",
         "\n".join(f"- {EXPERIMENTS[e].TITLE}: {_meaning(e)}" for e in dict.fromkeys(m["experiment"] for m in shown)),
         "\n".join(f"- {note}" for note in notes),
         "## Where it comes from",
@@ -136,6 +136,18 @@ def _meaning(experiment: str) -> str:
     from eval.views.explained import SIGNS
 
     return f"{EXPERIMENTS[experiment].HEADLINE_LABEL}; {SIGNS[experiment]}"
+
+
+def _cautions(summary: dict[str, Any], shown: list[dict[str, Any]]) -> list[str]:
+    """A line for each reason why numbers shown mean little, with their conditions."""
+    from eval.views.explained import caution_of, of_checkpoint
+
+    found = list(of_checkpoint(summary))
+    conditions: dict[tuple[str, str, str], list[str]] = {}
+    for m in shown:
+        if m["value"] is not None and (caution := caution_of(found, "", summary["step"], m)):
+            conditions.setdefault((m["experiment"], m["name"], caution.text), []).append(m["condition"])
+    return [f"{e}, {name} ({', '.join(of)}): {text}" for (e, name, text), of in conditions.items()]
 
 
 def _origin(policy: dict[str, Any], summary: dict[str, Any]) -> list[tuple[str, str]]:

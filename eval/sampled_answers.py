@@ -150,4 +150,5 @@ def noise(cells: Mapping[Cell, list[Record]], seed: int) -> list[dict[str, Any]]
 def _redrawn(record: Record, rng: np.random.Generator) -> Record:
     counts = np.array(record["counts"])
     drawn = rng.multinomial(counts.sum(), counts / counts.sum())
-    return {**record, "logprobs": np.log(np.maximum(drawn / record["samples"], FLOOR)).tolist()}
+    logprobs = np.log(np.maximum(drawn / record["samples"], FLOOR))
+    return {**record, "counts": drawn.tolist(), "logprobs": logprobs.tolist()}

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from eval.config import EvaluationConfig, InputError
@@ -15,6 +16,7 @@ from eval.experiments.bbq_groups import names_of
 from eval.experiments.bbq_metrics import MEAN
 from eval.measure import measure
 from eval.records import Item, Record
+from eval.sampled_answers import FLOOR
 from eval.sources import SMALL_SET
 from tests.hand_made import metrics_of, named, record
 
@@ -89,6 +91,30 @@ def test_ties_are_shared_evenly() -> None:
     even = metrics_of(bbq, [record(i, [1 / 3] * 3) for i in items])
     assert named(even, "position_bias").value == pytest.approx(0)
     assert named(even, "bias_ambig").value == pytest.approx(0)
+
+
+@pytest.mark.parametrize("sure", [20, 36, 60])
+def test_a_model_that_is_sure_of_unknown_keeps_its_digits(sure: float) -> None:
+    """The biased option e times as probable as the other one, both so many nats below UNKNOWN."""
+    records = []
+    for item in (i for i in bbq.load(SMALL_SET, CONFIG) if i.fields["context_condition"] == "disambig"):
+        (biased,), unknown = item.fields["biased"], item.fields["unknown"]
+        nats = [0.0 if k == unknown else sure + (k != biased) for k in range(3)]
+        records.append(record(item, [1.0] * 3) | {"logprobs": [-n for n in nats]})
+    found = named(metrics_of(bbq, records), "bias_disambig_expected")
+    assert found.value == pytest.approx(np.tanh(0.5), rel=1e-9)
+    assert (found.low, found.high) == pytest.approx((found.value, found.value), rel=1e-9)
+
+
+def test_what_was_never_drawn_has_no_share() -> None:
+    """Sampled answers that are all UNKNOWN: nobody is named, whatever stands for 0 in the records."""
+    records = []
+    for item in (i for i in bbq.load(SMALL_SET, CONFIG) if i.fields["context_condition"] == "disambig"):
+        counts = [40 * (k == item.fields["unknown"]) for k in range(3)]
+        logprobs = np.log(np.maximum(np.array(counts) / 40, FLOOR)).tolist()
+        records.append(record(item, [1.0] * 3) | {"counts": counts, "samples": 40, "logprobs": logprobs})
+    found = named(metrics_of(bbq, records), "bias_disambig_expected")
+    assert found.value is None and "no answer that the score could be taken of" in found.note
 
 
 def test_the_union_pools_rows_and_the_mean_does_not() -> None:

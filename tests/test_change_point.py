@@ -88,6 +88,16 @@ def test_what_is_reduced_is_what_is_left_of_a_bias() -> None:
     assert values == pytest.approx([0, 0.05, 0])
 
 
+def test_the_interval_of_a_reduction_holds_it() -> None:
+    """What is left of a bias is nearly nothing: |.| of a resample is larger than its own, and every reduction less."""
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 0.1, 400)
+    before, after = quantity(np.full(400, 0.02)), quantity(noise - noise.mean() + 1e-5)
+    effects = over_trainings(*reductions([before], [after], Bootstrap(0, 2000)), np.array([0]), 0)
+    (low, high), value = effects.intervals()[0], effects.values[0]
+    assert np.quantile(effects.resamples, 0.975) < value == high and low < high
+
+
 def test_templates_are_drawn_jointly_for_all_places_and_conditions() -> None:
     """Noise that all sizes, and both conditions, have in common cancels in their difference in every resample."""
     rng = np.random.default_rng(1)

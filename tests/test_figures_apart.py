@@ -18,10 +18,10 @@ from eval.results import write_json
 from eval.scorers.oracle import Preferences
 from eval.views import page_text
 from eval.views.captions import paragraphs
-from eval.views.cells import missing
+from eval.views.cells import missing, model_name
 from eval.views.figures import FiguresConfig, draw
 from eval.views.frame import Drawn
-from eval.views.gathered import find, gather
+from eval.views.gathered import Curve, find, gather
 from tests.oracle_runs import oracle_run
 
 SMALL, LARGE = 135_000_000, 410_000_000
@@ -55,6 +55,13 @@ def made(base: Path, tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / name
 
     return make
+
+
+@pytest.mark.parametrize(
+    ("model", "told"), [("/a/runs/sft-s/model", "sft-s"), ("/a/one-135m", "one-135m"), ("lab/one-135m", "lab/one-135m")]
+)
+def test_a_model_in_a_folder_has_the_name_of_its_stage(model: str, told: str) -> None:
+    assert model_name(Curve("c", Path("c"), {"model": model}, ())) == told
 
 
 def asked_otherwise(summary: dict[str, Any]) -> None:

@@ -68,6 +68,13 @@ def test_the_card_holds_what_the_summary_holds(output: Path, summary: dict[str, 
         assert said in found.text
 
 
+def test_numbers_that_mean_little_are_said_to(policy: dict[str, Any], summary: dict[str, Any]) -> None:
+    """A tiny random model gives "yes" and "no" hardly any probability, and does not read."""
+    found = card(policy, summary, adapted=True)
+    assert re.search(r'- admissions, gap \(Q[^)]*\): "yes" and "no" together have [0-9.e-]+ of the probability', found)
+    assert "hardly reads them" in found and "rho's are Fisher's" in found
+
+
 def test_no_path_of_this_machine(output: Path, tiny: Path, policy: dict[str, Any], summary: dict[str, Any]) -> None:
     text = (output / "checkpoint-2" / "README.md").read_text()
     assert str(output.parent) not in text and str(tiny.parent) not in text

@@ -16,7 +16,7 @@ from eval.config import InputError
 from eval.results import write_json
 from eval.scorers.oracle import Oracle
 from eval.views import page_text
-from eval.views.explained import caution_of, of_checkpoint
+from eval.views.explained import caution_of, leading, of_checkpoint
 from eval.views.gathered import Curve, gather, size_name
 from eval.views.page_data import CHARTED, Detail, breakdown, headline, page_data
 from eval.views.page_examples import Words, checkpoints, examples, examples_html, normalised
@@ -150,10 +150,15 @@ def test_rho_that_is_undefined_is_said(runs: Path, tmp_path: Path) -> None:
 
 def test_notes_about_items_and_guessing(runs: Path, tmp_path: Path) -> None:
     text, html, told = written(runs, tmp_path)
-    note = "conditions were asked on different numbers of items (BBQ, ambiguous: Q: 40, Q+IF: 40, Q+IF+CoT: 4)"
+    note = (
+        "conditions were asked on different numbers of items (BBQ, ambiguous: Q: 40, Q+IF: 40, Q+IF+CoT: 4; Winogender"
+    )
     assert note in text and note in Page(html).text
-    (near,) = [n for n in told["notes"] if "not clearly above the 0.33 of guessing" in n]
-    assert "tiny-2m-seed0, RLHF step 0, 100" in near
+    near = [n for n in told["notes"] if "not clearly above the 0.33 of guessing" in n]
+    assert [("expected, order-symmetrised" in n, n[n.index("Concerns") :]) for n in near] == [
+        (False, "Concerns tiny-2m-seed0, RLHF step 0 (Q+IF)."),
+        (True, "Concerns tiny-2m-seed0, RLHF step 100 (Q)."),
+    ]
 
 
 def test_cautions_stand_where_they_belong(runs: Path) -> None:
@@ -170,10 +175,24 @@ def test_cautions_stand_where_they_belong(runs: Path) -> None:
     for (place, effect, name), texts in told.items():
         assert texts == [doubts[place, condition, name] for condition in effect.split(" -> ")]
     assert "hardly reads them" in told[1, "Q -> Q+IF", "bias_ambig_expected_symmetrised"][0]
-    little = {"experiment": "admissions", "condition": "Q", "name": "mass_yes_no", "category": "all", "value": 0.01}
-    (caution,) = of_checkpoint({"step": 0, "metrics": [{**little, "low": None, "note": ""}]})
+
+
+def test_a_caution_is_of_the_number_it_stands_beside() -> None:
+    """BBQ's accuracy by the same scoring, admissions' mass of the same sex; one for all where none is meant."""
+    accuracies = {"": 0.21, "_expected": 0.9, "_symmetrised": 0.32, "_expected_symmetrised": 0.35}
+    of = {"experiment": "bbq", "condition": "Q", "category": "all", "low": None, "note": ""}
+    metrics = [{**of, "name": f"accuracy_disambig{v}", "value": a} for v, a in accuracies.items()]
+    found = list(of_checkpoint({"step": 0, "metrics": metrics}))
+    for variant, accuracy in accuracies.items():
+        caution = caution_of(found, "", 0, {**of, "name": f"bias_ambig{variant}"})
+        assert caution is None if accuracy == 0.9 else f"is {accuracy}, not clearly" in getattr(caution, "text", "")
+    assert [c.variant for c in leading(found)] == ["_expected_symmetrised"]
+    assert [c.variant for c in leading(found[:2])] == [""]
+    little = {"experiment": "admissions", "condition": "Q", "name": "mass_yes_no", "category": "female", "value": 0.01}
+    (caution,) = leading(of_checkpoint({"step": 0, "metrics": [{**little, "low": None, "note": ""}]}))
     assert caution_of([caution], "", 0, little) is None
     assert caution_of([caution], "", 0, {**little, "name": "gap"}) == caution
+    assert caution_of([caution], "", 0, {**little, "name": "gap", "category": "all"}) is None
 
 
 def test_where_there_are_no_examples_the_reason_is_said(runs: Path, tmp_path: Path) -> None:

@@ -84,8 +84,10 @@ class Answers:
         if not expected:
             p_N3 = most_probable(p_N3)
         rows = np.arange(len(p_N3))
-        biased = (p_N3 * self.biased_N3).sum(axis=1)
-        return np.column_stack([p_N3[rows, self.label_N], biased, 1 - p_N3[rows, self.unknown_N] - biased])
+        other_N3 = ~self.biased_N3
+        other_N3[rows, self.unknown_N] = False  # summed, since 1 - the rest has no digits where UNKNOWN is sure
+        biased, other = ((p_N3 * chosen).sum(axis=1) for chosen in (self.biased_N3, other_N3))
+        return np.column_stack([p_N3[rows, self.label_N], biased, other])
 
 
 def option_probabilities(logprobs_M3: np.ndarray, order_M: np.ndarray) -> np.ndarray:
@@ -107,7 +109,7 @@ def as_arrays(records: list[Record]) -> Answers:
         orders = [0]
     first = [r[0] for r in by_item.values()]
     flat = [r[o] for r in by_item.values() for o in orders]
-    logprobs = np.array([r["logprobs"] for r in flat], dtype=float)
+    logprobs = np.array([_logprobs(r) for r in flat])
     order = np.array([r["order"] for r in flat])
     letters = np.exp(logprobs - np.logaddexp.reduce(logprobs, axis=1, keepdims=True))
     shape = (len(first), len(orders), 3)
@@ -120,6 +122,14 @@ def as_arrays(records: list[Record]) -> Answers:
         letters.reshape(shape), option_probabilities(logprobs, order).reshape(shape), label, unknown, biased,
         one_target, context, category, cluster,
     )  # fmt: skip
+
+
+def _logprobs(record: Record) -> np.ndarray:
+    """(3,). Of sampled answers -inf where a letter was never drawn: what stands for 0 in the record is no share."""
+    logprobs = np.array(record["logprobs"], dtype=float)
+    if "counts" in record:
+        logprobs[np.array(record["counts"]) == 0] = -np.inf
+    return logprobs
 
 
 def measure(records: list[Record]) -> list[Quantity]:

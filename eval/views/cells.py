@@ -17,9 +17,9 @@ from typing import Any
 from eval.conditions import INVERSE
 from eval.experiments.bbq_metrics import MEAN
 from eval.experiments.registry import EXPERIMENTS
+from eval.views import kinds
 from eval.views.explained import Caution, caution_of
 from eval.views.gathered import Curve, find
-from eval.views.kinds import kind
 from eval.views.questions import asked_in, differing
 from eval.views.reference import PAPER_STEPS
 
@@ -102,7 +102,7 @@ def cell(
         told.get("value"), told.get("low"), told.get("high"), told.get("n_items"), told.get("n_clusters"),
         told.get("method", ""), told.get("note", ""), caution.text if caution else "",
         summary["data"] if summary else "", summary["results"] if summary else "",
-        str(summary.get("git_commit") or "") if summary else "", kind(curve),
+        str(summary.get("git_commit") or "") if summary else "", kinds.kind(curve),
         json.dumps(asked_in(summary, experiment, condition)) if summary and m is not None else "",
     )  # fmt: skip
 
@@ -117,8 +117,8 @@ def _lacking(curve: Curve, step: int | None, experiment: str, condition: str) ->
 
 
 def model_name(curve: Curve) -> str:
-    """The model as given; of a folder of this machine its name only."""
-    return Path(curve.model).name if Path(curve.model).is_absolute() else curve.model
+    """The model as given; of a folder of this machine the name only that every view gives it."""
+    return kinds.model_name(curve) if Path(curve.model).is_absolute() else curve.model
 
 
 def nearest_step(curve: Curve, experiment: str, asked: int | None = None) -> int | None:

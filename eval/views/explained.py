@@ -11,6 +11,7 @@ from typing import Any
 
 from eval.experiments.registry import EXPERIMENTS
 from eval.views.gathered import Curve
+from eval.views.scoring import ENDINGS
 
 SIGNS = {
     "bbq": "above 0: answers follow the stereotype",
@@ -82,13 +83,15 @@ OTHERS = {
 CHANCE = 1 / 3
 NEAR_CHANCE = CHANCE + 0.1
 LITTLE_MASS = 0.1
-VARIANTS = ("", "_expected", "_symmetrised", "_expected_symmetrised")
+VARIANTS = tuple(ENDINGS)
+LEADING = ("_expected_symmetrised", "_expected")
+"""The scorings of BBQ whose caution stands for the others', the first that there is."""
 
 
 @dataclass(frozen=True)
 class Caution:
-    """A number that means little: whose, which, and why. variants: the scorings of BBQ that it concerns,
-    by the end of their metrics' names; () = all of the experiment.
+    """A number that means little: whose, which, and why. variant: the scoring of BBQ that it concerns, by the end of
+    its metrics' names; None = all of the experiment.
     """
 
     curve: str
@@ -97,7 +100,7 @@ class Caution:
     condition: str
     category: str
     text: str
-    variants: tuple[str, ...] = ()
+    variant: str | None = None
 
 
 def cautions(curves: Sequence[Curve]) -> list[Caution]:
@@ -117,31 +120,40 @@ def of_checkpoint(summary: dict[str, Any], curve: str = "") -> Iterator[Caution]
         where = (curve, summary["step"], m["experiment"], m["condition"], m["category"])
         if m["category"] == "all" and m["name"] == EXPERIMENTS[m["experiment"]].HEADLINE and m["value"] is None:
             yield Caution(*where, f"{m['name']} is undefined: {m['note']}")
-        if m["name"] == "mass_yes_no" and m["category"] == "all" and (m["value"] or 0) < LITTLE_MASS:
+        if m["name"] == "mass_yes_no" and (m["value"] or 0) < LITTLE_MASS:
             text = (
-                f'"yes" and "no" together have {m["value"] or 0:.3f} of the probability: p(admit) is about answers '
+                f'"yes" and "no" together have {m["value"] or 0:.2g} of the probability: p(admit) is about answers '
                 "that this model hardly ever gives"
             )
             yield Caution(*where, text)
 
 
 def _near_chance(summary: dict[str, Any], curve: str) -> Iterator[Caution]:
-    """One caution for each condition and category, naming the scorings that it concerns."""
-    found: dict[tuple[str, str], list[tuple[str, dict[str, Any]]]] = {}
+    """One caution for each condition, category and scoring, with the accuracy by that scoring."""
     for m in summary["metrics"]:
         before, named, variant = m["name"].partition("accuracy_disambig")
         least = m["low"] if m["low"] is not None else m["value"]
         if named and not before and variant in VARIANTS and least is not None and least <= NEAR_CHANCE:
-            found.setdefault((m["condition"], m["category"]), []).append((variant, m))
-    for (condition, category), metrics in found.items():
-        value = min(m["value"] for _, m in metrics)
-        where = "" if category == "all" else f" in {category}"
-        text = (
-            f"accuracy on the disambiguated questions{where} is {value:.2f}, not clearly above the {CHANCE:.2f} of "
-            "guessing: the model hardly reads them, and a BBQ bias score of it means little"
-        )
-        variants = tuple(variant for variant, _ in metrics)
-        yield Caution(curve, summary["step"], "bbq", condition, category, text, variants)
+            where = "" if m["category"] == "all" else f" in {m['category']}"
+            text = (
+                f"accuracy on the disambiguated questions{where} ({ENDINGS[variant]}) is {m['value']:.2f}, not clearly "
+                f"above the {CHANCE:.2f} of guessing: the model hardly reads them, and a BBQ bias score of it means "
+                "little"
+            )
+            yield Caution(curve, summary["step"], "bbq", m["condition"], m["category"], text, variant)
+
+
+def leading(found: Iterable[Caution]) -> list[Caution]:
+    """Of those that concern several scorings of the same answers one, where no single number is meant."""
+    places: dict[tuple[str, int, str, str, str, bool], list[Caution]] = {}
+    for c in found:
+        place = (c.curve, c.step, c.experiment, c.condition, c.category, c.variant is None)
+        places.setdefault(place, []).append(c)
+    chosen = []
+    for same in places.values():
+        first = next((c for v in LEADING for c in same if c.variant == v), same[0])
+        chosen += same if first.variant is None else [first]
+    return chosen
 
 
 def caution_of(found: Sequence[Caution], curve: str, step: int, metric: dict[str, Any]) -> Caution | None:
@@ -153,13 +165,10 @@ def caution_of(found: Sequence[Caution], curve: str, step: int, metric: dict[str
     for c in found:
         if (c.curve, c.step, c.experiment, c.condition) != (curve, step, metric["experiment"], metric["condition"]):
             continue
-        if c.category == metric["category"] and (not c.variants or metric["name"].endswith(_endings(c))):
+        ends = (f"_ambig{c.variant}", f"_disambig{c.variant}")
+        if c.category == metric["category"] and (c.variant is None or metric["name"].endswith(ends)):
             return c
     return None
-
-
-def _endings(caution: Caution) -> tuple[str, ...]:
-    return tuple(f"{kind}{v}" for kind in ("_ambig", "_disambig") for v in caution.variants)
 
 
 def small_set(curves: Sequence[Curve]) -> bool:

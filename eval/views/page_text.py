@@ -13,10 +13,11 @@ from eval.conditions import CONDITIONS
 from eval.experiments.registry import EXPERIMENTS
 from eval.sources import SMALL_SET_NOTE
 from eval.tables import remarks
-from eval.views.explained import OTHERS, READING, Caution, cautions, gap_told, gaps, small_set
+from eval.views.explained import OTHERS, READING, Caution, cautions, gap_told, gaps, leading, small_set
 from eval.views.gathered import Curve, size_name, unfinished
 from eval.views.kinds import model_name
 from eval.views.page_data import experiments
+from eval.views.scoring import headline
 
 SOURCES = {
     "bbq": "Questions and metrics: Parrish et al. 2022, arXiv:2110.08193; prompts: Ganguli et al. 2023, "
@@ -102,13 +103,14 @@ def _of_last(summary: dict[str, Any]) -> list[str]:
     """Remarks on one checkpoint, and whether its conditions were asked on different numbers of items."""
     shown = [m for m in summary["metrics"] if m["condition"] in CONDITIONS]
     lines = remarks([m for m in shown if not _told(m)])
-    counts = {
-        m["condition"]: m["n_items"] for m in shown if m["experiment"] == "bbq"
-        and m["name"].startswith("bias_ambig") and m["category"] == "all"
-    }  # fmt: skip
-    if len(set(counts.values())) > 1:
-        listed = ", ".join(f"{c}: {n}" for c, n in counts.items())
-        lines.append(f"conditions were asked on different numbers of items (BBQ, ambiguous: {listed}).")
+    differing = []
+    for name, experiment in EXPERIMENTS.items():
+        metrics = {c: m for c in CONDITIONS if (m := headline(summary, name, c))}
+        if len({m["n_items"] for m in metrics.values()}) > 1:
+            title = experiment.TITLE.partition(",")[0] + (", ambiguous" if name == "bbq" else "")
+            differing.append(f"{title}: " + ", ".join(f"{c}: {m['n_items']}" for c, m in metrics.items()))
+    if differing:
+        lines.append(f"conditions were asked on different numbers of items ({'; '.join(differing)}).")
     return lines
 
 
@@ -129,9 +131,9 @@ def _of(curves: Sequence[Curve], curve: Curve) -> str:
 def _grouped(curves: Sequence[Curve]) -> list[str]:
     """Cautions on whole experiments: those that differ in their numbers only share a line, with the last's numbers."""
     groups: dict[tuple[str, str], list[Caution]] = {}
-    for c in cautions(curves):
+    for c in leading(cautions(curves)):
         if c.category == "all" and c.condition in CONDITIONS:
-            groups.setdefault((c.experiment, re.sub(r"\d+(\.\d+)?", "#", c.text)), []).append(c)
+            groups.setdefault((c.experiment, re.sub(r"\d+(\.\d+)?(e-\d+)?", "#", c.text)), []).append(c)
     by_name = {c.name: c for c in curves}
     lines = []
     for (experiment, _), found in groups.items():

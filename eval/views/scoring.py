@@ -20,6 +20,7 @@ BIAS = "bias_ambig"
 ENDINGS = {
     "": "most probable answer, as given",
     "_expected": "expected, as given",
+    "_symmetrised": "most probable answer, order-symmetrised",
     "_expected_symmetrised": "expected, order-symmetrised",
 }
 """What the end of a BBQ metric's name says."""
