@@ -10,9 +10,12 @@ import dataclasses
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from eval.config import InputError, check_seed
 from eval.results import read_json, write_json
@@ -56,6 +59,28 @@ def check_trainer(config: Any) -> None:
             f"eval_strategy must be 'no', not '{asked}': what is held out is measured by us, at the checkpoints or at "
             "the end; leave it out"
         )
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Holds a training's folder until the end of the block, or of the process; all processes of one training do.
+
+    Raises InputError where another training holds it: each would replace the other's checkpoints.
+    """
+    from accelerate import PartialState
+
+    lock = FileLock(folder / ".training.lock")
+    if PartialState().is_main_process:
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            raise InputError(
+                f"another training is at work in {folder}; wait for its end or choose another --output_dir"
+            ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def built(build: Callable[[], Any]) -> Any:
