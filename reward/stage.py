@@ -35,16 +35,31 @@ OPTIMIZER_STATES = ("optimizer.pt", "optimizer.bin", "optimizer_0", "global_step
 
 
 def settings_of(*configs: Any, **more: Any) -> dict[str, Any]:
-    """The settings of dataclasses as JSON values, without FREE, plus `more` (hashes of data and weights)."""
+    """The settings of dataclasses as JSON values, without FREE, plus `more` (hashes of data and weights).
+
+    Raises InputError for one that is no finite number, as no file of results can have it.
+    """
     settings = {f.name: getattr(c, f.name) for c in configs for f in dataclasses.fields(c) if f.name not in FREE}
     plain = {k: v for k, v in settings.items() if isinstance(v, str | int | float | bool | list | dict | None)}
+    for name, value in plain.items():
+        try:
+            json.dumps(value, default=str, allow_nan=False)
+        except ValueError as error:
+            raise InputError(f"{name} must be finite, not {value}; give a number, or leave it out") from error
     return json.loads(json.dumps({**plain, **more}, default=str))
+
+
+COUNTS = (
+    "per_device_train_batch_size", "gradient_accumulation_steps", "num_generations", "num_iterations",
+    "steps_per_generation", "generation_batch_size",
+)  # fmt: skip
+"""What TRL divides by; the last four are those of its RL trainers, of which the last two may be left open."""
 
 
 def check_counts(config: Any) -> None:
     """Raises InputError for a batch of nothing."""
-    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
-        if (value := getattr(config, name)) < 1:
+    for name in COUNTS:
+        if (value := getattr(config, name, None)) is not None and value < 1:
             raise InputError(f"{name} must be at least 1, not {value}")
 
 
@@ -52,8 +67,11 @@ def check_trainer(config: Any) -> None:
     """Raises InputError for options of the Trainer with which it would end in an error after its start."""
     check_seed(config.seed)
     check_counts(config)
-    if not 0 <= config.learning_rate < math.inf:
-        raise InputError(f"learning_rate must be a number of at least 0, not {config.learning_rate}")
+    for name in ("learning_rate", "weight_decay", "neftune_noise_alpha"):
+        if (value := getattr(config, name)) is not None and not 0 <= value < math.inf:
+            raise InputError(f"{name} must be a number of at least 0, not {value}")
+    if config.max_steps < 1 and not 0 < config.num_train_epochs < math.inf:
+        raise InputError(f"num_train_epochs must be a number above 0, not {config.num_train_epochs}; or give max_steps")
     if (asked := getattr(config.eval_strategy, "value", config.eval_strategy)) != "no":
         raise InputError(
             f"eval_strategy must be 'no', not '{asked}': what is held out is measured by us, at the checkpoints or at "
@@ -85,29 +103,39 @@ def alone(folder: Path) -> Iterator[None]:
 
 def built(build: Callable[[], Any]) -> Any:
     """The trainer that `build` makes. InputError for options that TRL, peft or transformers refuse in making it, or
-    would when it makes its optimizer and its schedule.
+    would when it makes its optimizer, its schedule and its loader of batches.
     """
     from eval.hub import first_lines
 
     try:
         trainer = build()
-        _try_optimizer(trainer)
+        _try_options(trainer)
     except (ValueError, ImportError, NotImplementedError) as error:  # the last: TRL, of options that exclude each other
+        raise InputError(f"the trainer cannot be made with these options: {first_lines(error)}") from error
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
         raise InputError(f"the trainer cannot be made with these options: {first_lines(error)}") from error
     return trainer
 
 
-def _try_optimizer(trainer: Any) -> None:
-    """Raises what the trainer's optimizer and its schedule of learning rates would, for one parameter of their own."""
+def _try_options(trainer: Any) -> None:
+    """Raises what the trainer's optimizer, schedule and loader of batches would: made for one parameter and one row."""
     import torch
     from transformers import get_scheduler
+    from transformers.trainer_optimizer import is_optimizer_factory
 
-    args, alone = trainer.args, torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
-    trainer.get_optimizer_cls_and_kwargs(args, trainer.model)
+    args, one = trainer.args, [torch.nn.Parameter(torch.zeros(1, 1))]
+    kind, options = trainer.get_optimizer_cls_and_kwargs(args, trainer.model)
+    if not is_optimizer_factory(kind) and not {"params", "model", "optimizer_dict"} & options.keys():
+        kind(one, **options)  # the others are made of the whole model
+    schedule = args.lr_scheduler_kwargs
     try:
-        get_scheduler(args.lr_scheduler_type, alone, args.get_warmup_steps(2), 2, args.lr_scheduler_kwargs)
+        get_scheduler(args.lr_scheduler_type, torch.optim.SGD(one), args.get_warmup_steps(2), 2, schedule)
     except TypeError as error:  # a keyword that this schedule lacks, or does not have
         raise ValueError(f"lr_scheduler_kwargs: {error}") from error
+    workers, stay = args.dataloader_num_workers, args.dataloader_persistent_workers
+    torch.utils.data.DataLoader([0], num_workers=workers, persistent_workers=stay)  # pyright: ignore[reportArgumentType]
 
 
 def last_checkpoint(folder: Path, *needed: str) -> Path | None:

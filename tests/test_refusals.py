@@ -44,3 +44,38 @@ def test_a_second_training_in_the_same_folder(
     monkeypatch.setattr(f"{module}._trainer", free)
     with pytest.raises(InputError, match="at work again"):
         start()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--adam_beta1", 1.5), "cannot be made with these options: Invalid beta parameter"),
+        (("--adam_epsilon", -1), "cannot be made with these options: Invalid epsilon value"),
+        (("--dataloader_num_workers", -1), "cannot be made with these options: num_workers option should be"),
+        (("--dataloader_persistent_workers", "true"), "cannot be made with these options: persistent_workers option"),
+        (
+            ("--model_init_kwargs", '{"foo": 1}'),
+            "cannot be made with these options: .* unexpected keyword argument 'foo'",
+        ),
+        (
+            ("--use_peft", "true", "--lora_task_type", "foo"),
+            "LoRA cannot be made with these options: Invalid task type",
+        ),
+        (("--max_grad_norm", "nan"), "max_grad_norm must be finite, not nan"),
+        (("--lr_scheduler_kwargs", '{"num_decay_steps": NaN}'), "lr_scheduler_kwargs must be finite, not"),
+        (("--max_steps", -1, "--num_train_epochs", 0), "num_train_epochs must be a number above 0, not 0.0"),
+        (("--max_steps", -1, "--num_train_epochs", "inf"), "num_train_epochs must be a number above 0, not inf"),
+    ],
+)
+def test_what_the_training_would_end_in(
+    more: tuple[object, ...], said: str, tiny: Path, examples: Path, tmp_path: Path
+) -> None:
+    """An error of torch's or json's after the settings were written, so that the corrected command was refused."""
+    with pytest.raises(InputError, match=said):
+        sft(tiny, examples, tmp_path, *more)
+    assert not (tmp_path / "settings.json").exists()
+
+
+def test_a_range_of_rewards_has_two_ends(tiny: Path, tiny_reward: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="reward_clip_range must be two numbers, low < high, not '1'"):
+        run("rloo", tiny, tiny_reward, tmp_path, "--reward_clip_range", 1)

@@ -42,11 +42,28 @@ def check_sampling(config: Any) -> None:
         raise InputError(
             f"beta must be a number of at least 0, not {config.beta}; below 0 it would pay for moving away"
         )
+    _check_drawing(config)
+    clip = getattr(config, "reward_clip_range", None)
+    if clip is not None and not (len(clip) == 2 and clip[0] < clip[1]):
+        given = " ".join(f"{value:g}" for value in clip)
+        raise InputError(f"reward_clip_range must be two numbers, low < high, not '{given}'; or leave it out")
     if config.use_vllm:
         from trl.import_utils import is_vllm_available
 
         if not is_vllm_available():
             raise InputError("use_vllm needs the package vllm, which is not there; install it, or leave use_vllm out")
+
+
+def _check_drawing(config: Any) -> None:
+    """InputError for what transformers would refuse when it draws the first answer, or pass over."""
+    for name, fits, said in (
+        ("top_p", lambda p: 0 < p <= 1, "above 0 and at most 1; 1 leaves all tokens in"),
+        ("top_k", lambda k: k >= 0, "at least 0; 0 leaves all tokens in"),
+        ("min_p", lambda p: 0 <= p <= 1, "0 to 1; leave it out for none"),
+        ("repetition_penalty", lambda r: 0 < r < math.inf, "above 0; 1 is none"),
+    ):
+        if (value := getattr(config, name)) is not None and not fits(value):
+            raise InputError(f"{name} must be {said}, and not {value}")
 
 
 def check_quantization(model_args: Any) -> None:
