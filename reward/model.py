@@ -71,6 +71,7 @@ def load_base(model_args: Any, config: Any, tokenizer: Any) -> Any:
     options = {
         "dtype": model_args.dtype or "float32",
         "revision": model_args.model_revision,
+        **({} if model_args.attn_implementation is None else {"attn_implementation": model_args.attn_implementation}),
         "trust_remote_code": config.trust_remote_code,
         **(config.model_init_kwargs or {}),
     }
@@ -84,6 +85,10 @@ def load_base(model_args: Any, config: Any, tokenizer: Any) -> Any:
         )
     except UNREADABLE as error:
         raise InputError(f"model {name} cannot be loaded with a reward head: {load_error(error, name)}") from error
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise InputError(f"model {name} cannot be loaded with model_init_kwargs: {first_lines(error)}") from error
     finally:
         logging.set_verbosity(level)
     model, found = loaded

@@ -51,21 +51,23 @@ def settings_of(*configs: Any, **more: Any) -> dict[str, Any]:
 
 COUNTS = (
     "per_device_train_batch_size", "gradient_accumulation_steps", "num_generations", "num_iterations",
-    "steps_per_generation", "generation_batch_size",
+    "steps_per_generation", "generation_batch_size", "pad_to_multiple_of",
 )  # fmt: skip
-"""What TRL divides by; the last four are those of its RL trainers, of which the last two may be left open."""
+"""What the trainers divide by; not every one has them all, and the last three may be left open."""
 
 
 def check_counts(config: Any) -> None:
     """Raises InputError for a batch of nothing."""
     for name in COUNTS:
-        if (value := getattr(config, name, None)) is not None and value < 1:
+        if isinstance(value := getattr(config, name, None), int) and value < 1:
             raise InputError(f"{name} must be at least 1, not {value}")
 
 
 def check_trainer(config: Any) -> None:
     """Raises InputError for options of the Trainer with which it would end in an error after its start."""
     check_seed(config.seed)
+    if config.seed >= 2**32:
+        raise InputError(f"seed must be below 2**32, which numpy takes, not {config.seed}")
     check_counts(config)
     for name in ("learning_rate", "weight_decay", "neftune_noise_alpha"):
         if (value := getattr(config, name)) is not None and not 0 <= value < math.inf:
@@ -101,6 +103,23 @@ def alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def check_tokenizer_options(config: Any) -> None:
+    """Raises InputError for options by which TRL would change the tokenizer after lengths were measured with it."""
+    for name in ("chat_template_path", "eos_token"):
+        if getattr(config, name) is not None:
+            raise InputError(f"{name} must be left out; save the tokenizer as it shall be, with the model")
+
+
+def check_batches(rows: int, config: Any) -> None:
+    """Raises InputError where not one batch is left to train on: the training would end before its first step."""
+    at_once = config.per_device_train_batch_size * config.world_size
+    if config.dataloader_drop_last and rows < at_once:
+        raise InputError(
+            f"dataloader_drop_last leaves no batch: {rows} rows to train on are fewer than a batch of {at_once}; lower "
+            "per_device_train_batch_size or leave dataloader_drop_last out"
+        )
+
+
 def built(build: Callable[[], Any]) -> Any:
     """The trainer that `build` makes. InputError for options that TRL, peft or transformers refuse in making it, or
     would when it makes its optimizer, its schedule and its loader of batches.
@@ -124,6 +143,7 @@ def _try_options(trainer: Any) -> None:
     import torch
     from transformers import get_scheduler
     from transformers.trainer_optimizer import is_optimizer_factory
+    from transformers.utils import is_liger_kernel_available
 
     args, one = trainer.args, [torch.nn.Parameter(torch.zeros(1, 1))]
     kind, options = trainer.get_optimizer_cls_and_kwargs(args, trainer.model)
@@ -134,6 +154,8 @@ def _try_options(trainer: Any) -> None:
         get_scheduler(args.lr_scheduler_type, torch.optim.SGD(one), args.get_warmup_steps(2), 2, schedule)
     except TypeError as error:  # a keyword that this schedule lacks, or does not have
         raise ValueError(f"lr_scheduler_kwargs: {error}") from error
+    if args.use_liger_kernel and not is_liger_kernel_available():
+        raise ImportError("use_liger_kernel needs the package liger-kernel, which is not there")
     workers, stay = args.dataloader_num_workers, args.dataloader_persistent_workers
     torch.utils.data.DataLoader([0], num_workers=workers, persistent_workers=stay)  # pyright: ignore[reportArgumentType]
 

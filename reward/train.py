@@ -29,7 +29,17 @@ from eval.config import InputError, parse, prepare_output, run_main
 from eval.results import read_json, write_json, write_text
 from reward.dialogues import Pair
 from reward.preferences import check_share
-from reward.stage import Stage, alone, built, check_trainer, last_checkpoint, settings_of, train_from
+from reward.stage import (
+    Stage,
+    alone,
+    built,
+    check_batches,
+    check_tokenizer_options,
+    check_trainer,
+    last_checkpoint,
+    settings_of,
+    train_from,
+)
 
 log = logging.getLogger(__name__)
 HEADS = ("fitted", "random")
@@ -98,9 +108,12 @@ def train(arguments: RewardArguments, config: Any, model_args: Any) -> dict[str,
     from reward.model import check_model_arguments
 
     check_trainer(config)
+    check_tokenizer_options(config)
     for name in ("load_in_4bit", "load_in_8bit"):
         if getattr(model_args, name):
             raise InputError(f"{name} must be left out: a reward model is trained, saved and used as it is stored")
+    if model_args.use_peft and model_args.lora_task_type != "SEQ_CLS":
+        raise InputError(f"lora_task_type must be SEQ_CLS for a reward model, not {model_args.lora_task_type}")
     output = Path(config.output_dir)
     check_training(config.report_to, config.run_name)
     model = check_model_arguments(model_args)
@@ -127,6 +140,7 @@ def _trained(arguments: RewardArguments, config: Any, model_args: Any, model: st
         used = in_share(read.pairs, arguments.prompt_share)
         pairs, left_out = fit_pairs(used, tokenizer, config.max_length, arguments.over_long)
         training, held_out = split_by_prompt(pairs, arguments.held_out, config.seed, arguments.max_pairs)
+    check_batches(len(training), config)
     weights = weights_id(model, model_args.model_revision)
     identity = {"base_weights": weights, "preferences": read.identity}
     settings = settings_of(config, model_args, arguments, processes=config.world_size, **identity)

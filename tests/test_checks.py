@@ -30,6 +30,7 @@ TWO_STEPS = ("--max_steps", 2, "--checkpoint_steps", 0, 2, "--sample_prompts", 0
         (("--save_total_limit", 2), "save_total_limit must be left out, not 2"),
         (("--save_only_model", "true"), "save_only_model must be left out, not True"),
         (("--seed", -1), "seed must be at least 0, not -1"),
+        (("--seed", 2**32), "seed must be below 2**32, which numpy takes, not 4294967296"),
         (("--eval_strategy", "steps"), "eval_strategy must be 'no', not 'steps'"),
         (("--temperature", 0), "temperature must be a number above 0, not 0.0"),
         (("--temperature", "nan"), "temperature must be a number above 0, not nan"),

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from eval.config import InputError
+from reward.stage import check_batches
 from tests.sft_runs import sft
 from tests.test_resume import Killed, run
 from tests.test_reward_train import trained
+from train.checks import check_prompts
+from train.grpo import WORDS
 
 
 @pytest.mark.parametrize("module", ["train.online", "train.sft", "reward.train"])
@@ -76,6 +81,65 @@ def test_what_the_training_would_end_in(
     assert not (tmp_path / "settings.json").exists()
 
 
-def test_a_range_of_rewards_has_two_ends(tiny: Path, tiny_reward: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="reward_clip_range must be two numbers, low < high, not '1'"):
-        run("rloo", tiny, tiny_reward, tmp_path, "--reward_clip_range", 1)
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--use_peft", "true"), "lora_task_type must be SEQ_CLS for a reward model, not CAUSAL_LM"),
+        (("--chat_template_path", "x"), "chat_template_path must be left out; save the tokenizer as it shall be"),
+        (("--eos_token", "<|pad|>"), "eos_token must be left out; save the tokenizer as it shall be"),
+        (("--attn_implementation", "foo"), "cannot be loaded with a reward head: .*foo"),
+        (("--model_init_kwargs", '{"foo": 1}'), "cannot be loaded with model_init_kwargs: .* argument 'foo'"),
+        (
+            ("--dataloader_drop_last", "true", "--per_device_train_batch_size", 999),
+            "drop_last leaves no batch: 108 rows",
+        ),
+    ],
+)
+def test_reward_models(more: tuple[object, ...], said: str, tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=said):
+        trained(tiny, tmp_path, *more)
+    assert not (tmp_path / "settings.json").exists()
+
+
+def test_fewer_rows_than_a_batch(tiny: Path, examples: Path, tmp_path: Path) -> None:
+    more = ("--dataloader_drop_last", "true", "--per_device_train_batch_size")
+    with pytest.raises(InputError, match="leaves no batch: 36 rows to train on are fewer than a batch of 37"):
+        sft(tiny, examples, tmp_path, *more, 37)
+    check_batches(36, SimpleNamespace(dataloader_drop_last=True, per_device_train_batch_size=18, world_size=2))
+    with pytest.raises(InputError, match="36 rows to train on are fewer than a batch of 38"):
+        check_batches(36, SimpleNamespace(dataloader_drop_last=True, per_device_train_batch_size=19, world_size=2))
+    check_batches(36, SimpleNamespace(dataloader_drop_last=False, per_device_train_batch_size=99, world_size=1))
+
+
+def test_fewer_prompts_than_are_answered_at_once(tiny: Path, tiny_reward: Path, tmp_path: Path) -> None:
+    """TRL ends such a training before its first step, which looked like one that an alert had stopped."""
+    more = ("--max_steps", 1, "--checkpoint_steps", 1, "--sample_prompts", 0, "--per_device_train_batch_size")
+    said = (
+        r"prompts are left to train on, and 512 are answered at once \(generation_batch_size 1024 / num_generations 2\)"
+    )
+    with pytest.raises(InputError, match=said):
+        run("rloo", tiny, tiny_reward, tmp_path, *more, 1024)
+    for prompts, at_once in ((3, 4), (4, 4)):
+        config = SimpleNamespace(generation_batch_size=2 * at_once, num_generations=2)
+        with pytest.raises(InputError) if prompts < at_once else nullcontext():
+            check_prompts(prompts, config)
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_words_of_grpo(name: str, tiny: Path, tiny_reward: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"{name} must be .*{WORDS[name][-1]}, not 'foo'"):
+        run("grpo", tiny, tiny_reward, tmp_path, f"--{name}", "foo")
+
+
+def test_a_package_that_the_first_step_needs(
+    tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.utils.is_liger_kernel_available", lambda: False)
+    with pytest.raises(InputError, match="use_liger_kernel needs the package liger-kernel, which is not there"):
+        sft(tiny, examples, tmp_path, "--use_liger_kernel", "true")
+
+
+def test_a_range_of_rewards_cannot_be_given(tiny: Path, tiny_reward: Path, tmp_path: Path) -> None:
+    """Of '10' the parser makes the pair of texts '1' and '0'."""
+    with pytest.raises(InputError, match="reward_clip_range must be left out, not '10'"):
+        run("rloo", tiny, tiny_reward, tmp_path, "--reward_clip_range", 10)

@@ -38,15 +38,15 @@ def check_sampling(config: Any) -> None:
         raise InputError(f"temperature must be a number above 0, not {config.temperature}; 1 is the policy as it is")
     if config.max_completion_length < 1:
         raise InputError(f"an answer must have at least 1 token, not {config.max_completion_length}; raise the limit")
-    if not 0 <= config.beta < math.inf:
-        raise InputError(
-            f"beta must be a number of at least 0, not {config.beta}; below 0 it would pay for moving away"
-        )
+    for beta in config.beta if isinstance(config.beta, list) else [config.beta]:  # online DPO: one for each epoch
+        if not 0 <= beta < math.inf:
+            raise InputError(f"beta must be a number of at least 0, not {beta}; below 0 it would pay for moving away")
     _check_drawing(config)
-    clip = getattr(config, "reward_clip_range", None)
-    if clip is not None and not (len(clip) == 2 and clip[0] < clip[1]):
-        given = " ".join(f"{value:g}" for value in clip)
-        raise InputError(f"reward_clip_range must be two numbers, low < high, not '{given}'; or leave it out")
+    clip = getattr(config, "reward_clip_range", None) or ()
+    if any(isinstance(end, str) for end in clip):  # as the parser makes of "--reward_clip_range -5"
+        raise InputError(
+            f"reward_clip_range must be left out, not '{''.join(clip)}': no option can give its two numbers"
+        )
     if config.use_vllm:
         from trl.import_utils import is_vllm_available
 
@@ -64,6 +64,19 @@ def _check_drawing(config: Any) -> None:
     ):
         if (value := getattr(config, name)) is not None and not fits(value):
             raise InputError(f"{name} must be {said}, and not {value}")
+
+
+def check_prompts(prompts: int, config: Any) -> None:
+    """InputError for fewer prompts than TRL answers at once: it would end before its first step."""
+    if not hasattr(config, "num_generations"):  # online DPO takes what there is
+        return
+    at_once = config.generation_batch_size // config.num_generations
+    if prompts < at_once:
+        raise InputError(
+            f"{prompts} prompts are left to train on, and {at_once} are answered at once (generation_batch_size "
+            f"{config.generation_batch_size} / num_generations {config.num_generations}); lower "
+            "per_device_train_batch_size, or give more prompts"
+        )
 
 
 def check_quantization(model_args: Any) -> None:

@@ -96,7 +96,7 @@ def _trained(
     from eval.sources import data_folder, data_name
     from reward.model import check_chat_template, lora_config
     from reward.preferences import in_share, read_preferences
-    from train.checks import quantisation
+    from train.checks import check_prompts, quantisation
     from train.policy import make_room, starting_model
     from train.schedule import per_step
 
@@ -109,6 +109,7 @@ def _trained(
     seen = seen_prompts([*rewards, *judges]) if arguments.seen_prompts == "leave_out" else set()
     used = in_share(preferences.pairs, arguments.prompt_share)
     prompts = rl_prompts(used, tokenizer, arguments.max_prompt_tokens, seen, arguments.sample_prompts, config.seed)
+    check_prompts(len(prompts.training), config)
     peft_config = lora_config(model_args, model, arguments.lora_top_layers)
     hashes = {
         "base_weights": weights_id(model, model_args.model_revision),

@@ -27,7 +27,7 @@ from eval.provenance import command, git_commit, machine, versions
 from eval.results import read_json
 from eval.scorers.memory import keep_freed_memory
 from eval.targets import TRAINING_STEP
-from reward.stage import Stage, alone, built, settings_of
+from reward.stage import Stage, alone, built, check_batches, check_tokenizer_options, settings_of
 from train.arguments import CheckpointOptions
 from train.examples import Example
 from train.schedule import numbers
@@ -145,18 +145,18 @@ def check_steps(given: Sequence[str | int], config: Any, examples: int) -> list[
         raise InputError(
             f"save_strategy must be 'no', not '{config.save_strategy}': checkpoint_steps says when to save"
         )
-    for name in ("chat_template_path", "eos_token"):
-        if getattr(config, name) is not None:
-            raise InputError(f"{name} must be left out; save the tokenizer as it shall be, with the model")
+    check_tokenizer_options(config)
     if config.packing and config.max_steps < 1:
         raise InputError("packing needs max_steps, since how many sequences it makes is not known before")
+    if not config.packing:  # which makes other rows of them
+        check_batches(examples, config)
     last = config.max_steps
     if last < 1:
         at_once, rounded = config.per_device_train_batch_size * config.world_size, math.ceil
         if config.dataloader_drop_last:
             rounded = math.floor
         updates = math.ceil(rounded(examples / at_once) / config.gradient_accumulation_steps)
-        last = math.ceil(config.num_train_epochs * max(updates, 1))
+        last = math.ceil(config.num_train_epochs * updates)
     steps = numbers(given, last)
     for step in steps:
         if not 0 <= step <= last:
