@@ -44,6 +44,7 @@ TWO_STEPS = ("--max_steps", 2, "--checkpoint_steps", 0, 2, "--sample_prompts", 0
         (("--weight_decay", -1), "weight_decay must be a number of at least 0, not -1.0"),
         (("--neftune_noise_alpha", -1), "neftune_noise_alpha must be a number of at least 0, not -1.0"),
         *((("--" + name, 0), f"{name} must be at least 1, not 0") for name in COUNTS),
+        (("--sync_ref_model", "true", "--use_peft", "false"), "sync_ref_model must be left out"),
         (("--top_p", 0), "top_p must be above 0 and at most 1"),
         (("--top_p", 1.1), "top_p must be above 0 and at most 1"),
         (("--top_k", -1), "top_k must be at least 0"),

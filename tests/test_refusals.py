@@ -9,9 +9,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from transformers import TrainingArguments
 
 from eval.config import InputError
-from reward.stage import check_batches
+from reward.stage import Stage, built, check_batches
 from tests.sft_runs import sft
 from tests.test_resume import Killed, run
 from tests.test_reward_train import trained
@@ -129,6 +131,31 @@ def test_fewer_prompts_than_are_answered_at_once(tiny: Path, tiny_reward: Path, 
 def test_words_of_grpo(name: str, tiny: Path, tiny_reward: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"{name} must be .*{WORDS[name][-1]}, not 'foo'"):
         run("grpo", tiny, tiny_reward, tmp_path, f"--{name}", "foo")
+
+
+@pytest.mark.parametrize("own", ["params", "model", "optimizer_dict"])
+def test_an_optimizer_of_the_whole_model_is_not_tried_on_one_parameter(own: str, tmp_path: Path) -> None:
+    """GaLore's, LOMO's and the layerwise ones: transformers gives them what they are made of."""
+    args = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
+    trainer = SimpleNamespace(args=args, model=None)
+    trainer.get_optimizer_cls_and_kwargs = lambda *_: (torch.optim.SGD, {"lr": 0.1, own: []})
+    assert built(lambda: trainer) is trainer
+
+
+@pytest.mark.parametrize(
+    ("found", "now", "said"),
+    [
+        ({"seed": 0}, {"seed": 0, "option": 2}, "was started with option = None, now it is 2"),
+        ({"seed": 0, "option": 2}, {"seed": 0}, "was started with option = 2, now it is None"),
+    ],
+)
+def test_a_setting_that_only_one_of_two_versions_has(
+    found: dict[str, Any], now: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    Stage(tmp_path, "r.json", found).record()
+    with pytest.raises(InputError, match=said):
+        Stage(tmp_path, "r.json", now).begin()
+    assert Stage(tmp_path, "r.json", found).begin() is None
 
 
 def test_a_package_that_the_first_step_needs(

@@ -42,6 +42,10 @@ def check_sampling(config: Any) -> None:
         if not 0 <= beta < math.inf:
             raise InputError(f"beta must be a number of at least 0, not {beta}; below 0 it would pay for moving away")
     _check_drawing(config)
+    if getattr(config, "sync_ref_model", False):
+        raise InputError(
+            "sync_ref_model must be left out: KL is told as that to the starting policy, and the reference would move"
+        )
     clip = getattr(config, "reward_clip_range", None) or ()
     if any(isinstance(end, str) for end in clip):  # as the parser makes of "--reward_clip_range -5"
         raise InputError(
