@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,14 +13,17 @@ from typing import Any
 import pytest
 import torch
 from transformers import TrainingArguments
+from trl import SFTConfig
 
 from eval.config import InputError
-from reward.stage import Stage, built, check_batches
+from reward.stage import Stage, built, check_batches, settings_of
 from tests.sft_runs import sft
 from tests.test_resume import Killed, run
 from tests.test_reward_train import trained
 from train.checks import check_prompts
 from train.grpo import WORDS
+from train.policy import make_room
+from train.sft import SFTArguments
 
 
 @pytest.mark.parametrize("module", ["train.online", "train.sft", "reward.train"])
@@ -170,3 +175,41 @@ def test_a_range_of_rewards_cannot_be_given(tiny: Path, tiny_reward: Path, tmp_p
     """Of '10' the parser makes the pair of texts '1' and '0'."""
     with pytest.raises(InputError, match="reward_clip_range must be left out, not '10'"):
         run("rloo", tiny, tiny_reward, tmp_path, "--reward_clip_range", 10)
+
+
+@pytest.mark.parametrize(
+    ("use_peft", "kept", "merged", "needed"),
+    [
+        (True, "last", False, 3 * (32 + 100) + 200),
+        (True, "all", False, 3 * (32 + 100) + 3 * 200),
+        (False, "last", False, 3 * (32 + 1000) + 2000),
+        (False, "all", True, 3 * (32 + 1000) + 3 * 2000 + 1000),
+    ],
+)
+def test_the_room_for_three_checkpoints_of_a_model_of_1000_mib(
+    use_peft: bool, kept: str, merged: bool, needed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An adapter of a tenth, an optimizer's state of twice what is trained; one MiB less is refused."""
+    sizes = {("model", "main", "bfloat16"): 1000.0}
+    monkeypatch.setattr("train.policy.weights_mib", lambda *asked: sizes[asked])
+    options: Any = SimpleNamespace(keep_optimizer_states=kept)
+    model = SimpleNamespace(use_peft=use_peft, model_revision="main", dtype="bfloat16")
+    for free in (needed, needed - 1):
+        room = shutil._ntuple_diskusage(2**50, 2**50, free * 2**20)  # pyright: ignore[reportAttributeAccessIssue]
+        monkeypatch.setattr("eval.config.shutil.disk_usage", lambda _, room=room: room)
+        with nullcontext() if free == needed else pytest.raises(InputError, match=f"the run needs about {needed};"):
+            make_room(tmp_path, [0, 50, 100], options, model, "model", merged)
+
+
+def test_what_may_differ_between_two_starts_and_what_is_not_written(tmp_path: Path) -> None:
+    def settings(rate: float, more: dict[str, Any], **ours: Any) -> dict[str, Any]:
+        config = SFTConfig(output_dir=str(tmp_path), learning_rate=rate, use_cpu=True, bf16=False, **more)
+        return settings_of(config, SFTArguments(**ours))
+
+    one = settings(0.1, {"report_to": "none", "hub_token": "hf_secret", "disable_tqdm": True})
+    other = settings(
+        0.1, {"report_to": "wandb", "run_name": "again", "disable_tqdm": False},
+        evaluation="eval.yaml", evaluate="watch", keep_optimizer_states="all",
+    )  # fmt: skip
+    assert one == other != settings(0.2, {"report_to": "none"})
+    assert "hf_secret" not in json.dumps(one)
