@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 from contextlib import nullcontext
@@ -15,14 +16,21 @@ import torch
 from transformers import TrainingArguments
 from trl import SFTConfig
 
+from eval.checkpoints import weights_id
 from eval.config import InputError
+from eval.results import write_json
 from reward.stage import Stage, built, check_batches, settings_of
 from tests.sft_runs import sft
 from tests.test_resume import Killed, run
 from tests.test_reward_train import trained
+from train.arguments import PolicyArguments
+from train.callbacks import drop_optimizer_states, resume_from
 from train.checks import check_prompts
 from train.grpo import WORDS
-from train.policy import make_room
+from train.policy import make_room, starting_model
+from train.prompts import Prompts
+from train.run import Run
+from train.schedule import check_schedule
 from train.sft import SFTArguments
 
 
@@ -75,6 +83,9 @@ def test_a_second_training_in_the_same_folder(
         ),
         (("--max_grad_norm", "nan"), "max_grad_norm must be finite, not nan"),
         (("--lr_scheduler_kwargs", '{"num_decay_steps": NaN}'), "lr_scheduler_kwargs must be finite, not"),
+        (("--checkpoint_steps", -1), "checkpoint step -1 is not one of this run's, 0 to 4"),
+        (("--held_out", 0), "held_out must be between 0 and 1, not 0.0"),
+        (("--report_to", "wandb", "--run_name", "x" * 101), "run_name must have 1 to"),
         (("--max_steps", -1, "--num_train_epochs", 0), "num_train_epochs must be a number above 0, not 0.0"),
         (("--max_steps", -1, "--num_train_epochs", "inf"), "num_train_epochs must be a number above 0, not inf"),
     ],
@@ -91,6 +102,12 @@ def test_what_the_training_would_end_in(
 @pytest.mark.parametrize(
     ("more", "said"),
     [
+        (("--load_in_8bit", "true"), "load_in_8bit must be left out: a reward model is"),
+        (("--held_out", 0), "held_out must be between 0 and 1, not 0.0"),
+        (("--held_out", 1), "held_out must be between 0 and 1, not 1.0"),
+        (("--max_pairs", 1), "max_pairs must be at least 2, not 1"),
+        (("--prompt_share", 0.5, 0.5), "prompt_share must be two numbers, 0 <= low < high <= 1, not '0.5 0.5'"),
+        (("--report_to", "wandb", "--run_name", "x" * 101), "run_name must have 1 to"),
         (("--use_peft", "true"), "lora_task_type must be SEQ_CLS for a reward model, not CAUSAL_LM"),
         (("--chat_template_path", "x"), "chat_template_path must be left out; save the tokenizer as it shall be"),
         (("--eos_token", "<|pad|>"), "eos_token must be left out; save the tokenizer as it shall be"),
@@ -213,3 +230,104 @@ def test_what_may_differ_between_two_starts_and_what_is_not_written(tmp_path: Pa
     )  # fmt: skip
     assert one == other != settings(0.2, {"report_to": "none"})
     assert "hf_secret" not in json.dumps(one)
+
+
+def test_starting_from_an_adapter_that_is_not_what_it_says(tiny: Path, tmp_path: Path) -> None:
+    from tests.test_checkpoints import adapter_for
+
+    adapter, model = adapter_for(tiny, tmp_path / "adapter"), SimpleNamespace(dtype=None, model_revision="main")
+    model.model_name_or_path = str(adapter)
+    policy = {"model": str(tiny), "revision": None, "base_weights": weights_id(str(tiny))}
+    for change, said in (
+        ({"model": "./gone"}, "model ./gone: there is no such folder"),
+        ({"base_weights": "sha256:0"}, "was trained on other weights than"),
+        ({"model": None}, r"has no policy\.json, which says on what it was trained"),
+    ):
+        write_json(adapter / "policy.json", {k: v for k, v in {**policy, **change}.items() if v is not None})
+        with pytest.raises(InputError, match=said):
+            starting_model(model, tmp_path)
+    write_json(adapter / "policy.json", policy)
+    weights = (adapter / "adapter_model.safetensors").read_bytes()
+    (adapter / "adapter_model.safetensors").write_bytes(weights[:-100])
+    with pytest.raises(InputError, match="cannot be merged into its base"):
+        starting_model(model, tmp_path)
+    (adapter / "adapter_model.safetensors").write_bytes(weights)
+    assert starting_model(model, tmp_path)[0] == str(tmp_path / "start")
+    assert model.model_revision is None, "of the base, not of OUTPUT/start"
+    (adapter / "adapter_model.safetensors").write_bytes(weights + b"\0")  # trained further
+    with pytest.raises(InputError, match="was merged with adapter_weights = "):
+        starting_model(model, tmp_path)
+
+
+LIMITS = ("kl_target", "kl_alert", "entropy_alert", "repetition_alert", "length_alert", "sample_prompts")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        *(({name: value}, f"{name} must be a number of at least 0") for name in LIMITS for value in (-1, math.inf)),
+        ({"entropy_alert": 1.0}, "entropy_alert must be below 1"),
+        ({"length_alert": 1.0}, "length_alert above 1"),
+        ({"max_prompt_tokens": 0}, "max_prompt_tokens must be at least 1, not 0"),
+        ({"checkpoint_steps": ["often"]}, "checkpoint_steps must be numbers, or the one word paper, not 'often'"),
+    ],
+)
+def test_options_of_an_rl_run(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        PolicyArguments(reward_model=["somewhere"], **changes)
+
+
+def test_a_schedule(caplog: pytest.LogCaptureFixture) -> None:
+    config = SimpleNamespace(max_steps=8, save_strategy="no", gradient_accumulation_steps=2, num_iterations=2)
+    config.steps_per_generation = 4  # 8 micro-steps share their answers, which are 4 steps
+    assert check_schedule([8, 0, 4], config) == [0, 4, 8]
+    assert not caplog.text
+    check_schedule([4], config)
+    assert "the last step, 8, is not in checkpoint_steps" in caplog.text
+    for given, steps, said in (
+        ([2], 8, "checkpoint step 2 lies inside a generation buffer of 8 micro-steps"),
+        ([], 8, "checkpoint_steps is empty; list at least one step"),
+        ([0], 0, "max_steps must be set to the last step, it is 0"),
+        ([9], 8, "checkpoint step 9 is above the last step, max_steps 8"),
+    ):
+        config.max_steps = steps
+        with pytest.raises(InputError, match=said):
+            check_schedule(given, config)
+
+
+@pytest.mark.parametrize("how", ["is_fsdp_enabled", "is_deepspeed_enabled"])
+@pytest.mark.parametrize("asked", ["evaluation", "sample_prompts"])
+def test_a_sharded_model_is_not_asked_in_a_process(how: str, asked: str, tmp_path: Path) -> None:
+    trainer = SimpleNamespace(accelerator=SimpleNamespace(is_main_process=True), **{how: True})
+    samples: list[Any] = [[]] if asked == "sample_prompts" else []
+    rest: Any = [trainer, SimpleNamespace(folder=tmp_path), {}, None, [], None, [], Prompts([], samples, {})]
+    planned: Any = object() if asked == "evaluation" else None
+    with pytest.raises(InputError, match=f"^{asked} at each checkpoint need the whole model in a process"):
+        Run(*rest)._when_saved(planned, planned)
+
+
+@pytest.mark.parametrize("trainer", ["sft", "reward"])
+def test_a_model_without_chat_template(trainer: str, tiny: Path, examples: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny, base := tmp_path / "base")
+    (base / "chat_template.jinja").unlink()
+    with pytest.raises(InputError, match=f"the tokenizer of {base} has no chat template"):
+        sft(base, examples, tmp_path / "out") if trainer == "sft" else trained(base, tmp_path / "out")
+
+
+def test_what_a_training_killed_in_its_first_save_has_left_is_no_checkpoint(tmp_path: Path) -> None:
+    """It begins again, without a word: nothing that was complete is replaced."""
+    for step in (0, 2):
+        write_json(tmp_path / f"checkpoint-{step}" / ("policy.json" if step == 0 else "trainer_state.json"), {})
+    (tmp_path / "checkpoint-2" / "optimizer.pt").touch()
+    assert resume_from(tmp_path) is None
+
+
+def test_of_an_older_checkpoint_all_stays_but_what_training_goes_on_from(tmp_path: Path) -> None:
+    kept = {"adapter_model.safetensors", "policy.json", "trainer_state.json"}
+    for folder in (tmp_path / "checkpoint-2", tmp_path / "checkpoint-4"):
+        folder.mkdir()
+        for name in (*kept, "optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth", "rng_state_1.pth"):
+            (folder / name).touch()
+    drop_optimizer_states(tmp_path / "checkpoint-4")
+    assert {path.name for path in (tmp_path / "checkpoint-2").iterdir()} == kept
+    assert len(list((tmp_path / "checkpoint-4").iterdir())) == 8
