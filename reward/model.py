@@ -8,6 +8,7 @@ from transformers import AutoConfig
 
 from eval.checkpoints import UNREADABLE, check_model, load_error
 from eval.config import InputError
+from eval.hub import first_lines
 from eval.suitability import check_all_loaded
 from reward.scoring import head_in_fp32
 
@@ -18,11 +19,15 @@ HEADS = ("score.weight", "score.bias", "classifier.weight", "classifier.bias")
 def lora_config(model_args: Any, model: str, top_layers: int | None) -> Any:
     """TRL's LoRA configuration, on the top layers only where `top_layers` says so; None for full fine-tuning.
 
-    Leaving the lower layers alone saves their backward pass. Raises InputError for more layers than the model has.
+    Leaving the lower layers alone saves their backward pass. Raises InputError for options that peft refuses, and for
+    more layers than the model has.
     """
     from trl import get_peft_config
 
-    peft_config: Any = get_peft_config(model_args)
+    try:
+        peft_config: Any = get_peft_config(model_args)
+    except ValueError as error:
+        raise InputError(f"LoRA cannot be made with these options: {first_lines(error)}") from error
     if peft_config is None:
         return None
     named = peft_config.target_modules
@@ -66,6 +71,7 @@ def load_base(model_args: Any, config: Any, tokenizer: Any) -> Any:
     options = {
         "dtype": model_args.dtype or "float32",
         "revision": model_args.model_revision,
+        **({} if model_args.attn_implementation is None else {"attn_implementation": model_args.attn_implementation}),
         "trust_remote_code": config.trust_remote_code,
         **(config.model_init_kwargs or {}),
     }
@@ -79,6 +85,10 @@ def load_base(model_args: Any, config: Any, tokenizer: Any) -> Any:
         )
     except UNREADABLE as error:
         raise InputError(f"model {name} cannot be loaded with a reward head: {load_error(error, name)}") from error
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise InputError(f"model {name} cannot be loaded with model_init_kwargs: {first_lines(error)}") from error
     finally:
         logging.set_verbosity(level)
     model, found = loaded

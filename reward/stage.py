@@ -10,9 +10,12 @@ import dataclasses
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from eval.config import InputError, check_seed
 from eval.results import read_json, write_json
@@ -32,25 +35,45 @@ OPTIMIZER_STATES = ("optimizer.pt", "optimizer.bin", "optimizer_0", "global_step
 
 
 def settings_of(*configs: Any, **more: Any) -> dict[str, Any]:
-    """The settings of dataclasses as JSON values, without FREE, plus `more` (hashes of data and weights)."""
+    """The settings of dataclasses as JSON values, without FREE, plus `more` (hashes of data and weights).
+
+    Raises InputError for one that is no finite number, as no file of results can have it.
+    """
     settings = {f.name: getattr(c, f.name) for c in configs for f in dataclasses.fields(c) if f.name not in FREE}
     plain = {k: v for k, v in settings.items() if isinstance(v, str | int | float | bool | list | dict | None)}
+    for name, value in plain.items():
+        try:
+            json.dumps(value, default=str, allow_nan=False)
+        except ValueError as error:
+            raise InputError(f"{name} must be finite, not {value}; give a number, or leave it out") from error
     return json.loads(json.dumps({**plain, **more}, default=str))
+
+
+COUNTS = (
+    "per_device_train_batch_size", "gradient_accumulation_steps", "num_generations", "num_iterations",
+    "steps_per_generation", "generation_batch_size", "pad_to_multiple_of",
+)  # fmt: skip
+"""What the trainers divide by; not every one has them all, and the last three may be left open."""
 
 
 def check_counts(config: Any) -> None:
     """Raises InputError for a batch of nothing."""
-    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
-        if (value := getattr(config, name)) < 1:
+    for name in COUNTS:
+        if isinstance(value := getattr(config, name, None), int) and value < 1:
             raise InputError(f"{name} must be at least 1, not {value}")
 
 
 def check_trainer(config: Any) -> None:
     """Raises InputError for options of the Trainer with which it would end in an error after its start."""
     check_seed(config.seed)
+    if config.seed >= 2**32:
+        raise InputError(f"seed must be below 2**32, which numpy takes, not {config.seed}")
     check_counts(config)
-    if not 0 <= config.learning_rate < math.inf:
-        raise InputError(f"learning_rate must be a number of at least 0, not {config.learning_rate}")
+    for name in ("learning_rate", "weight_decay", "neftune_noise_alpha"):
+        if (value := getattr(config, name)) is not None and not 0 <= value < math.inf:
+            raise InputError(f"{name} must be a number of at least 0, not {value}")
+    if config.max_steps < 1 and not 0 < config.num_train_epochs < math.inf:
+        raise InputError(f"num_train_epochs must be a number above 0, not {config.num_train_epochs}; or give max_steps")
     if (asked := getattr(config.eval_strategy, "value", config.eval_strategy)) != "no":
         raise InputError(
             f"eval_strategy must be 'no', not '{asked}': what is held out is measured by us, at the checkpoints or at "
@@ -58,31 +81,83 @@ def check_trainer(config: Any) -> None:
         )
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Holds a training's folder until the end of the block, or of the process; all processes of one training do.
+
+    Raises InputError where another training holds it: each would replace the other's checkpoints.
+    """
+    from accelerate import PartialState
+
+    lock = FileLock(folder / ".training.lock")
+    if PartialState().is_main_process:
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            raise InputError(
+                f"another training is at work in {folder}; wait for its end or choose another --output_dir"
+            ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def check_tokenizer_options(config: Any) -> None:
+    """Raises InputError for options by which TRL would change the tokenizer after lengths were measured with it."""
+    for name in ("chat_template_path", "eos_token"):
+        if getattr(config, name) is not None:
+            raise InputError(f"{name} must be left out; save the tokenizer as it shall be, with the model")
+
+
+def check_batches(rows: int, config: Any) -> None:
+    """Raises InputError where not one batch is left to train on: the training would end before its first step."""
+    at_once = config.per_device_train_batch_size * config.world_size
+    if config.dataloader_drop_last and rows < at_once:
+        raise InputError(
+            f"dataloader_drop_last leaves no batch: {rows} rows to train on are fewer than a batch of {at_once}; lower "
+            "per_device_train_batch_size or leave dataloader_drop_last out"
+        )
+
+
 def built(build: Callable[[], Any]) -> Any:
     """The trainer that `build` makes. InputError for options that TRL, peft or transformers refuse in making it, or
-    would when it makes its optimizer and its schedule.
+    would when it makes its optimizer, its schedule and its loader of batches.
     """
     from eval.hub import first_lines
 
     try:
         trainer = build()
-        _try_optimizer(trainer)
+        _try_options(trainer)
     except (ValueError, ImportError, NotImplementedError) as error:  # the last: TRL, of options that exclude each other
+        raise InputError(f"the trainer cannot be made with these options: {first_lines(error)}") from error
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
         raise InputError(f"the trainer cannot be made with these options: {first_lines(error)}") from error
     return trainer
 
 
-def _try_optimizer(trainer: Any) -> None:
-    """Raises what the trainer's optimizer and its schedule of learning rates would, for one parameter of their own."""
+def _try_options(trainer: Any) -> None:
+    """Raises what the trainer's optimizer, schedule and loader of batches would: made for one parameter and one row."""
     import torch
     from transformers import get_scheduler
+    from transformers.trainer_optimizer import is_optimizer_factory
+    from transformers.utils import is_liger_kernel_available
 
-    args, alone = trainer.args, torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
-    trainer.get_optimizer_cls_and_kwargs(args, trainer.model)
+    args, one = trainer.args, [torch.nn.Parameter(torch.zeros(1, 1))]
+    kind, options = trainer.get_optimizer_cls_and_kwargs(args, trainer.model)
+    if not is_optimizer_factory(kind) and not {"params", "model", "optimizer_dict"} & options.keys():
+        kind(one, **options)  # the others are made of the whole model
+    schedule = args.lr_scheduler_kwargs
     try:
-        get_scheduler(args.lr_scheduler_type, alone, args.get_warmup_steps(2), 2, args.lr_scheduler_kwargs)
+        get_scheduler(args.lr_scheduler_type, torch.optim.SGD(one), args.get_warmup_steps(2), 2, schedule)
     except TypeError as error:  # a keyword that this schedule lacks, or does not have
         raise ValueError(f"lr_scheduler_kwargs: {error}") from error
+    if args.use_liger_kernel and not is_liger_kernel_available():
+        raise ImportError("use_liger_kernel needs the package liger-kernel, which is not there")
+    workers, stay = args.dataloader_num_workers, args.dataloader_persistent_workers
+    torch.utils.data.DataLoader([0], num_workers=workers, persistent_workers=stay)  # pyright: ignore[reportArgumentType]
 
 
 def last_checkpoint(folder: Path, *needed: str) -> Path | None:

@@ -29,7 +29,17 @@ from eval.config import InputError, parse, prepare_output, run_main
 from eval.results import read_json, write_json, write_text
 from reward.dialogues import Pair
 from reward.preferences import check_share
-from reward.stage import Stage, built, check_trainer, last_checkpoint, settings_of, train_from
+from reward.stage import (
+    Stage,
+    alone,
+    built,
+    check_batches,
+    check_tokenizer_options,
+    check_trainer,
+    last_checkpoint,
+    settings_of,
+    train_from,
+)
 
 log = logging.getLogger(__name__)
 HEADS = ("fitted", "random")
@@ -93,23 +103,36 @@ def train(arguments: RewardArguments, config: Any, model_args: Any) -> dict[str,
     """Trains, saves, measures what was saved; returns the content of reward.json."""
     from transformers import AutoModelForSequenceClassification
 
-    from eval.checkpoints import load_tokenizer, weights_id, weights_mib
-    from eval.provenance import command, git_commit, machine, versions
-    from eval.sources import data_folder, data_name
+    from eval.checkpoints import weights_mib
     from eval.tracking import check_training
-    from reward.model import check_chat_template, check_model_arguments
-    from reward.preferences import fit_pairs, in_share, read_preferences, split_by_prompt
+    from reward.model import check_model_arguments
 
     check_trainer(config)
+    check_tokenizer_options(config)
     for name in ("load_in_4bit", "load_in_8bit"):
         if getattr(model_args, name):
             raise InputError(f"{name} must be left out: a reward model is trained, saved and used as it is stored")
-    output, clock = Path(config.output_dir), Clock()
+    if model_args.use_peft and model_args.lora_task_type != "SEQ_CLS":
+        raise InputError(f"lora_task_type must be SEQ_CLS for a reward model, not {model_args.lora_task_type}")
+    output = Path(config.output_dir)
     check_training(config.report_to, config.run_name)
     model = check_model_arguments(model_args)
     dtype = model_args.dtype or "float32"
     size = weights_mib(model, model_args.model_revision, dtype, AutoModelForSequenceClassification)
     prepare_output(output, needed_mib=round(64 + 2 * size))
+    with alone(output):
+        return _trained(arguments, config, model_args, model)
+
+
+def _trained(arguments: RewardArguments, config: Any, model_args: Any, model: str) -> dict[str, Any]:
+    """What is left to check, and the training, its folder being held alone."""
+    from eval.checkpoints import load_tokenizer, weights_id
+    from eval.provenance import command, git_commit, machine, versions
+    from eval.sources import data_folder, data_name
+    from reward.model import check_chat_template
+    from reward.preferences import fit_pairs, in_share, read_preferences, split_by_prompt
+
+    output, clock = Path(config.output_dir), Clock()
     with clock.stage("reading"):
         tokenizer = load_tokenizer(model, model_args.model_revision)
         check_chat_template(tokenizer, model)
@@ -117,6 +140,7 @@ def train(arguments: RewardArguments, config: Any, model_args: Any) -> dict[str,
         used = in_share(read.pairs, arguments.prompt_share)
         pairs, left_out = fit_pairs(used, tokenizer, config.max_length, arguments.over_long)
         training, held_out = split_by_prompt(pairs, arguments.held_out, config.seed, arguments.max_pairs)
+    check_batches(len(training), config)
     weights = weights_id(model, model_args.model_revision)
     identity = {"base_weights": weights, "preferences": read.identity}
     settings = settings_of(config, model_args, arguments, processes=config.world_size, **identity)

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import train.checks
 from eval.checkpoints import weights_mib
 from eval.config import InputError
+from reward.stage import COUNTS
 from tests.sft_runs import sft
 from tests.test_resume import run
 from train.checks import check_options, quantisation
@@ -29,12 +30,26 @@ TWO_STEPS = ("--max_steps", 2, "--checkpoint_steps", 0, 2, "--sample_prompts", 0
         (("--save_total_limit", 2), "save_total_limit must be left out, not 2"),
         (("--save_only_model", "true"), "save_only_model must be left out, not True"),
         (("--seed", -1), "seed must be at least 0, not -1"),
+        (("--seed", 2**32), "seed must be below 2**32, which numpy takes, not 4294967296"),
         (("--eval_strategy", "steps"), "eval_strategy must be 'no', not 'steps'"),
         (("--temperature", 0), "temperature must be a number above 0, not 0.0"),
+        (("--temperature", "nan"), "temperature must be a number above 0, not nan"),
+        (("--temperature", "inf"), "temperature must be a number above 0, not inf"),
         (("--beta", -1), "beta must be a number of at least 0, not -1.0"),
+        (("--beta", "nan"), "beta must be a number of at least 0, not nan"),
+        (("--beta", "inf"), "beta must be a number of at least 0, not inf"),
         (("--learning_rate", "nan"), "learning_rate must be a number of at least 0, not nan"),
-        (("--gradient_accumulation_steps", 0), "gradient_accumulation_steps must be at least 1, not 0"),
-        (("--per_device_train_batch_size", 0), "per_device_train_batch_size must be at least 1, not 0"),
+        (("--learning_rate", "inf"), "learning_rate must be a number of at least 0, not inf"),
+        (("--learning_rate", -0.1), "learning_rate must be a number of at least 0, not -0.1"),
+        (("--weight_decay", -1), "weight_decay must be a number of at least 0, not -1.0"),
+        (("--neftune_noise_alpha", -1), "neftune_noise_alpha must be a number of at least 0, not -1.0"),
+        *((("--" + name, 0), f"{name} must be at least 1, not 0") for name in COUNTS),
+        (("--sync_ref_model", "true", "--use_peft", "false"), "sync_ref_model must be left out"),
+        (("--top_p", 0), "top_p must be above 0 and at most 1"),
+        (("--top_p", 1.1), "top_p must be above 0 and at most 1"),
+        (("--top_k", -1), "top_k must be at least 0"),
+        (("--min_p", 1.1), "min_p must be 0 to 1"),
+        (("--repetition_penalty", 0), "repetition_penalty must be above 0"),
         (("--max_completion_length", 0), "an answer must have at least 1 token, not 0"),
     ],
 )

@@ -38,15 +38,49 @@ def check_sampling(config: Any) -> None:
         raise InputError(f"temperature must be a number above 0, not {config.temperature}; 1 is the policy as it is")
     if config.max_completion_length < 1:
         raise InputError(f"an answer must have at least 1 token, not {config.max_completion_length}; raise the limit")
-    if not 0 <= config.beta < math.inf:
+    for beta in config.beta if isinstance(config.beta, list) else [config.beta]:  # online DPO: one for each epoch
+        if not 0 <= beta < math.inf:
+            raise InputError(f"beta must be a number of at least 0, not {beta}; below 0 it would pay for moving away")
+    _check_drawing(config)
+    if getattr(config, "sync_ref_model", False):
         raise InputError(
-            f"beta must be a number of at least 0, not {config.beta}; below 0 it would pay for moving away"
+            "sync_ref_model must be left out: KL is told as that to the starting policy, and the reference would move"
+        )
+    clip = getattr(config, "reward_clip_range", None) or ()
+    if any(isinstance(end, str) for end in clip):  # as the parser makes of "--reward_clip_range -5"
+        raise InputError(
+            f"reward_clip_range must be left out, not '{''.join(clip)}': no option can give its two numbers"
         )
     if config.use_vllm:
         from trl.import_utils import is_vllm_available
 
         if not is_vllm_available():
             raise InputError("use_vllm needs the package vllm, which is not there; install it, or leave use_vllm out")
+
+
+def _check_drawing(config: Any) -> None:
+    """InputError for what transformers would refuse when it draws the first answer, or pass over."""
+    for name, fits, said in (
+        ("top_p", lambda p: 0 < p <= 1, "above 0 and at most 1; 1 leaves all tokens in"),
+        ("top_k", lambda k: k >= 0, "at least 0; 0 leaves all tokens in"),
+        ("min_p", lambda p: 0 <= p <= 1, "0 to 1; leave it out for none"),
+        ("repetition_penalty", lambda r: 0 < r < math.inf, "above 0; 1 is none"),
+    ):
+        if (value := getattr(config, name)) is not None and not fits(value):
+            raise InputError(f"{name} must be {said}, and not {value}")
+
+
+def check_prompts(prompts: int, config: Any) -> None:
+    """InputError for fewer prompts than TRL answers at once: it would end before its first step."""
+    if not hasattr(config, "num_generations"):  # online DPO takes what there is
+        return
+    at_once = config.generation_batch_size // config.num_generations
+    if prompts < at_once:
+        raise InputError(
+            f"{prompts} prompts are left to train on, and {at_once} are answered at once (generation_batch_size "
+            f"{config.generation_batch_size} / num_generations {config.num_generations}); lower "
+            "per_device_train_batch_size, or give more prompts"
+        )
 
 
 def check_quantization(model_args: Any) -> None:

@@ -13,9 +13,17 @@ from typing import Any
 
 from trl import GRPOConfig, GRPOTrainer
 
-from eval.config import run_main
+from eval.config import InputError, nearest, run_main
 from train import online
 from train.arguments import Counted, PolicyArguments
+
+WORDS = {
+    "loss_type": ("grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo"),
+    "scale_rewards": ("group", "batch", "none"),
+    "importance_sampling_level": ("token", "sequence"),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+}
+"""Options of which TRL looks at the word in the first step only."""
 
 
 @dataclass
@@ -23,6 +31,12 @@ class KLGRPOConfig(Counted, GRPOConfig):
     """TRL's, with the KL penalty on."""
 
     beta: float = field(default=0.04, metadata={"help": "coefficient of the KL penalty (Shao et al. 2024: 0.04)"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, known in WORDS.items():
+            if (value := getattr(self, name)) not in known:
+                raise InputError(f"{name} must be {', '.join(known)}, not '{value}'{nearest(value, known)}")
 
 
 ALGORITHM = online.Algorithm("grpo", online.logged(GRPOTrainer), KLGRPOConfig)

@@ -19,12 +19,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from eval.config import InputError, parse, prepare_output
-from eval.plan import plan
+from eval.config import EvaluationConfig, InputError, parse, prepare_output
+from eval.plan import Plan, plan
 from eval.provenance import command, git_commit, versions
 from eval.scorers.memory import keep_freed_memory
 from reward.functions import RewardOptions, Rewards, build_rewards, check_rewards, end_token_ids
-from reward.stage import Stage, built, settings_of
+from reward.stage import Stage, alone, built, settings_of
 from train.arguments import PolicyArguments
 from train.prompts import Prompts, rl_prompts, seen_prompts
 from train.run import Run, publish_finished
@@ -63,15 +63,9 @@ def logged(base: type) -> type:
 
 def train(algorithm: Algorithm, arguments: PolicyArguments, config: Any, model_args: Any) -> dict[str, Any]:
     """Checks everything, trains, and returns the content of OUTPUT/ALGORITHM.json."""
-    from eval.checkpoints import base_parameters, load_tokenizer, weights_id
-    from eval.ledger import training_policy
-    from eval.sources import data_folder, data_name
     from eval.tracking import check_training
-    from reward.model import check_chat_template, lora_config
-    from reward.preferences import in_share, read_preferences
-    from train.checks import check_options, check_sampling, quantisation
-    from train.policy import make_room, starting_model
-    from train.schedule import check_schedule, per_step
+    from train.checks import check_options, check_sampling
+    from train.schedule import check_schedule
 
     check_options(arguments, config, model_args)
     check_sampling(config)
@@ -87,6 +81,26 @@ def train(algorithm: Algorithm, arguments: PolicyArguments, config: Any, model_a
     evaluation = arguments.evaluation_config()
     planned = plan(evaluation) if evaluation else None
     prepare_output(output)
+    with alone(output):
+        return _trained(algorithm, arguments, config, model_args, steps, rewards, judges, evaluation, planned)
+
+
+def _trained(
+    algorithm: Algorithm, arguments: PolicyArguments, config: Any, model_args: Any, steps: list[int],
+    rewards: list[dict[str, Any]], judges: list[dict[str, Any]], evaluation: EvaluationConfig | None,
+    planned: Plan | None,
+) -> dict[str, Any]:  # fmt: skip
+    """What is left to check, and the training, its folder being held alone."""
+    from eval.checkpoints import base_parameters, load_tokenizer, weights_id
+    from eval.ledger import training_policy
+    from eval.sources import data_folder, data_name
+    from reward.model import check_chat_template, lora_config
+    from reward.preferences import in_share, read_preferences
+    from train.checks import check_prompts, quantisation
+    from train.policy import make_room, starting_model
+    from train.schedule import per_step
+
+    output = Path(config.output_dir)
     model, merged = starting_model(model_args, output)
     make_room(output, steps, arguments, model_args, model)
     preferences = read_preferences(arguments.preferences, arguments.data_dir)
@@ -95,6 +109,7 @@ def train(algorithm: Algorithm, arguments: PolicyArguments, config: Any, model_a
     seen = seen_prompts([*rewards, *judges]) if arguments.seen_prompts == "leave_out" else set()
     used = in_share(preferences.pairs, arguments.prompt_share)
     prompts = rl_prompts(used, tokenizer, arguments.max_prompt_tokens, seen, arguments.sample_prompts, config.seed)
+    check_prompts(len(prompts.training), config)
     peft_config = lora_config(model_args, model, arguments.lora_top_layers)
     hashes = {
         "base_weights": weights_id(model, model_args.model_revision),

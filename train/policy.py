@@ -12,9 +12,11 @@ from accelerate import PartialState
 
 from eval.checkpoints import (
     POLICY_FILE,
+    UNREADABLE,
     adapter_id,
     check_adapter,
     check_model,
+    load_error,
     load_tokenizer,
     read_policy,
     weights_id,
@@ -39,7 +41,7 @@ def starting_model(model_args: Any, output: Path) -> tuple[str, dict[str, Any] |
     if not name or not (Path(name) / "adapter_config.json").is_file():
         return check_model_arguments(model_args), None
     policy = read_policy(Path(name))
-    if not policy:
+    if not policy.get("model"):
         raise InputError(
             f"adapter {name} has no {POLICY_FILE}, which says on what it was trained; give a checkpoint of these "
             "trainers, or merge the adapter into its base (peft's merge_and_unload) and give that model"
@@ -79,7 +81,10 @@ def _merge(base: str, revision: str | None, adapter: str, dtype: str, folder: Pa
     model: Any = AutoModelForCausalLM.from_pretrained(base, revision=revision, dtype="auto")
     kept = model.dtype if dtype == "auto" else getattr(torch, dtype)
     model.float()
-    merged: Any = PeftModel.from_pretrained(model, adapter).merge_and_unload()  # pyright: ignore[reportCallIssue]
+    try:
+        merged: Any = PeftModel.from_pretrained(model, adapter).merge_and_unload()  # pyright: ignore[reportCallIssue]
+    except UNREADABLE as error:
+        raise InputError(f"adapter {adapter} cannot be merged into its base: {load_error(error, adapter)}") from error
     merged.to(kept).save_pretrained(folder)
     load_tokenizer(base, revision).save_pretrained(folder)
 

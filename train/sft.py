@@ -27,7 +27,7 @@ from eval.provenance import command, git_commit, machine, versions
 from eval.results import read_json
 from eval.scorers.memory import keep_freed_memory
 from eval.targets import TRAINING_STEP
-from reward.stage import Stage, built, settings_of
+from reward.stage import Stage, alone, built, check_batches, check_tokenizer_options, settings_of
 from train.arguments import CheckpointOptions
 from train.examples import Example
 from train.schedule import numbers
@@ -59,17 +59,8 @@ class SFTArguments(CheckpointOptions):
 
 def train(arguments: SFTArguments, config: Any, model_args: Any) -> dict[str, Any]:
     """Checks everything, trains, measures what was saved, and returns the content of OUTPUT/sft.json."""
-    from accelerate import PartialState
-
-    from eval.checkpoints import base_parameters, load_tokenizer, weights_id
-    from eval.ledger import training_policy
-    from eval.sources import data_folder, data_name
     from eval.tracking import check_training
-    from reward.model import check_chat_template, lora_config
-    from train.checks import check_options, quantisation
-    from train.examples import fit_examples, read_examples, split_examples
-    from train.policy import make_room, starting_model
-    from train.run import publish_finished
+    from train.checks import check_options
 
     check_options(arguments, config, model_args)
     output = Path(config.output_dir)
@@ -79,6 +70,26 @@ def train(arguments: SFTArguments, config: Any, model_args: Any) -> dict[str, An
     evaluation = arguments.evaluation_config()
     planned = plan(evaluation) if evaluation else None
     prepare_output(output)
+    with alone(output):
+        return _trained(arguments, config, model_args, evaluation, planned)
+
+
+def _trained(
+    arguments: SFTArguments, config: Any, model_args: Any, evaluation: EvaluationConfig | None, planned: Plan | None
+) -> dict[str, Any]:
+    """What is left to check, and the training, its folder being held alone."""
+    from accelerate import PartialState
+
+    from eval.checkpoints import base_parameters, load_tokenizer, weights_id
+    from eval.ledger import training_policy
+    from eval.sources import data_folder, data_name
+    from reward.model import check_chat_template, lora_config
+    from train.checks import quantisation
+    from train.examples import fit_examples, read_examples, split_examples
+    from train.policy import make_room, starting_model
+    from train.run import publish_finished
+
+    output = Path(config.output_dir)
     model, merged = starting_model(model_args, output)
     tokenizer = load_tokenizer(model, model_args.model_revision)
     check_chat_template(tokenizer, model)
@@ -134,18 +145,18 @@ def check_steps(given: Sequence[str | int], config: Any, examples: int) -> list[
         raise InputError(
             f"save_strategy must be 'no', not '{config.save_strategy}': checkpoint_steps says when to save"
         )
-    for name in ("chat_template_path", "eos_token"):
-        if getattr(config, name) is not None:
-            raise InputError(f"{name} must be left out; save the tokenizer as it shall be, with the model")
+    check_tokenizer_options(config)
     if config.packing and config.max_steps < 1:
         raise InputError("packing needs max_steps, since how many sequences it makes is not known before")
+    if not config.packing:  # which makes other rows of them
+        check_batches(examples, config)
     last = config.max_steps
     if last < 1:
         at_once, rounded = config.per_device_train_batch_size * config.world_size, math.ceil
         if config.dataloader_drop_last:
             rounded = math.floor
         updates = math.ceil(rounded(examples / at_once) / config.gradient_accumulation_steps)
-        last = math.ceil(config.num_train_epochs * max(updates, 1))
+        last = math.ceil(config.num_train_epochs * updates)
     steps = numbers(given, last)
     for step in steps:
         if not 0 <= step <= last:
