@@ -177,7 +177,7 @@ def test_saving_and_saving_again(tmp_path: Path) -> None:
         environment = alone() | {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "a" * 40, "WANDB_MODE": "online"}
         told = []
         for _ in range(2):
-            done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+            done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
             assert done.returncode == 0, done.stderr[-2000:]
             told.append(json.loads(done.stdout))
         assert len(server.views) == 2 and told[0]["urls"] == told[1]["urls"]
@@ -194,7 +194,7 @@ def test_what_w_and_b_refuses_is_a_line(tmp_path: Path) -> None:
     with serving() as server:
         server.refused = {"upsertView": 403, "UpsertView2": 403}
         environment = alone() | {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "a" * 40, "WANDB_MODE": "online"}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "W&B did not take the dashboards: " in done.stderr and "permission denied" in done.stderr
 
