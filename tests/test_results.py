@@ -258,7 +258,7 @@ main()
 
 def wait_for(process: subprocess.Popen[bytes], path: Path, lines: int) -> None:
     """Kills the process as soon as the file has so many lines."""
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while not (path.is_file() and path.read_bytes().count(b"\n") >= lines):
         assert process.poll() is None and time.monotonic() < end
         time.sleep(0.002)
