@@ -8,6 +8,8 @@ import json
 import math
 import threading
 import time
+import zlib
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler
@@ -74,6 +76,9 @@ class ModelServer(Stallable):
     """Serves `model` as "tiny". What it can do: echo, listed (most top log-probabilities), continues (flags, always,
     never, or drops the beginning, with its flags or without), several (n), seeds, ids, refuses_unknown (extra
     settings). `script`: answers that come first, each once.
+
+    What a request without a seed draws follows from its words and from how often they came: the same in every run,
+    whatever is asked beside it, and something else each time.
     """
 
     request_queue_size = 64
@@ -90,6 +95,7 @@ class ModelServer(Stallable):
         self.script: list[Answer] = []
         self.after = 10**9  # so many requests are answered before the script begins
         self.seen: list[tuple[str, dict[str, Any]]] = []  # (path, body)
+        self.times: Counter[str] = Counter()  # how often each body came
         self.answered: list[dict[str, Any]] = []  # bodies of requests whose answer went out
         self.keys: set[str | None] = set()
         self.slow = 0.0
@@ -106,6 +112,7 @@ class ModelServer(Stallable):
 
 class Handler(BaseHTTPRequestHandler):
     server: ModelServer  # pyright: ignore[reportIncompatibleVariableOverride]
+    seed: list[int]  # of what this request draws
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *args: object) -> None:
@@ -125,6 +132,9 @@ class Handler(BaseHTTPRequestHandler):
         with server.lock:
             server.keys.add(self.headers["Authorization"])
             server.seen.append((self.path, body))
+            words = json.dumps(body, sort_keys=True)
+            server.times[words] += 1
+            self.seed = [body["seed"]] if "seed" in body else [zlib.crc32(words.encode()), server.times[words]]
             server.at_once += 1
             server.most_at_once = max(server.most_at_once, server.at_once)
             scripted = server.script.pop(0) if server.script and len(server.seen) > server.after else None
@@ -228,11 +238,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def drawn(self, ids: list[int], body: dict[str, Any], k: int) -> dict[str, Any]:
         model = self.server.model
-        seed = body.get("seed", int(time.time_ns()))
         if body.get("temperature") == 0:
             new = model.best(ids, body["max_tokens"])
         else:
-            new = model.draw(ids, body.get("max_tokens", 16), np.random.default_rng([seed, k]))
+            new = model.draw(ids, body.get("max_tokens", 16), np.random.default_rng([*self.seed, k]))
         logprobs = self.penalized(model.next(ids), ids, body)
         top = np.argsort(-logprobs)[: body.get("logprobs") or 0]
         if not new:

@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 from eval.config import InputError
-from eval.scorers.served import BEGIN, read_listed
+from eval.dialogue import Format
+from eval.run_config import RunConfig
+from eval.scorers.same_tokenizer import check_asked
+from eval.scorers.served import BEGIN, Served, load_tokenizer, read_listed
 from tests.endpoint_runs import Q, asked, quick, summary
 from tests.model_server import Handler, ModelServer
 
@@ -81,6 +84,15 @@ def test_another_tokenizer_is_refused_where_nothing_is_echoed(
             quick(server, tmp_path / "out", tokenizer=str(tmp_path / name))
     quick(server, tmp_path / "right", answer_samples=4, limit=1)
     assert summary(tmp_path / "right")["method"] == ("top/ids" if listed else "sampling/ids")
+
+
+def test_the_right_tokenizer_is_taken_whatever_is_drawn(tiny: Path, server: ModelServer) -> None:
+    """The drawn token stands in each list, and 40 times it is another."""
+    config = RunConfig(model=["tiny"], scorer="endpoint", base_url=server.url, tokenizer=str(tiny))
+    served = Served.reach(config, "tiny", None, load_tokenizer(config), Format("paper"))
+    for _ in range(40):
+        check_asked(served, "tiny", served.client.one)
+    assert min(server.times.values()) == 40
 
 
 def test_parts_of_characters_are_not_told_apart() -> None:

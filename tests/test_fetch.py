@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -188,7 +189,7 @@ def test_partial_file_of_something_else_is_not_kept(server: FileServer, tmp_path
 
 def test_stall_is_retried(server: FileServer, tmp_path: Path) -> None:
     began = time.monotonic()
-    assert run(tmp_path, pin(server, "bbq/One.jsonl", BODY, stalls(HALF)), timeout=1.0)["error"] is None
+    assert run(tmp_path, pin(server, "bbq/One.jsonl", BODY, stalls(HALF)), timeout=3.0)["error"] is None
     assert [asked for _, asked in server.seen] == [None, f"bytes={HALF}-"]
     assert time.monotonic() - began < 60
 
@@ -250,9 +251,11 @@ def test_retry_after_is_waited_for(server: FileServer, tmp_path: Path, monkeypat
 
 
 def test_no_network_is_told_once(tmp_path: Path) -> None:
-    with serving() as gone:
-        pins = (pin(gone, "bbq/One.jsonl"), pin(gone, "bbq/Two.jsonl"))
-    found = run(tmp_path, *pins)
+    with socket.socket() as taken:  # whose port no server of another test can get
+        taken.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        paths = ("bbq/One.jsonl", "bbq/Two.jsonl")
+        found = run(tmp_path, *(Pinned(p, f"{address}/{p}", "local@1", "ours", git_id(BODY)) for p in paths))
     assert (
         "127.0.0.1 cannot be reached" in found["files"][0]["problem"] and "HTTPS_PROXY" in found["files"][0]["problem"]
     )
@@ -346,11 +349,11 @@ def test_disk_that_is_full(server: FileServer, tmp_path: Path) -> None:
 
 def test_two_at_once(server: FileServer, tmp_path: Path, caplog) -> None:
     caplog.set_level("INFO")
-    pins = [pin(server, f"bbq/{k}.jsonl", b"%d" % k * 50_000, stalls(1000)) for k in range(3)]
+    pins = [pin(server, f"bbq/{k}.jsonl", b"%d" % k * 50_000, *[stalls(1000)] * (k == 0)) for k in range(3)]
     outcomes: list[list[str]] = []
 
     def work() -> None:
-        outcomes.append([f["outcome"] for f in run(tmp_path, *pins, timeout=1.0)["files"]])
+        outcomes.append([f["outcome"] for f in run(tmp_path, *pins, timeout=3.0)["files"]])
 
     threads = [threading.Thread(target=work) for _ in range(2)]
     for thread in threads:
@@ -358,7 +361,7 @@ def test_two_at_once(server: FileServer, tmp_path: Path, caplog) -> None:
     for thread in threads:
         thread.join(300)
     assert sorted(outcomes) == [["fetched"] * 3, ["right"] * 3]
-    assert len(server.seen) == 6 and "another fetch is at work" in caplog.text
+    assert len(server.seen) == 4 and "another fetch is at work" in caplog.text
     assert lying(tmp_path) == {p.path for p in pins}
 
 

@@ -245,9 +245,20 @@ def test_damaged_records_are_named(tmp_path: Path) -> None:
     assert path.read_bytes().splitlines(keepends=True) == lines
 
 
+WAITING = """
+import itertools, time
+from eval.__main__ import main
+from eval.results import Store
+right, calls = Store.{name}, itertools.count(1)
+Store.{name} = lambda *given, **more: right(*given, **more) if next(calls) < {calls} else time.sleep(10**6)
+main()
+"""
+"""`python -m eval`, which goes no further than to a call of one of Store's methods."""
+
+
 def wait_for(process: subprocess.Popen[bytes], path: Path, lines: int) -> None:
     """Kills the process as soon as the file has so many lines."""
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while not (path.is_file() and path.read_bytes().count(b"\n") >= lines):
         assert process.poll() is None and time.monotonic() < end
         time.sleep(0.002)
@@ -256,28 +267,30 @@ def wait_for(process: subprocess.Popen[bytes], path: Path, lines: int) -> None:
 
 
 def test_killed_anywhere_the_records_end_the_same(tiny: Path, tmp_path: Path) -> None:
-    """SIGKILL while records are written, a line torn, and SIGKILL between the last record and the summary."""
-    command = [
-        sys.executable, "-m", "eval", "run", "--model", str(tiny), "--categories", "Age,SES", "--cot_limit", "16",
-        "--cot_max_new_tokens", "4", "--sample_batch", "4", "--limit", "60", "--data-dir", str(SMALL_SET),
+    """SIGKILL while records are written, a line torn, and SIGKILL between the last record and the summary: before the
+    third chunk and before the end the process waits for it.
+    """
+    options = [
+        "run", "--model", str(tiny), "--categories", "Age,SES", "--cot_limit", "16", "--cot_max_new_tokens", "4",
+        "--sample_batch", "4", "--limit", "60", "--data-dir", str(SMALL_SET),
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
-    def start(folder: Path) -> subprocess.Popen[bytes]:
+    def start(folder: Path, *started: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [*command, "--output", str(folder)], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            [sys.executable, *(started or ("-m", "eval")), *options, "--output", str(folder)], cwd=ROOT,
+            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
 
     assert start(tmp_path / "whole").wait() == 0
     whole = (tmp_path / "whole" / "records.jsonl").read_bytes()
     killed = tmp_path / "killed"
     records = killed / "records.jsonl"
-    wait_for(start(killed), records, 10)
+    wait_for(start(killed, "-c", WAITING.format(name="append", calls=3)), records, 10)
     early = records.read_bytes()
     assert 0 < len(early) < len(whole) and whole.startswith(early)
     records.write_bytes(early[:-25])
-    wait_for(start(killed), records, whole.count(b"\n"))
+    wait_for(start(killed, "-c", WAITING.format(name="finish", calls=1)), records, whole.count(b"\n"))
     assert records.read_bytes() == whole and not (killed / "summary.json").exists()
     assert start(killed).wait() == 0
     assert records.read_bytes() == whole

@@ -140,5 +140,6 @@ def test_a_sample_depends_on_its_own_seed_only(tiny: Path) -> None:
 def test_real_model_is_scored_exactly(real_model: Path) -> None:
     model, tokenizer = load(real_model, dtype=torch.float32)
     scorer = TransformersScorer(model, tokenizer)
-    np.testing.assert_allclose(scored(scorer, PROMPTS), by_hand(model, tokenizer, PROMPTS, "chat"), atol=1e-4)
+    expected = by_hand(model, tokenizer, PROMPTS, "chat")
+    np.testing.assert_allclose(scored(scorer, PROMPTS), expected, atol=2e-4)  # without AVX: 1.1e-4 in 31.6
     assert scorer.tier == "fused"

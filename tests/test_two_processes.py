@@ -58,7 +58,8 @@ def test_the_same_numbers_are_logged(name: str, one: tuple[Path, dict[str, Any]]
     for key in CASES[name].compared:
         for a, b in zip(alone, divided, strict=True):
             assert b[key] == pytest.approx(a[key], rel=1e-5, abs=1e-6), key
-    assert alone[0]["loss"] != alone[1]["loss"]
+    first, second = ({key: entry[key] for key in CASES[name].compared} for entry in alone)
+    assert first != pytest.approx(second, rel=1e-3, abs=1e-3)  # the losses of RLOO are 0 but for rounding
 
 
 @pytest.mark.parametrize("name", CASES)

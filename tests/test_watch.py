@@ -178,9 +178,11 @@ def test_started_before_the_training_and_ended_with_it(plain: Path, tmp_path: Pa
         watching = pool.submit(watched, output)
         until(lambda: "waiting for the training to start" in caplog.text)
         assert not output.exists()  # a mistyped folder is not made
-        output.mkdir()
-        shutil.copy(plain / RUN_FILE, output)
-        shutil.copy(plain / EVALUATION_FILE, output)
+        started = tmp_path / "started"
+        started.mkdir()
+        shutil.copy(plain / RUN_FILE, started)
+        shutil.copy(plain / EVALUATION_FILE, started)
+        started.rename(output)  # at once: a run.json that has no evaluation.json beside it for two looks is an error
         for step in (4, 0, 2):
             appear(step)
             until(lambda step=step: evaluated(output, step))

@@ -13,6 +13,7 @@ import asyncio
 import itertools
 import json
 import logging
+import math
 import random
 import re
 import time
@@ -86,7 +87,7 @@ class Client:
         self.jitter = random.Random(seed)
         self.used = {"requests": 0, "retries": 0, "prompt_tokens": 0, "completion_tokens": 0}
         self.probing = False
-        self.told = 0.0  # when it was last said that it takes long
+        self.told = -math.inf  # when it was last said that it takes long
         try:
             self.http = httpx.AsyncClient(
                 headers={"Authorization": f"Bearer {key}"} if key else {},
