@@ -35,6 +35,8 @@ def run(tmp_path: Path) -> Path:
         result(folder, step, Preferences(removed=0.5), step, ITEMS)
     log = [{"step": n, "reward": 0.1 * n, "kl": 0.01, "loss": 1.0, "learning_rate": 1e-5} for n in (1, 2)]
     write_json(folder / "checkpoint-2" / "trainer_state.json", {"log_history": [*log, {"train_runtime": 3, "step": 2}]})
+    (folder / "checkpoint-50-keep").mkdir()  # somebody's own copy is no checkpoint
+    write_json(folder / "checkpoint-50-keep" / "trainer_state.json", {"log_history": []})
     return folder
 
 

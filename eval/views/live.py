@@ -23,6 +23,7 @@ from eval.commands import Told
 from eval.config import InputError
 from eval.ledger import check_distinct, ledger_of
 from eval.results import read_json
+from eval.targets import numbered
 from eval.views.explained import SIGNS
 from eval.views.gathered import Curve, gather
 from eval.views.options import RunsConfig
@@ -179,7 +180,7 @@ def _log(curve: Curve) -> list[dict[str, Any]]:
     if name := curve.described.get("result"):
         if result := read_json(curve.folder / name):
             return result["log"]
-        states = curve.folder.glob("checkpoint-*/trainer_state.json")
-        if last := max(states, key=lambda p: int(p.parent.name.rpartition("-")[2]), default=None):
-            return (read_json(last) or {}).get("log_history", [])
+        states = {step: p / "trainer_state.json" for step, p in numbered(curve.folder).items()}
+        if there := [step for step, state in states.items() if state.is_file()]:
+            return (read_json(states[max(there)]) or {}).get("log_history", [])
     return []
