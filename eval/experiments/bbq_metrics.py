@@ -12,9 +12,9 @@ scores. Clusters are the templates, drawn within their category.
 Position bias: how far the letter alone explains the answers. With share_j = how often letter j is the most probable
 one, over all orders asked, it is (3 * max_j share_j - 1) / 2: 1 where it is always the same letter, 0 where all letters
 are chosen alike, as content alone would have it when every option has stood at every letter (three orders). Being a
-maximum it is a little above 0 by chance alone; its interval is no test against 0. same_letter and same_option are the
-shares of questions that get the same letter, or the same option, in all three orders; where there are ties, how likely
-that is with each of them broken by lot.
+maximum it is a little above 0 by chance alone; its interval is no test against 0, and near 0 may lie above the value
+itself, as resampled maxima do. same_letter and same_option are the shares of questions that get the same letter, or
+the same option, in all three orders; where there are ties, how likely that is with each of them broken by lot.
 """
 
 from __future__ import annotations
