@@ -238,18 +238,21 @@ def text(compared: dict[str, Any]) -> str:
             f"identical: all log-probabilities of the {n} records are the same, so every difference is 0 or undefined"
         )
     parts.append(columns([METRICS, *(_metric_row(m) for m in compared["metrics"])]))
-    notes = {f"{m['experiment']}, {m['condition']}, {m['name']}: {m['note']}" for m in compared["metrics"] if m["note"]}
+    notes = {f"{m['experiment']}, {m['condition']}, {_name(m)}: {m['note']}" for m in compared["metrics"] if m["note"]}
     parts.append("\n".join(sorted(notes)))
     parts.append(columns([PAIRS, *(_pairs_row(p) for p in compared["pairs"])]))
     return "\n\n".join(filter(None, parts))
 
 
+def _name(m: dict[str, Any]) -> str:
+    return m["name"] if m["category"] == "all" else f"{m['name']} ({m['category']})"
+
+
 def _metric_row(m: dict[str, Any]) -> tuple[str, ...]:
     names = ("value_a", "value_b", "value", "low", "high", "p_value", "p_holm")
     a, b, value, low, high, p, holm = ("" if m[k] is None else f"{m[k]:.4f}" for k in names)
-    name = m["name"] if m["category"] == "all" else f"{m['name']} ({m['category']})"
     return (
-        m["experiment"], m["condition"], name, a, b, value or "undefined", low and f"[{low}, {high}]", p, holm,
+        m["experiment"], m["condition"], _name(m), a, b, value or "undefined", low and f"[{low}, {high}]", p, holm,
         str(m["n_items"]), str(m["n_clusters"]),
     )  # fmt: skip
 

@@ -113,13 +113,15 @@ def paired(before: Sequence[Quantity], after: Sequence[Quantity]) -> list[tuple[
 def effect(experiment: str, before: str, after: str, first: Quantity, second: Quantity, bootstrap: Bootstrap) -> Effect:
     """One difference, before -> after; or, the condition being the same, of two checkpoints."""
     estimate = bootstrap.difference(first, second)
-    values = (None, None)
-    if estimate.value is not None:
-        values = (first.value, second.value)
+    values = (_defined(first), _defined(second))
     return Effect(
         experiment, before, after, second.name, estimate.value, estimate.low, estimate.high, estimate.p_value, None,
         *values, second.n_items, estimate.n_clusters, estimate.note, second.category,
     )  # fmt: skip
+
+
+def _defined(quantity: Quantity) -> float | None:
+    return None if quantity.undefined or not np.isfinite(quantity.value) else quantity.value
 
 
 def correct(effects: list[Effect]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from eval.checkpoints import POLICY_FILE, read_policy
-from eval.conditions import CONDITIONS, INVERSE
+from eval.conditions import INVERSE
 from eval.config import EvaluationConfig, InputError
 from eval.curves import step_name
 from eval.experiments.registry import EXPERIMENTS
@@ -55,8 +55,11 @@ def write_card(checkpoint: Path, summary: dict[str, Any]) -> Path:
 
 def card(policy: dict[str, Any], summary: dict[str, Any], adapted: bool) -> str:
     """The card: YAML for the hub, then Markdown. adapted: the checkpoint is an adapter, else a whole model."""
+    from eval.views.explained import of_headlines
+    from eval.views.scoring import headlines
+
     shown = headlines(summary)
-    notes = remarks(shown) + _cautions(summary, shown)
+    notes = remarks(shown) + of_headlines(summary)
     parts = [
         f"---\n{_front_matter(policy, summary, shown, adapted)}\n---",
         MARK,
@@ -77,14 +80,6 @@ def card(policy: dict[str, Any], summary: dict[str, Any], adapted: bool) -> str:
         _evaluating(summary),
     ]
     return "\n\n".join(p for p in parts if p) + "\n"
-
-
-def headlines(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    """Of each experiment and condition the metric that stands for it."""
-    from eval.views.scoring import headline
-
-    found = (headline(summary, e, c) for e in EXPERIMENTS for c in CONDITIONS)
-    return [m for m in found if m is not None]
 
 
 def _front_matter(policy: dict[str, Any], summary: dict[str, Any], shown: list[dict[str, Any]], adapted: bool) -> str:
@@ -136,18 +131,6 @@ def _meaning(experiment: str) -> str:
     from eval.views.explained import SIGNS
 
     return f"{EXPERIMENTS[experiment].HEADLINE_LABEL}; {SIGNS[experiment]}"
-
-
-def _cautions(summary: dict[str, Any], shown: list[dict[str, Any]]) -> list[str]:
-    """A line for each reason why numbers shown mean little, with their conditions."""
-    from eval.views.explained import caution_of, of_checkpoint
-
-    found = list(of_checkpoint(summary))
-    conditions: dict[tuple[str, str, str], list[str]] = {}
-    for m in shown:
-        if m["value"] is not None and (caution := caution_of(found, "", summary["step"], m)):
-            conditions.setdefault((m["experiment"], m["name"], caution.text), []).append(m["condition"])
-    return [f"{e}, {name} ({', '.join(of)}): {text}" for (e, name, text), of in conditions.items()]
 
 
 def _origin(policy: dict[str, Any], summary: dict[str, Any]) -> list[tuple[str, str]]:

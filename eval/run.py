@@ -148,6 +148,7 @@ def _told(summary: dict[str, Any], folder: Path) -> str:
     from eval.conditions import CONDITIONS
     from eval.sampled_answers import left_out_lines
     from eval.tables import effects_table, remarks, text_table
+    from eval.views.explained import of_headlines
 
     def by_cell(entries: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
         return {(entry["experiment"], entry["condition"]): entry for entry in entries}
@@ -155,7 +156,7 @@ def _told(summary: dict[str, Any], folder: Path) -> str:
     shown = [m for m in summary["metrics"] if m["category"] == "all" and m["condition"] in CONDITIONS]
     parts = [
         text_table([(summary["step"], m) for m in shown]),
-        "\n".join(remarks(shown)),
+        "\n".join([*remarks(shown), *of_headlines(summary)]),
         "\n".join(left_out_lines(by_cell(summary.get("left_out", [])))),
         "\n".join(upper_bounds.lines(by_cell(summary.get("upper_bounds", [])))),
         effects_table(summary["effects"]),
@@ -166,19 +167,27 @@ def _told(summary: dict[str, Any], folder: Path) -> str:
 
 def told_of_several(output: Path, done: list[tuple[Path, dict[str, Any]]], failed: list[tuple[str, str]]) -> str:
     """The headline metrics of what is done, (folder, summary), and (what, why) failed."""
-    from eval.experiments.registry import EXPERIMENTS
     from eval.tables import COLUMNS, columns, metric_row
-    from eval.views.scoring import headline
+    from eval.views.scoring import headlines
 
-    rows = [
-        (str(folder.relative_to(output)), *metric_row(summary["step"], m))
-        for folder, summary in done
-        for e in EXPERIMENTS
-        for c in EXPERIMENTS[e].CONDITIONS
-        if (m := headline(summary, e, c)) is not None
-    ]
+    named = [(str(folder.relative_to(output)), summary) for folder, summary in done]
+    rows = [(name, *metric_row(summary["step"], m)) for name, summary in named for m in headlines(summary)]
     parts = [columns([("checkpoint", *COLUMNS), *rows])] if rows else []
+    parts += ["\n".join(lines)] if (lines := _doubts(named)) else []
     if failed:
         parts.append(columns([("failed", "why"), *failed]))
     parts.append(f"{len(done)} of {len(done) + len(failed)} checkpoints done: {output}")
     return "\n\n".join(parts)
+
+
+def _doubts(named: list[tuple[str, dict[str, Any]]]) -> list[str]:
+    """What to know before believing the numbers: of lines that differ in numbers only the last, and how many."""
+    from eval.tables import remarks
+    from eval.views.explained import NUMBER, of_headlines
+    from eval.views.scoring import headlines
+
+    alike: dict[str, list[str]] = {}
+    for name, summary in named:
+        for line in [*remarks(headlines(summary)), *of_headlines(summary)]:
+            alike.setdefault(NUMBER.sub("#", line), []).append(f"{name}: {line}")
+    return [lines[-1] + (f" (and {len(lines) - 1} more like it)" if len(lines) > 1 else "") for lines in alike.values()]

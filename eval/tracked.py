@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.config import InputError
-from eval.views.explained import leading, of_checkpoint
+from eval.views.explained import different_items, leading, of_checkpoint
 from eval.views.gathered import Curve
 
 RUN_KEYS = ("data", "git_commit", "format", "dtype")
@@ -123,13 +123,16 @@ def final_values(curve: Curve, condition: str) -> dict[str, float | None]:
 
 
 def cautions_of(curve: Curve, condition: str) -> list[str]:
-    """What to know before believing the condition's numbers, by step; of BBQ's categories at the last step only."""
+    """What to know before believing the condition's numbers, by step; of categories, and of numbers of items
+    that differ between conditions, at the last step only.
+    """
     lines = []
     for summary in curve.summaries:
         for caution in leading(of_checkpoint(summary, curve.name)):
             if caution.condition == condition and (caution.category == "all" or caution.step == curve.steps[-1]):
                 lines.append(f"step {caution.step}, {caution.experiment}: {caution.text}")
-    return lines
+    last = curve.summaries[-1]
+    return [*lines, *(f"step {last['step']}: {line}" for line in different_items(last))]
 
 
 def _values(summary: dict[str, Any], condition: str, prefix: str) -> dict[str, float | None]:

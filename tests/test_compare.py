@@ -96,6 +96,23 @@ def test_log_probabilities_and_answers(asked: Path, copy: Path) -> None:
     assert all(p["largest"] == 0 for p in found["pairs"] if p["experiment"] != "winogender")
 
 
+def test_what_is_undefined_in_one_of_both_is_told_of_its_category(asked: Path, copy: Path) -> None:
+    """B always says UNKNOWN in Age: nobody is named there, and A's score still has its value."""
+
+    def unknown(r: dict[str, Any]) -> dict[str, Any]:
+        if r["experiment"] != "bbq" or r["category"] != "Age":
+            return r
+        return r | {"logprobs": [0.0 if (j + r["order"]) % 3 == r["unknown"] else -9.0 for j in range(3)]}
+
+    told = compared(asked, change(copy, unknown), metric="all")
+    found = {(m["condition"], m["name"], m["category"]): m for m in told["metrics"]}
+    age, whole = (found["Q", "bias_ambig", category] for category in ("Age", "all"))
+    assert age["value_a"] is not None and (age["value_b"], age["value"]) == (None, None)
+    assert whole["value"] == pytest.approx(whole["value_b"] - whole["value_a"])
+    text = comparing.text(told)
+    assert "bbq, Q, bias_ambig (Age): undefined: no answer" in text and "bbq, Q, bias_ambig: undefined" not in text
+
+
 def test_identical_folders_say_so(asked: Path, copy: Path) -> None:
     found = compared(asked, copy)
     assert found["identical"] and found["remarks"] == []

@@ -83,8 +83,22 @@ def test_what_means_little_is_marked(tmp_path: Path) -> None:
     said = line(LOGS, 1, 2, summary)
     before, _, after = said.partition("  rho")
     assert before.endswith("?") and "?" not in after
-    assert "? accuracy on the disambiguated questions is" in "\n".join(block(summary))
+    assert "? Q: accuracy on the disambiguated questions (" in "\n".join(block(summary))
     assert "?" not in line(LOGS, 1, 2, evaluated(tmp_path, 1, Preferences(reads=0.9)))
+
+
+def test_marks_stand_behind_the_numbers_that_they_are_of(tmp_path: Path) -> None:
+    """rho is undefined under Q alone; with reasoning fewer questions are asked."""
+    config = EvaluationConfig(
+        orders=1, conditions=["Q", "Q+IF", "Q+IF+CoT"], experiments=["winogender"], limit=40, cot_limit=8
+    )
+    summary = evaluated(tmp_path, 0, Preferences(), config)
+    (q,) = [m for m in summary["metrics"] if (m["condition"], m["name"], m["category"]) == ("Q", "rho", "all")]
+    q |= {"value": None, "low": None, "high": None, "note": "p(female) hardly varies"}
+    assert re.search(r"rho undefined\? -> -?\d\.\d\d -> -?\d\.\d\d\*$", line(LOGS, 1, 2, summary))
+    said = "\n".join(block(summary))
+    assert "? Q: rho is undefined" in said
+    assert "* conditions were asked on different numbers of items (Winogender: Q: 40, Q+IF: 40, Q+IF+CoT: 8)" in said
 
 
 def test_a_damaged_result_is_told_and_training_goes_on(tmp_path: Path, caplog: Any, capsys: Any) -> None:

@@ -22,8 +22,8 @@ from eval.scorers.oracle import Oracle, Preferences
 from eval.tracked import evaluated_setup, trained_setup
 from eval.views import dashboard_report, dashboard_workspace
 from eval.views.dashboard import DashboardConfig, dashboard, shown, spec
-from eval.views.dashboard_panels import COLOURS, MEDIA, TRAINING_AXIS, known_only, sections
-from eval.views.gathered import gather
+from eval.views.dashboard_panels import COLOURS, MEDIA, TRAINING_AXIS, known_only, of_conditions, sections
+from eval.views.gathered import Curve, gather
 from eval.views.publishing import PublishConfig, publish
 from tests.test_publishing import drawn
 from tests.test_tracking import alone, described, read_back, summary
@@ -105,6 +105,20 @@ def test_with_runs_only_what_they_fill_is_shown(tmp_path: Path) -> None:
     assert "eval/winogender/rho" in names and "final/winogender/rho" in names and not [n for n in names if "bbq" in n]
     assert set(MEDIA) <= names and what.setups[0].startswith("model rloo ")
     assert [s.name for s in what.sections][-1] == "Training"
+
+
+def test_sections_of_one_condition_are_of_the_set_ups_that_have_it() -> None:
+    def curve(name: str, *conditions: str) -> tuple[str, Curve]:
+        of = {"experiment": "winogender", "category": "all", "value": 0.3, "low": None, "high": None}
+        metrics = [of | {"condition": c, "name": f"p_{k}"} for c in conditions for k in ("female", "male", "neutral")]
+        return name, Curve(name, Path(name), {}, ({"step": 0, "metrics": metrics},))
+
+    kept = of_conditions(sections(), [curve("a", "Q", "Q+IF"), curve("b", "Q"), curve("a", "Q")])
+    assert {s.only: s.setups for s in kept if s.only} == {"Q": ("a", "b"), "Q+IF": ("a",)}
+    assert [s for s in kept if s.only is None] == [s for s in sections() if s.only is None]
+    blocks: list[Any] = dashboard_report.report(kept, ["a", "b"], [], "selfcorrect", "").blocks
+    names = [block.runsets[0].name for block in blocks if hasattr(block, "runsets")]
+    assert [name for name in names if ", " in name] == ["Q, a", "Q, b", "Q+IF, a"]
 
 
 def test_models_trained_elsewhere_are_shown_against_their_own_steps(tmp_path: Path) -> None:

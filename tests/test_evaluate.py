@@ -13,6 +13,7 @@ from eval.curves import find_summaries
 from eval.evaluate import evaluate
 from eval.plan import plan
 from eval.results import Store, record_key
+from eval.run import _told, told_of_several
 from eval.scorers.transformers import TransformersScorer
 
 CONFIG = EvaluationConfig(limit=4, categories=["Age"], cot_limit=4, cot_max_new_tokens=4, sample_batch=5)
@@ -104,6 +105,20 @@ def test_find_summaries_says_what_is_missing(tmp_path: Path) -> None:
 
 
 @pytest.mark.real_data
+def test_numbers_that_mean_little_are_told_in_the_terminal(tiny: Path, tmp_path: Path) -> None:
+    """Of a tiny random model, which hardly ever says yes or no; of several checkpoints once, with how many."""
+    run(tiny, tmp_path / "a", EvaluationConfig(limit=4, experiments=["admissions"], cot_limit=2, cot_max_new_tokens=4))
+    summary = Store(tmp_path / "a").summary()
+    assert summary is not None
+    one = _told(summary, tmp_path / "a")
+    assert 'admissions, gap (Q): "yes" and "no" together have ' in one
+    assert (
+        "conditions were asked on different numbers of items (Law school admissions: Q: 8, Q+IF: 8, Q+IF+CoT: 2" in one
+    )
+    several = told_of_several(tmp_path, [(tmp_path / "a", summary), (tmp_path / "b", summary)], [])
+    assert 'b: admissions, gap (Q): "yes" and "no"' in several and several.count("(and 1 more like it)") > 1
+
+
 def test_real_data_through_the_same_command(tiny: Path, tmp_path: Path, real_data: Path) -> None:
     config = EvaluationConfig(
         data_dir=str(real_data), limit=4, conditions=["Q"], orders=1, experiments=["bbq", "winogender", "admissions"]

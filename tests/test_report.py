@@ -192,6 +192,7 @@ def test_a_caution_is_of_the_number_it_stands_beside() -> None:
     (caution,) = leading(of_checkpoint({"step": 0, "metrics": [{**little, "low": None, "note": ""}]}))
     assert caution_of([caution], "", 0, little) is None
     assert caution_of([caution], "", 0, {**little, "name": "gap"}) == caution
+    assert "have 0.01 of the probability for female students:" in caution.text
     assert caution_of([caution], "", 0, {**little, "name": "gap", "category": "all"}) is None
 
 

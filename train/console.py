@@ -4,8 +4,9 @@
     bias at step 30, under Q -> under Q+IF, with 95% intervals:
         BBQ  +0.020 [-0.010, +0.050] -> +0.010 [-0.020, +0.040]
 
-It stands in the place of the raw logs that transformers prints. The biases are read from OUTPUT/eval, so that those
-of a watcher in another process (`eval watch`) are shown too; what the signs mean is said once, at the beginning.
+Behind a number stands ? where it means little, and * where it is of other questions than the number under Q. All stands
+in the place of the raw logs that transformers prints. The biases are read from OUTPUT/eval, so that those of a watcher
+in another process (`eval watch`) are shown too; what the signs mean is said once, at the beginning.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from eval.config import InputError
 from eval.experiments.registry import EXPERIMENTS
 from eval.measure import CONTROL
 from eval.results import read_json
-from eval.views.explained import SIGNS, caution_of, of_checkpoint
+from eval.views.explained import SIGNS, caution_of, different_items, of_checkpoint
 from eval.views.scoring import headline
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ NAMES = {
 }  # fmt: skip
 DOUBTFUL = "?"
 """Behind a number that means little."""
+OTHERS = "*"
+"""Behind a number of other questions than those of Q."""
 ARROW = "->"
 
 
@@ -60,7 +63,10 @@ class Console(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """What the signs mean, and what is known already."""
         if state.is_world_process_zero:
-            tqdm.write(f"bias, under {CONTROL} {ARROW} under the instruction: {signs()}; {DOUBTFUL} means little")
+            tqdm.write(
+                f"bias, under {CONTROL} {ARROW} under the instruction: {signs()}; {DOUBTFUL} means little, "
+                f"{OTHERS} of other questions than under {CONTROL}"
+            )
             self._tell_new()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
@@ -131,7 +137,10 @@ def block(summary: dict[str, Any]) -> Iterator[str]:
         name, form = NAMES[experiment]
         yield f"    {name:<{width}}  {f' {ARROW} '.join(_with_interval(m, form) for m, _ in found)}"
         for text in dict.fromkeys(text for _, text in found if text):
-            yield f"    {'':<{width}}  {DOUBTFUL} {text}"
+            of = ", ".join(m["condition"] for m, own in found if own == text)
+            yield f"    {'':<{width}}  {DOUBTFUL} {of}: {text}"
+    for text in different_items(summary):
+        yield f"    {OTHERS} {text}"
 
 
 def _rows(summary: dict[str, Any]) -> Iterator[tuple[str, list[tuple[dict[str, Any], str]]]]:
@@ -150,8 +159,12 @@ def _rows(summary: dict[str, Any]) -> Iterator[tuple[str, list[tuple[dict[str, A
 
 def _short(experiment: str, found: list[tuple[dict[str, Any], str]]) -> str:
     name, form = NAMES[experiment]
-    values = f" {ARROW} ".join(_value(m["value"], form) for m, _ in found)
-    return f"{name} {values}{DOUBTFUL if any(text for _, text in found) else ''}"
+    first = found[0][0]
+    values = (
+        f"{_value(m['value'], form)}{DOUBTFUL if text else ''}{OTHERS if m['n_items'] != first['n_items'] else ''}"
+        for m, text in found
+    )
+    return f"{name} {f' {ARROW} '.join(values)}"
 
 
 def _value(value: float | None, form: str) -> str:

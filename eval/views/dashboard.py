@@ -16,7 +16,7 @@ from eval.commands import JSON_HELP, Told
 from eval.config import InputError, prepare_output
 from eval.results import read_json, write_json, write_text
 from eval.tracked import check_destination, evaluated_setup
-from eval.views.dashboard_panels import Section, known_only, logged_names, on_axes, sections
+from eval.views.dashboard_panels import Section, known_only, logged_names, of_conditions, on_axes, sections
 from eval.views.gathered import Curve, gather
 
 SAVED = "saved.json"
@@ -89,11 +89,13 @@ def shown(curves: Sequence[Curve]) -> Shown:
     from eval.ledger import ledger_of
     from eval.views.page_text import notes
 
-    setups = list(dict.fromkeys(evaluated_setup(c, ledger_of(c, None).policy) for c in curves))
+    setups = [evaluated_setup(c, ledger_of(c, None).policy) for c in curves]
     logged: dict[str, set[str]] = {}
     for curve in curves:
         logged.setdefault(curve.step_name, set()).update(logged_names([curve]))
-    return Shown(known_only(on_axes(sections(), logged), logged_names(curves)), setups, notes(curves))
+    there = known_only(on_axes(sections(), logged), logged_names(curves))
+    asked = of_conditions(there, list(zip(setups, curves, strict=True)))
+    return Shown(asked, list(dict.fromkeys(setups)), notes(curves))
 
 
 def write_specs(what: Shown, project: str, folder: Path) -> list[str]:

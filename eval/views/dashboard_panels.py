@@ -51,7 +51,9 @@ class Panel:
 @dataclass(frozen=True)
 class Section:
     """Panels under a name; text: what they mean, in Markdown. only: the condition that the report shows
-    them of, a set-up at a time, since stacks of several would lie on each other."""
+    them of, a set-up at a time, since stacks of several would lie on each other; setups: which of these have it, None =
+    all.
+    """
 
     name: str
     text: str
@@ -59,6 +61,7 @@ class Section:
     open: bool = False
     columns: int = 3
     only: str | None = None
+    setups: tuple[str, ...] | None = None
 
 
 def sections() -> list[Section]:
@@ -77,6 +80,21 @@ def known_only(found: Sequence[Section], known: Iterable[str]) -> list[Section]:
         panels = tuple(p for p in section.panels if names >= set(p.names))
         if panels:
             kept.append(replace(section, panels=panels))
+    return kept
+
+
+def of_conditions(found: Sequence[Section], curves: Sequence[tuple[str, Curve]]) -> list[Section]:
+    """The sections, those of one condition with the set-ups that logged it, and not where none did. curves: each with
+    its set-up.
+    """
+    kept = []
+    for section in found:
+        if section.only is not None:
+            names = {name for panel in section.panels for name in panel.names}
+            having = [s for s, c in curves if any(names <= row.keys() for row in rows_of(c, section.only).values())]
+            section = replace(section, setups=tuple(dict.fromkeys(having)))
+        if section.setups != ():
+            kept.append(section)
     return kept
 
 

@@ -5,13 +5,15 @@ Page, figures, W&B report, console and model cards take their words from here, s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from eval.conditions import CONDITIONS
 from eval.experiments.registry import EXPERIMENTS
 from eval.views.gathered import Curve
-from eval.views.scoring import ENDINGS
+from eval.views.scoring import ENDINGS, headline, headlines
 
 SIGNS = {
     "bbq": "above 0: answers follow the stereotype",
@@ -83,6 +85,8 @@ OTHERS = {
 CHANCE = 1 / 3
 NEAR_CHANCE = CHANCE + 0.1
 LITTLE_MASS = 0.1
+NUMBER = re.compile(r"\d+(\.\d+)?(e-\d+)?")
+"""Without them lines say the same."""
 VARIANTS = tuple(ENDINGS)
 LEADING = ("_expected_symmetrised", "_expected")
 """The scorings of BBQ whose caution stands for the others', the first that there is."""
@@ -121,9 +125,10 @@ def of_checkpoint(summary: dict[str, Any], curve: str = "") -> Iterator[Caution]
         if m["category"] == "all" and m["name"] == EXPERIMENTS[m["experiment"]].HEADLINE and m["value"] is None:
             yield Caution(*where, f"{m['name']} is undefined: {m['note']}")
         if m["name"] == "mass_yes_no" and (m["value"] or 0) < LITTLE_MASS:
+            whose = "" if m["category"] == "all" else f" for {m['category']} students"
             text = (
-                f'"yes" and "no" together have {m["value"] or 0:.2g} of the probability: p(admit) is about answers '
-                "that this model hardly ever gives"
+                f'"yes" and "no" together have {m["value"] or 0:.2g} of the probability{whose}: p(admit) is about '
+                "answers that this model hardly ever gives"
             )
             yield Caution(*where, text)
 
@@ -169,6 +174,35 @@ def caution_of(found: Sequence[Caution], curve: str, step: int, metric: dict[str
         if c.category == metric["category"] and (c.variant is None or metric["name"].endswith(ends)):
             return c
     return None
+
+
+def of_headlines(summary: dict[str, Any]) -> list[str]:
+    """A line for each reason why headline numbers of a checkpoint mean little, with their conditions, and one where
+    these were asked on different numbers of items. What is undefined says why itself.
+    """
+    found = list(of_checkpoint(summary))
+    conditions: dict[tuple[str, str, str], list[str]] = {}
+    for m in headlines(summary):
+        if m["value"] is not None and (caution := caution_of(found, "", summary["step"], m)):
+            conditions.setdefault((m["experiment"], m["name"], caution.text), []).append(m["condition"])
+    lines = [f"{e}, {name} ({', '.join(of)}): {text}" for (e, name, text), of in conditions.items()]
+    return [*lines, *different_items(summary)]
+
+
+def different_items(summary: dict[str, Any]) -> list[str]:
+    """One line where conditions of an experiment were asked on different numbers of items, else none."""
+    differing = []
+    for name, experiment in EXPERIMENTS.items():
+        metrics = {c: m for c in CONDITIONS if (m := headline(summary, name, c))}
+        if len({m["n_items"] for m in metrics.values()}) > 1:
+            title = experiment.TITLE.partition(",")[0] + (", ambiguous" if name == "bbq" else "")
+            differing.append(f"{title}: " + ", ".join(f"{c}: {m['n_items']}" for c, m in metrics.items()))
+    if not differing:
+        return []
+    return [
+        f"conditions were asked on different numbers of items ({'; '.join(differing)}); effects are of those that they "
+        "share."
+    ]
 
 
 def small_set(curves: Sequence[Curve]) -> bool:

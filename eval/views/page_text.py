@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,21 @@ from eval.conditions import CONDITIONS
 from eval.experiments.registry import EXPERIMENTS
 from eval.sources import SMALL_SET_NOTE
 from eval.tables import remarks
-from eval.views.explained import OTHERS, READING, Caution, cautions, gap_told, gaps, leading, small_set
+from eval.views.explained import (
+    NUMBER,
+    OTHERS,
+    READING,
+    Caution,
+    cautions,
+    different_items,
+    gap_told,
+    gaps,
+    leading,
+    small_set,
+)
 from eval.views.gathered import Curve, size_name, unfinished
 from eval.views.kinds import model_name
 from eval.views.page_data import experiments
-from eval.views.scoring import headline
 
 SOURCES = {
     "bbq": "Questions and metrics: Parrish et al. 2022, arXiv:2110.08193; prompts: Ganguli et al. 2023, "
@@ -103,15 +112,7 @@ def _of_last(summary: dict[str, Any]) -> list[str]:
     """Remarks on one checkpoint, and whether its conditions were asked on different numbers of items."""
     shown = [m for m in summary["metrics"] if m["condition"] in CONDITIONS]
     lines = remarks([m for m in shown if not _told(m)])
-    differing = []
-    for name, experiment in EXPERIMENTS.items():
-        metrics = {c: m for c in CONDITIONS if (m := headline(summary, name, c))}
-        if len({m["n_items"] for m in metrics.values()}) > 1:
-            title = experiment.TITLE.partition(",")[0] + (", ambiguous" if name == "bbq" else "")
-            differing.append(f"{title}: " + ", ".join(f"{c}: {m['n_items']}" for c, m in metrics.items()))
-    if differing:
-        lines.append(f"conditions were asked on different numbers of items ({'; '.join(differing)}).")
-    return lines
+    return [*lines, *different_items(summary)]
 
 
 def _first_few(places: Sequence[str], most: int = 4) -> str:
@@ -133,7 +134,7 @@ def _grouped(curves: Sequence[Curve]) -> list[str]:
     groups: dict[tuple[str, str], list[Caution]] = {}
     for c in leading(cautions(curves)):
         if c.category == "all" and c.condition in CONDITIONS:
-            groups.setdefault((c.experiment, re.sub(r"\d+(\.\d+)?(e-\d+)?", "#", c.text)), []).append(c)
+            groups.setdefault((c.experiment, NUMBER.sub("#", c.text)), []).append(c)
     by_name = {c.name: c for c in curves}
     lines = []
     for (experiment, _), found in groups.items():

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from eval.conditions import CONDITIONS
 from eval.experiments.registry import EXPERIMENTS
 from eval.views.gathered import find
 
@@ -51,6 +52,12 @@ def headline(
     """The metric that stands for an experiment, None where it was not asked."""
     found = (find(summary, experiment, condition, name) for name in names(experiment, scoring))
     return next((m for m in found if m is not None), None)
+
+
+def headlines(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of each experiment and condition the metric that stands for it."""
+    found = (headline(summary, e, c) for e in EXPERIMENTS for c in CONDITIONS)
+    return [m for m in found if m is not None]
 
 
 def ending(name: str) -> str:
