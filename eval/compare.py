@@ -8,6 +8,7 @@ differ. Log-probabilities are compared record by record: what another dtype, tie
 from __future__ import annotations
 
 import json
+from collections.abc import Container
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ class CompareConfig:
 
 def compare(config: CompareConfig) -> dict[str, Any]:
     """{"a", "b", "provenance": {name: [A's, B's]} where they differ, "metrics", "pairs": an entry per shared cell,
-    "identical", "remarks"}.
+    "identical", "remarks", "cautions": {"a": lines, "b": lines} on headline numbers, where there is a summary}.
 
     Raises InputError where a folder holds no results, nothing is shared, or a metric is not known.
     """
@@ -95,8 +96,16 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         "pairs": pairs,
         "identical": alike and shared.keys() == records[0].keys() == records[1].keys(),
         "remarks": remarks,
+        "cautions": {name: _cautions(store, shared) for name, store in zip("ab", stores, strict=True)},
         "seed": config.seed,
     }
+
+
+def _cautions(store: Store, cells: Container[Cell]) -> list[str]:
+    from eval.views.explained import doubts
+
+    summary = store.summary()
+    return doubts(summary, cells) if summary else []
 
 
 def differences(shared: dict[Cell, list[tuple[Record, Record]]], metric: str, seed: int) -> list[Effect]:
@@ -240,6 +249,7 @@ def text(compared: dict[str, Any]) -> str:
     parts.append(columns([METRICS, *(_metric_row(m) for m in compared["metrics"])]))
     notes = {f"{m['experiment']}, {m['condition']}, {_name(m)}: {m['note']}" for m in compared["metrics"] if m["note"]}
     parts.append("\n".join(sorted(notes)))
+    parts.append("\n".join(f"{k.upper()}: {line}" for k, lines in compared["cautions"].items() for line in lines))
     parts.append(columns([PAIRS, *(_pairs_row(p) for p in compared["pairs"])]))
     return "\n\n".join(filter(None, parts))
 

@@ -6,7 +6,7 @@ Page, figures, W&B report, console and model cards take their words from here, s
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -177,16 +177,21 @@ def caution_of(found: Sequence[Caution], curve: str, step: int, metric: dict[str
 
 
 def of_headlines(summary: dict[str, Any]) -> list[str]:
-    """A line for each reason why headline numbers of a checkpoint mean little, with their conditions, and one where
-    these were asked on different numbers of items. What is undefined says why itself.
+    """`doubts`, and a line where conditions were asked on different numbers of items."""
+    return [*doubts(summary), *different_items(summary)]
+
+
+def doubts(summary: dict[str, Any], cells: Container[tuple[str, str]] | None = None) -> list[str]:
+    """A line for each reason why headline numbers of a checkpoint mean little, with their conditions; cells:
+    (experiment, condition) that are meant, None = all. What is undefined says why itself.
     """
     found = list(of_checkpoint(summary))
     conditions: dict[tuple[str, str, str], list[str]] = {}
     for m in headlines(summary):
-        if m["value"] is not None and (caution := caution_of(found, "", summary["step"], m)):
+        meant = cells is None or (m["experiment"], m["condition"]) in cells
+        if meant and m["value"] is not None and (caution := caution_of(found, "", summary["step"], m)):
             conditions.setdefault((m["experiment"], m["name"], caution.text), []).append(m["condition"])
-    lines = [f"{e}, {name} ({', '.join(of)}): {text}" for (e, name, text), of in conditions.items()]
-    return [*lines, *different_items(summary)]
+    return [f"{e}, {name} ({', '.join(of)}): {text}" for (e, name, text), of in conditions.items()]
 
 
 def different_items(summary: dict[str, Any]) -> list[str]:
