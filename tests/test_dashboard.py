@@ -99,8 +99,12 @@ def test_every_panel_is_of_a_name_that_is_logged(tiny: Path, tiny_reward: Path, 
 
 def test_with_runs_only_what_they_fill_is_shown(tmp_path: Path) -> None:
     run = described(tmp_path / "run")
-    summary(run, 20, 0.5, ("Q", "Q+IF"), model_params=7)
+    path = summary(run, 20, 0.5, ("Q", "Q+IF"), model_params=7) / "summary.json"
+    read = json.loads(path.read_text())
+    read["metrics"] += [read["metrics"][1] | {"name": f"p_{kind}"} for kind in ("female", "male", "neutral")]
+    path.write_text(json.dumps(read))
     what = shown(gather([run]))
+    assert [s.only for s in what.sections if s.only] == ["Q+IF"]
     names = {n for s in what.sections for p in s.panels for n in p.names}
     assert "eval/winogender/rho" in names and "final/winogender/rho" in names and not [n for n in names if "bbq" in n]
     assert set(MEDIA) <= names and what.setups[0].startswith("model rloo ")

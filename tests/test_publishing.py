@@ -175,17 +175,18 @@ def test_values_of_the_last_step_and_cautions(tmp_path: Path) -> None:
     assert any("rho is undefined" in n for n in notes)
 
 
-def test_numbers_of_other_items_are_told(tmp_path: Path) -> None:
+def test_numbers_of_other_items_are_told_and_a_caution_once(tmp_path: Path) -> None:
     run = described(tmp_path / "run")
     path = summary(run, 20, 0.5, ("Q", "Q+IF+CoT")) / "summary.json"
     read = json.loads(path.read_text())
     read["metrics"][1]["n_items"] = 16
+    near = read["metrics"][0] | {"experiment": "bbq", "value": 0.3}
+    read["metrics"] += [near | {"name": f"accuracy_disambig{v}"} for v in ("", "_expected", "_expected_symmetrised")]
     path.write_text(json.dumps(read))
     published(run)
-    (caution,) = read_back(run)["eval-p-q"]["summary"]["cautions"]
-    assert caution.startswith(
-        "step 20: conditions were asked on different numbers of items (Winogender: Q: 60, Q+IF+CoT"
-    )
+    accuracy, items = read_back(run)["eval-p-q"]["summary"]["cautions"]
+    assert "questions (expected, order-symmetrised) is 0.30" in accuracy
+    assert items.startswith("step 20: conditions were asked on different numbers of items (Winogender: Q: 60, Q+IF+CoT")
 
 
 def test_disabled_sends_nothing_and_takes_nothing_for_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
