@@ -74,6 +74,8 @@ def check_trainer(config: Any) -> None:
             raise InputError(f"{name} must be a number of at least 0, not {value}")
     if config.max_steps < 1 and not 0 < config.num_train_epochs < math.inf:
         raise InputError(f"num_train_epochs must be a number above 0, not {config.num_train_epochs}; or give max_steps")
+    if (optim := str(getattr(config.optim, "value", config.optim))).endswith("layerwise") and config.world_size > 1:
+        raise InputError(f"optim {optim} works in one process, not in {config.world_size}; give another one")
     if (asked := getattr(config.eval_strategy, "value", config.eval_strategy)) != "no":
         raise InputError(
             f"eval_strategy must be 'no', not '{asked}': what is held out is measured by us, at the checkpoints or at "
@@ -129,10 +131,8 @@ def built(build: Callable[[], Any]) -> Any:
     try:
         trainer = build()
         _try_options(trainer)
-    except (ValueError, ImportError, NotImplementedError) as error:  # the last: TRL, of options that exclude each other
-        raise InputError(f"the trainer cannot be made with these options: {first_lines(error)}") from error
-    except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
+    except (ValueError, ImportError, TypeError) as error:
+        if isinstance(error, TypeError) and "unexpected keyword argument" not in str(error):
             raise
         raise InputError(f"the trainer cannot be made with these options: {first_lines(error)}") from error
     return trainer

@@ -19,7 +19,7 @@ from trl import SFTConfig
 from eval.checkpoints import weights_id
 from eval.config import InputError
 from eval.results import write_json
-from reward.stage import Stage, built, check_batches, settings_of
+from reward.stage import Stage, built, check_batches, check_trainer, settings_of
 from tests.sft_runs import sft
 from tests.test_resume import Killed, run
 from tests.test_reward_train import trained
@@ -153,6 +153,18 @@ def test_fewer_prompts_than_are_answered_at_once(tiny: Path, tiny_reward: Path, 
 def test_words_of_grpo(name: str, tiny: Path, tiny_reward: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"{name} must be .*{WORDS[name][-1]}, not 'foo'"):
         run("grpo", tiny, tiny_reward, tmp_path, f"--{name}", "foo")
+
+
+def test_an_optimizer_that_works_in_one_process_is_refused_in_two() -> None:
+    """transformers would end in a NotImplementedError when it makes it."""
+    config: Any = SimpleNamespace(
+        seed=0, learning_rate=1e-4, weight_decay=0.0, neftune_noise_alpha=None, max_steps=1, num_train_epochs=1,
+        eval_strategy="no", optim="galore_adamw_layerwise", world_size=1,
+    )  # fmt: skip
+    check_trainer(config)
+    config.world_size = 2
+    with pytest.raises(InputError, match="optim galore_adamw_layerwise works in one process, not in 2"):
+        check_trainer(config)
 
 
 @pytest.mark.parametrize("own", ["params", "model", "optimizer_dict"])
