@@ -34,6 +34,11 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
 UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, UnpicklingError)
 """What transformers and peft raise for files that are missing, damaged, of another kind, or need another package."""
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_SETS = ("target_modules", "exclude_modules", "modules_to_save", "target_parameters", "layers_to_transform")
+"""Lists in it whose order means nothing."""
+ADAPTER_PLACE = ("base_model_name_or_path", "revision", "peft_version", "auto_mapping")
+"""What it says of where the base lay and of which program wrote it."""
 ONE_AT_A_TIME = Lock()
 """Held while a model is loaded. transformers replaces functions of its own meanwhile and puts back what it found: of
 two loads at once one puts back the other's, and models loaded later have a head that is not tied but random memory."""
@@ -184,7 +189,7 @@ def check_model(model: str, revision: str | None = None, trust_remote_code: bool
 
 
 def _no_model(folder: Path) -> str:
-    if (folder / "adapter_config.json").is_file():
+    if (folder / ADAPTER_CONFIG).is_file():
         return "a LoRA adapter: give its base as --model and the folder as --adapter"
     if found := sorted(folder.glob("*.gguf")):
         return f"no model folder; give a GGUF file in it: {', '.join(map(str, found))}"
@@ -222,7 +227,12 @@ def weights_id(model: str, revision: str | None = None) -> str:
 def config_sha256(config: Any) -> str:
     """Checksum of what a configuration says of the model: not of where it lay or which program wrote it."""
     said = {k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
-    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=_as_json).encode()).hexdigest()
+
+
+def _as_json(value: Any) -> Any:
+    """A set in the order of its members' texts, which is the same in every process; else the text."""
+    return sorted(map(str, value)) if isinstance(value, set | frozenset) else str(value)
 
 
 def weights_mib(model: str, revision: str | None, dtype: str, kind: Any = AutoModelForCausalLM) -> float:
@@ -252,18 +262,28 @@ def base_parameters(model: Any) -> int | None:
 
 
 def adapter_id(adapter: str) -> str:
-    """What identifies an adapter: the hash of its weights and configuration, or the commit of its hub repository."""
+    """What identifies an adapter: the hash of its weights and of what its configuration says of them, or the commit of
+    its hub repository.
+
+    peft writes sets of names in an order that differs between processes, paths, and its own version: the same adapter,
+    saved again or moved, keeps its hash. Raises InputError for a damaged configuration.
+    """
     folder = Path(adapter)
     if not folder.is_dir():
         return f"hub:{commit_of(adapter)}"
-    return "sha256:" + sha256(sorted([*folder.glob("adapter_model.*"), *folder.glob("adapter_config.json")]))
+    config = read_json(folder / ADAPTER_CONFIG, "save the adapter again") or {}
+    content = {k: sorted(v, key=str) if k in ADAPTER_SETS and isinstance(v, list) else v for k, v in config.items()}
+    content = {k: v for k, v in content.items() if k not in ADAPTER_PLACE and v not in (None, False, "", [], {})}
+    digest = hashlib.sha256(sha256(sorted(folder.glob("adapter_model.*"))).encode())
+    digest.update(json.dumps(content, sort_keys=True).encode())
+    return "sha256:" + digest.hexdigest()
 
 
 def check_adapter(adapter: str, model: str, weights: str, differs_accepted: bool) -> None:
     """Refuses an adapter that was trained on another base, by recorded weights where there are any, else by name."""
     from peft import PeftConfig
 
-    if Path(adapter).is_dir() and not (Path(adapter) / "adapter_config.json").is_file():
+    if Path(adapter).is_dir() and not (Path(adapter) / ADAPTER_CONFIG).is_file():
         raise InputError(f"adapter folder {adapter} is no adapter: it has no adapter_config.json")
     try:
         config = PeftConfig.from_pretrained(adapter, **adapter_options(adapter))

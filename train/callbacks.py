@@ -91,7 +91,7 @@ class ScheduledCheckpoints(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Saves and evaluates step 0; after a resume evaluates what a kill left unevaluated."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if state.global_step == 0 and 0 in self.steps:
+        if state.global_step == 0 and 0 in self.steps and not is_complete(folder):
             with undisturbed(kwargs["model"]):
                 self.trainer.save_model(str(folder))  # by every process: a sharded model needs all of them
         if state.global_step in self.steps:
@@ -111,12 +111,18 @@ class ScheduledCheckpoints(TrainerCallback):
         PartialState().wait_for_everyone()  # until every process has written its random state
         if state.is_world_process_zero:
             with undisturbed(kwargs["model"]):
-                write_json(folder / POLICY_FILE, {**self.policy, "rlhf_step": state.global_step})
+                if not is_complete(folder):
+                    write_json(folder / POLICY_FILE, {**self.policy, "rlhf_step": state.global_step})
                 if self.keep == "last":
                     drop_optimizer_states(folder)
                 for do in self.when_saved:
                     do(kwargs["model"], kwargs["processing_class"], folder, state.global_step)
         PartialState().wait_for_everyone()
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether a checkpoint has all that belongs to it. It is kept as it is: results are of these very files."""
+    return (checkpoint / POLICY_FILE).is_file()
 
 
 def resume_from(output: Path) -> Path | None:
@@ -127,7 +133,7 @@ def resume_from(output: Path) -> Path | None:
     """
     if resumed := last_checkpoint(output, POLICY_FILE):
         return resumed
-    steps = sorted(step for step, path in numbered(output).items() if step and (path / POLICY_FILE).is_file())
+    steps = sorted(step for step, path in numbered(output).items() if step and is_complete(path))
     if steps:
         raise InputError(
             f"{output} has complete checkpoints (steps {', '.join(map(str, steps))}) and none that can be gone on from "
