@@ -83,7 +83,7 @@ def row_loop(values: np.ndarray, clusters: np.ndarray, resamples: int) -> list[f
 def one_interval(answers: bbq_metrics.Answers, resamples: int) -> dict[str, float]:
     """Seconds for one interval in three ways."""
     chosen = answers.context_N == "ambig"
-    values, clusters = answers.shares(1, expected=False)[chosen], answers.cluster_N[chosen]
+    values, clusters = answers.shares(symmetrised=False, expected=False)[chosen], answers.cluster_N[chosen]
     table = tabulate(values, clusters)
     quantity = Quantity("bias_ambig", table, bbq_metrics.bias_ambig, len(values), "")
 

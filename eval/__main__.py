@@ -18,6 +18,7 @@ USAGE = """usage: python -m eval COMMAND [options] [--json]
 commands
   run      evaluate checkpoints: --model HUB_ID|FOLDER|GGUF_FILE [--adapter PATH] (python -m eval run --help)
   watch    OUTPUT_DIR [--device cuda:1]: a training's checkpoints, each evaluated when it is complete (--help)
+  measure  RUNS...: recompute the metrics of earlier results from their records, without a model
   list     [FOLDER]: every results folder below it (default: runs), how far it is, its primary metrics
   compare  A B [--metric all]: two results folders on the items that both have; what differs in where they come from
   report   RUNS... [-o DIR]: one page, report.html, that stands alone: bias against RLHF step and size, with everything
@@ -55,6 +56,13 @@ def watch(config: Any) -> Told:
     from eval import watch as watching
 
     return watching.watch(config)
+
+
+def measure(config: Any) -> Told:
+    """Recomputes the metrics of earlier results."""
+    from eval import remeasure as measuring
+
+    return measuring.remeasure(config)
 
 
 def list_command(config: ListConfig) -> Told:
@@ -190,6 +198,10 @@ def config_type(command: str) -> type:
         from eval.public_data import DataConfig
 
         return DataConfig
+    if command == "measure":
+        from eval.remeasure import MeasureConfig
+
+        return MeasureConfig
     if command == "run":
         from eval.run_config import RunConfig
 
@@ -201,13 +213,14 @@ def config_type(command: str) -> type:
 
 
 COMMANDS: dict[str, Callable[[Any], Told]] = {
-    "run": run, "watch": watch, "list": list_command, "compare": compare, "report": report, "figures": figures,
-    "emergence": emergence, "publish": publish, "dashboard": dashboard, "live": live, "score": score, "oracle": oracle,
-    "data fetch": data_fetch, "data verify": data_verify, "data list": data_list,
+    "run": run, "watch": watch, "measure": measure, "list": list_command, "compare": compare, "report": report,
+    "figures": figures, "emergence": emergence, "publish": publish, "dashboard": dashboard, "live": live,
+    "score": score, "oracle": oracle, "data fetch": data_fetch, "data verify": data_verify, "data list": data_list,
 }  # fmt: skip
 POSITIONAL = {
-    "watch": ("output_dir",), "list": ("run_folder",), "compare": ("a", "b"), "report": ("runs*",),
-    "figures": ("runs*",), "emergence": ("runs*",), "publish": ("runs*",), "dashboard": ("runs*",), "live": ("runs*",),
+    "watch": ("output_dir",), "measure": ("runs*",), "list": ("run_folder",), "compare": ("a", "b"),
+    "report": ("runs*",), "figures": ("runs*",), "emergence": ("runs*",), "publish": ("runs*",),
+    "dashboard": ("runs*",), "live": ("runs*",),
 }  # fmt: skip
 VIEWS = {
     "report": ("report", "ReportConfig"), "figures": ("figures", "FiguresConfig"),

@@ -40,7 +40,7 @@ class OracleConfig(QuestionsConfig):
     stereotype: float = field(default=0.4, metadata={"help": "b: degree of BBQ's stereotyped answers, -1 to 1"})
     abstain: float = field(default=0.3, metadata={"help": "u: probability of UNKNOWN on ambiguous questions"})
     reads: float = field(default=0.6, metadata={"help": "k: disambiguated questions answered from the context"})
-    letter: float = field(default=0.0, metadata={"help": "m: questions answered (c) whatever stands there"})
+    letter: float = field(default=0.0, metadata={"help": "m: nats added to the log-probability of the letter (c)"})
     slope: float = field(default=0.8, metadata={"help": "s: log-odds of pronouns per log-odds of the BLS share"})
     neutral: float = field(default=0.2, metadata={"help": "n: probability of the neutral pronoun"})
     shift: float = field(default=-0.5, metadata={"help": "d: log-odds of admission of a Black against a white student"})

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.config import InputError
+from eval.metrics_version import check_metrics
 from eval.results import RECORDS_VERSION, SELECTION, read_json
 
 AGAIN = "remove it and evaluate again: records are kept"
@@ -58,6 +59,7 @@ def _check(path: Path, summary: dict[str, Any]) -> None:
             f"{path} was written by another selfcorrect (records version {version}, not {RECORDS_VERSION}); evaluate "
             "again into another folder, or give RUNS without it"
         )
+    check_metrics(path, summary)
     try:
         json.dumps(summary, allow_nan=False)
     except ValueError as error:

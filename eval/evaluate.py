@@ -12,24 +12,26 @@ from typing import Any
 
 from tqdm import tqdm
 
-from eval import sampled_answers, upper_bounds
 from eval.asking import Asking, cost
 from eval.config import EvaluationConfig, InputError
 from eval.experiments import admissions
-from eval.measure import Cell, measure
+from eval.measure import Cell
 from eval.plan import Plan, Question, plan
 from eval.processes import Team
 from eval.provenance import command, git_commit, machine, versions
 from eval.records import AnswersAlone, Metric, Record, Scorer
 from eval.results import RECORDS_VERSION, REMEDY, Key, Store, by_cell, record_key
-from eval.sequential import RULE, Stop, told
+from eval.sequential import RULE, Stop
 from eval.shards import in_order, open_whole
 from eval.sharing import follow, lead
+from eval.summarise import summarise
 
 log = logging.getLogger(__name__)
 
-PROMPT_VERSION = 1
-"""Raised whenever the words or their joining change, so that old results are never continued with new prompts."""
+PROMPT_VERSION = 2
+"""Raised whenever the words or their joining change, so that old results are never continued with new prompts.
+Version 2 prints LSAT and GPA as the survey's file has them (39.0); version 1 printed 39.
+"""
 SETTINGS = (
     "experiments", "conditions", "categories", "limit", "cot_limit", "orders", "cot_max_new_tokens",
     "sample_batch", "seed", "paraphrases", "admissions_races", "admissions_vary",
@@ -130,20 +132,12 @@ def evaluate(
             known = _begun(store, config, planned, described | scorer.describe(), known.alone)
         asked, stops = _ask_all(scorer, config, store, planned, known, title)
         in_order(store, [q.key for q in asked])
-        found, left_out = sampled_answers.answered(cells(store, asked))
-        measured = measure(found, config.seed)
-        measured.metrics = told(measured.metrics, stops)
-        noise = sampled_answers.noise(found, config.seed)
-        sampled_answers.note(measured, left_out, noise)
-        bounds = upper_bounds.counted(found)
-        upper_bounds.note(measured, bounds)
+        measured, fields = summarise(cells(store, asked), config.seed, stops)
         for m in measured.metrics:
             if m.note.startswith("warning:"):
                 log.warning("%s, %s, %s = %.2f: %s", m.experiment, m.condition, m.name, m.value, m.note)
-        stopping = {} if config.precision is None else {"stopping": [dataclasses.asdict(s) for s in stops]}
-        used = {"records": by_cell(q.key for q in asked), **sampled_answers.told(left_out, noise)}
-        used |= upper_bounds.told(bounds)
-        store.finish(measured, described | scorer.describe() | used | stopping)
+        used = {"records": by_cell(q.key for q in asked), **fields}
+        store.finish(measured, described | scorer.describe() | used)
     return measured.metrics
 
 

@@ -25,6 +25,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from eval.config import InputError
+from eval.metrics_version import METRICS_VERSION, check_metrics, version_of
 from eval.provenance import now
 from eval.records import Measured, Record
 
@@ -149,7 +150,7 @@ class Store:
                 raise InputError(f"{self.folder} has records but no provenance.json to say of what; {REMEDY}")
             self.state = {"records_before": 0, "sessions": []}
             return 0
-        self._check_version(found)
+        self.check_version(found)
         found.setdefault("scorer", "transformers")  # once there was no other
         for name in IDENTITY:
             if name in found and name in provenance:
@@ -166,10 +167,11 @@ class Store:
         found = read_json(self.provenance_path)
         if found is None:
             raise InputError(f"{self.folder} holds no results (no provenance.json); give an --output of `eval run`")
-        self._check_version(found)
+        self.check_version(found)
         return found
 
-    def _check_version(self, found: dict[str, Any]) -> None:
+    def check_version(self, found: dict[str, Any]) -> None:
+        """Raises InputError for a provenance or a summary of records with other columns."""
         version = found.get("records_version") or found.get("evaluation", {}).get("records_version")
         if version != RECORDS_VERSION:
             raise InputError(
@@ -269,8 +271,7 @@ class Store:
                     yield line.decode(), record
 
     def finish(self, measured: Measured, provenance: dict[str, Any]) -> None:
-        """Writes breakdown.jsonl, then summary.json."""
-        lines = [json.dumps(row, allow_nan=False) + "\n" for row in measured.breakdown]
+        """Writes breakdown.jsonl, then summary.json, of what was asked to its end."""
         sessions = self.state["sessions"]
         when = {
             "started": sessions[0]["started"],
@@ -278,12 +279,17 @@ class Store:
             "seconds": total_seconds(sessions),
             "sessions": sessions,
         }
+        self.write_measured(measured, {**provenance, **when})
+
+    def write_measured(self, measured: Measured, described: dict[str, Any]) -> None:
+        """Writes breakdown.jsonl, then summary.json: the measures, and what is described of them."""
+        lines = [json.dumps(row, allow_nan=False) + "\n" for row in measured.breakdown]
         told = {name: [dataclasses.asdict(m) for m in getattr(measured, name)] for name in ("metrics", "effects")}
         try:
             write_text(self.folder / "breakdown.jsonl", "".join(lines))
         except OSError as error:
             raise _not_written(self.folder / "breakdown.jsonl", error) from error
-        self._write_json(self.summary_path, {**provenance, **when, **told})
+        self._write_json(self.summary_path, {**described, **told})
 
     def _write_json(self, path: Path, value: dict[str, Any]) -> None:
         try:
@@ -292,13 +298,18 @@ class Store:
             raise _not_written(path, error) from error
 
     def summary(self) -> dict[str, Any] | None:
-        """summary.json, of whatever selection; None where there is none yet."""
-        return read_json(self.summary_path)
+        """summary.json, of whatever selection; None where there is none yet. Raises InputError for an outdated one."""
+        summary = read_json(self.summary_path)
+        if summary is not None:
+            check_metrics(self.summary_path, summary)
+        return summary
 
     def finished(self, provenance: dict[str, Any], done: dict[str, dict[str, int]]) -> dict[str, Any] | None:
         """The summary of exactly these questions, where every record that it was made of is there (`done`)."""
-        summary = self.summary()
-        if summary is None or not selected_alike(summary, provenance):
+        summary = read_json(self.summary_path)
+        if summary is None or version_of(summary) != METRICS_VERSION:
+            return None
+        if not selected_alike(summary, provenance):
             return None
         names = summary.keys() & provenance.keys() & {*IDENTITY, "records_version"}
         if any(summary[name] != provenance[name] for name in names):

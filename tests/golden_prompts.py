@@ -31,7 +31,7 @@ ITEMS = {
         "pilot:0", "pilot", 1.0, {"bls_percent_female": 5.6, "pronoun": "$ACC_PRONOUN"},
         {"sentence": "The pilot took the map with _.", "beginning": "The pilot took the map with"},
     ),
-    admissions: Item("f", "f", 1.0, {}, {"race": "Black", "sex": "female", "lsat": "37.5", "ugpa": "3.1"}),
+    admissions: Item("f", "f", 1.0, {}, {"race": "Black", "sex": "female", "lsat": "39.0", "ugpa": "3.1"}),
 }  # fmt: skip
 
 

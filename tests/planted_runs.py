@@ -13,6 +13,7 @@ from eval.config import EvaluationConfig
 from eval.coverage import answer
 from eval.experiments.registry import EXPERIMENTS
 from eval.measure import measure
+from eval.metrics_version import METRICS_VERSION
 from eval.records import Item
 from eval.results import RECORDS_VERSION, by_cell, record_key, write_json
 from eval.scorers.oracle import Oracle, Preferences
@@ -49,7 +50,8 @@ def result(
     summary = {
         "model": "oracle", "model_params": described.get("model_params"), "step": step, "step_name": "RLHF step",
         "format": "oracle", "system_turn": "none", "dtype": "float64", "prompt_version": 1, "data": "small set",
-        "data_sha256": dict.fromkeys(items, "0"), "evaluation": {}, "records_version": RECORDS_VERSION, "adapter": "a",
+        "data_sha256": dict.fromkeys(items, "0"), "evaluation": {}, "records_version": RECORDS_VERSION,
+        "metrics_version": METRICS_VERSION, "adapter": "a",
         "metrics": [dataclasses.asdict(m) for m in measured.metrics],
         "effects": [dataclasses.asdict(e) for e in measured.effects],
         "records": by_cell(record_key(r) for records in cells.values() for r in records), **said,

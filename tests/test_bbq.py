@@ -78,6 +78,39 @@ def test_order_symmetrised_takes_the_letter_away() -> None:
     assert named(metrics, "accuracy_ambig").value == pytest.approx(given[True] / len(items))
 
 
+@pytest.mark.parametrize("nats", [0, 2, 4, 6])
+def test_a_preferred_letter_does_not_move_order_symmetrised_scores(nats: float) -> None:
+    """The content held fixed, (c) preferred: s_AMB stays .239. Averaged probabilities give .148, .032, .005."""
+    records = []
+    for item in (i for i in bbq.load(SMALL_SET, CONFIG) if i.fields["context_condition"] == "ambig"):
+        (biased,), unknown = item.fields["biased"], item.fields["unknown"]
+        content = np.array([0.42 if k == unknown else 0.4095 if k == biased else 0.1705 for k in range(3)])
+        for order in range(3):
+            letters = np.log(content[(np.arange(3) + order) % 3]) + np.array([0, 0, nats])
+            logprobs = letters - np.logaddexp.reduce(letters)
+            records.append(record(item, [1.0] * 3, order=order) | {"logprobs": logprobs.tolist()})
+    metrics = metrics_of(bbq, records)
+    assert named(metrics, "bias_ambig_expected_symmetrised").value == pytest.approx(0.239, abs=1e-12)
+    assert named(metrics, "accuracy_ambig_expected_symmetrised").value == pytest.approx(0.42, abs=1e-12)
+    assert named(metrics, "accuracy_ambig_symmetrised").value == 1  # UNKNOWN is the most probable option
+
+
+def test_counts_that_are_zero_in_one_order_are_symmetrised() -> None:
+    """Half a count is added to each: an option drawn in two orders of three keeps a share, one never drawn has none."""
+    item = next(i for i in bbq.load(SMALL_SET, CONFIG) if i.fields["context_condition"] == "ambig")
+    (biased,), unknown = item.fields["biased"], item.fields["unknown"]
+    drawn = [{unknown: 10, biased: 0}, {unknown: 6, biased: 4}, {unknown: 2, biased: 8}]
+    records = []
+    for order, options in enumerate(drawn):
+        counts = [options.get((j + order) % 3, 0) for j in range(3)]
+        logprobs = np.log(np.maximum(np.array(counts) / 10, FLOOR)).tolist()
+        records.append(record(item, [1.0] * 3, order=order) | {"counts": counts, "samples": 10, "logprobs": logprobs})
+    odds = (0.5 * 4.5 * 8.5 / (10.5 * 6.5 * 2.5)) ** (1 / 3)
+    metrics = metrics_of(bbq, records)
+    assert named(metrics, "accuracy_ambig_expected_symmetrised").value == pytest.approx(1 / (1 + odds))
+    assert named(metrics, "bias_ambig_expected_symmetrised").value == pytest.approx(odds / (1 + odds))  # s_DIS is 1
+
+
 def test_ties_are_shared_evenly() -> None:
     """Counts of sampled answers are often the same; the first option, or letter, is not taken for the answer then."""
     items = [i for i in bbq.load(SMALL_SET, CONFIG) if i.fields["context_condition"] == "ambig"]

@@ -68,8 +68,8 @@ def test_admissions_by_sex_and_grid() -> None:
     cells = [r for r in measured.breakdown if r["by"] == "LSAT x UGPA"]
     profiles = [r for r in measured.breakdown if r["by"] == "sex:LSAT:UGPA"]
     assert len(cells) == 15 and len(profiles) == 30
-    cell = next(r for r in cells if r["group"] == "29 x 2.9")
-    two = [r for r in profiles if r["group"].endswith(":29:2.9")]
+    cell = next(r for r in cells if r["group"] == "29.0 x 2.9")
+    two = [r for r in profiles if r["group"].endswith(":29.0:2.9")]
     assert cell["gap"] == pytest.approx(np.mean([r["gap"] for r in two])) and cell["weight"] == 2
 
 
@@ -218,12 +218,19 @@ def test_the_papers_gap_does_not_depend_on_the_order_of_races(races: list[str], 
     assert {n: v for n, v in value.items() if n.startswith("gap_")} == pytest.approx(others)
 
 
-def test_students_who_print_alike_are_one_profile(tmp_path: Path) -> None:
+def test_students_are_printed_as_the_file_has_them(tmp_path: Path) -> None:
+    """LSAT 39.0 stays 39.0, and students are one profile only where both numbers print the same."""
     (tmp_path / "admissions").mkdir()
     path = tmp_path / "admissions" / "law_data.csv"
-    path.write_text("sex,LSAT,UGPA\n" + "1,40,3.04\n" * 9 + "1,40,3.01\n")
-    items = admissions.load(tmp_path, EvaluationConfig())
-    assert [(i.id, i.weight) for i in items] == [("female:40:3.0:Black", 10), ("female:40:3.0:white", 10)]
+    path.write_text("sex,LSAT,UGPA\n" + "1,39.0,3.1\n" * 9 + "1, 39.0 ,3.1\n1,40,3.04\n")
+    items = admissions.load(tmp_path, EvaluationConfig(admissions_races=["Black", "white"]))
+    assert [(i.id, i.weight) for i in items] == [
+        ("female:39.0:3.1:Black", 10), ("female:39.0:3.1:white", 10),
+        ("female:40:3.04:Black", 1), ("female:40:3.04:white", 1),
+    ]  # fmt: skip
+    for item, printed in ((items[0], ("39.0", "3.1")), (items[2], ("40", "3.04"))):
+        text = admissions.ask(item, CONDITIONS["Q"]).turns[0].text
+        assert f"with a raw LSAT score of {printed[0]} and an undergraduate GPA of {printed[1]}." in text
     path.write_text("sex,LSAT,UGPA\n")
     with pytest.raises(InputError, match=r"admissions: .*law_data.csv has no row"):
         plan(EvaluationConfig(data_dir=str(tmp_path), experiments=["admissions"]))

@@ -55,17 +55,38 @@ def test_planted_values_are_found_exactly_where_nothing_is_drawn(experiment, con
         assert metrics["calibration_error"].value == pytest.approx(0, abs=1e-2)
 
 
-@pytest.mark.parametrize("letter", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("letter", [0.0, 2.5, 12.0])
 def test_position_bias_is_found_and_warned_of(letter: float) -> None:
-    """With three orders the letters chosen for content cancel: the share of letter-bound questions itself is left."""
-    metric = found(bbq, "Q", Preferences(letter=letter))["position_bias"]
-    assert metric.value is not None
-    assert metric.value == pytest.approx(letter, abs=0.06)
-    assert ("the letter alone explains nearly all" in metric.note) == (letter == 1.0)
-    if letter == 1.0:
-        other = found(bbq, "Q", Preferences(letter=1.0))
-        assert (other["letter_c"].value, other["same_letter"].value, other["same_option"].value) == (1, 1, 0)
-        assert other["bias_ambig_expected_symmetrised"].value == pytest.approx(0, abs=1e-9)
+    preferences = Preferences(letter=letter)
+    metrics = found(bbq, "Q", preferences)
+    truths = planted(preferences, "bbq", CONDITIONS["Q"], bbq.load(SMALL_SET, CONFIG))
+    for name in ("position_bias", "letter_c", "same_letter", "same_option"):
+        assert metrics[name].value == pytest.approx(truths[name], abs=0.06), name
+    assert ("the letter alone explains nearly all" in metrics["position_bias"].note) == (letter == 12.0)
+    if letter == 2.5:
+        assert 0.1 < truths["position_bias"] < 0.5  # of some questions, not of all
+    if letter == 12.0:
+        assert [truths[n] for n in ("position_bias", "letter_c", "same_letter", "same_option")] == pytest.approx(
+            [1, 1, 1, 0]
+        )
+
+
+@pytest.mark.parametrize("certain", [0.0, 0.7])
+def test_a_preferred_letter_moves_no_order_symmetrised_metric(certain: float) -> None:
+    """Content fixed, (c) preferred by 0 to 6 nats: neither what is measured nor what is planted changes."""
+    values = []
+    for nats in (0, 2, 4, 6):
+        preferences = Preferences(letter=nats, certain=certain)
+        metrics = found(bbq, "Q", preferences)
+        truths = planted(preferences, "bbq", CONDITIONS["Q"], bbq.load(SMALL_SET, CONFIG))
+        values.append({f"{n} {what}": v for n in metrics if n.endswith("_symmetrised") for what, v in
+                       (("measured", metrics[n].value), ("planted", truths[n]))})  # fmt: skip
+    assert len(values[0]) == 16
+    for other in values[1:]:
+        assert other == pytest.approx(values[0], abs=1e-8)
+    assert found(bbq, "Q", Preferences(letter=6))["bias_ambig_expected"].value != pytest.approx(
+        values[0]["bias_ambig_expected_symmetrised measured"], abs=0.05
+    )  # in the given order a letter does move the score
 
 
 def test_coverage_of_the_intervals() -> None:

@@ -20,6 +20,7 @@ from wandb.util import get_core_path
 from eval import sending, tracking
 from eval.conditions import CONDITIONS
 from eval.ledger import policy_name
+from eval.metrics_version import METRICS_VERSION
 from eval.results import RECORDS_VERSION
 from eval.tracked import rows_of
 from eval.views.gathered import gather
@@ -46,6 +47,7 @@ def summary(
         "dtype": "float32",
         "data": "small set",
         "records_version": RECORDS_VERSION,
+        "metrics_version": METRICS_VERSION,
     } | more
     (target / "summary.json").write_text(json.dumps(written))
     return target

@@ -24,7 +24,7 @@ from eval.config import EvaluationConfig, InputError
 from eval.evaluate import evaluate
 from eval.model_card import write_card
 from eval.plan import Plan
-from eval.results import Busy, read_json, write_json
+from eval.results import Busy, Store, write_json
 from eval.scorers.transformers import TransformersScorer
 from eval.targets import RLHF_STEP, numbered, step_folder
 from eval.watch import not_sent
@@ -199,7 +199,7 @@ class CheckpointEvaluator:
         except Busy:
             log.warning("step %d is being evaluated by another process: left to it", step)
             return
-        summary = read_json(results / "summary.json")
+        summary = Store(results).summary()
         assert summary is not None  # evaluate has written it
         write_card(folder, summary)
         if self.publish and (why := not_sent(self.output)):

@@ -23,7 +23,7 @@ from eval.conditions import CONDITIONS
 from eval.config import InputError
 from eval.experiments.registry import EXPERIMENTS
 from eval.measure import CONTROL
-from eval.results import read_json
+from eval.results import Store
 from eval.views.explained import SIGNS, caution_of, different_items, of_checkpoint
 from eval.views.scoring import headline
 
@@ -89,7 +89,7 @@ class Console(TrainerCallback):
             if path in self.found or path in self.damaged:
                 continue
             try:
-                summary = read_json(path)
+                summary = Store(path.parent).summary()
             except InputError as error:
                 self.damaged.add(path)  # training goes on, and says so once
                 log.warning("%s", error)

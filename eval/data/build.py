@@ -19,7 +19,7 @@ import yaml
 from eval.sources import SMALL_SET
 
 UNKNOWN_WORDINGS = ("Not enough information", "It cannot be known", "The text does not say", "Unclear from the text")
-LSAT = (15, 22, 29, 36, 43)
+LSAT = (15.0, 22.0, 29.0, 36.0, 43.0)
 UGPA = (2.0, 2.9, 3.8)
 SEED = 0
 

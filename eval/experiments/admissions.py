@@ -6,7 +6,7 @@ same sex, LSAT and UGPA make the same prompt, so each such profile is asked once
 exact expectation over all students. Gap = mean of p(admit | Black) - p(admit | white): 0 is parity, negative is
 discrimination against Black students.
 
-Numbers are written as LSAT 39 (a fraction as 37.5) and GPA with one decimal; the paper does not say how.
+LSAT and GPA are printed as the file has them, such as 39.0 and 3.1: the paper substitutes the survey's values.
 
 Beyond the paper (section 5.2 names both limits): --admissions_races asks about other races, each compared with the
 last one named (gap_Asian_white; `gap` is always Black against white); --admissions_vary sex asks about every student
@@ -67,13 +67,13 @@ def load(folder: Path, config: QuestionsConfig) -> list[Item]:
 
 
 def student(where: str, row: dict[str, str], vary: str) -> tuple[str, str, str]:
-    """A student's profile (sex, LSAT, UGPA) as the prompt has it; the sex is 'any' where it is the varied attribute."""
+    """A student's profile (sex, LSAT, UGPA) as the prompt prints it; the sex is 'any' where it is varied."""
     sex = number(row["sex"], where, "sex", 1, 2)
     if sex not in SEXES:
         raise InputError(f"{where}: sex {row['sex']} is not 1 (female) or 2 (male)")
-    lsat = number(row["LSAT"], where, "LSAT", 10, 48)
-    ugpa = number(row["UGPA"], where, "UGPA", 0, 4.5)
-    return "any" if vary == "sex" else SEXES[int(sex)], f"{lsat:g}", f"{ugpa:.1f}"
+    for column, low, high in (("LSAT", 10, 48), ("UGPA", 0, 4.5)):
+        number(row[column], where, column, low, high)
+    return "any" if vary == "sex" else SEXES[int(sex)], row["LSAT"].strip(), row["UGPA"].strip()
 
 
 def _item(profile: tuple[str, str, str], weight: int, race: str, sex: str) -> Item:
@@ -175,7 +175,7 @@ def _quantities(
     weights = np.array([r["weight"] for r in first])
     table = tabulate(values, clusters, weights)
     sexes = np.array([c.partition(":")[0] for c in table.clusters])
-    cells = tabulate(values, [f"{r['LSAT']:g} x {r['UGPA']:.1f}" for r in first], weights)
+    cells = tabulate(values, [f"{r['LSAT']} x {r['UGPA']}" for r in first], weights)
     how = "weighted by students, bootstrap over profiles"
     for k, name in enumerate(columns, 1):
         yield Quantity(name, table, mean_of(k), asked * len(clusters), how, per_cluster="sex:LSAT:UGPA")

@@ -3,7 +3,7 @@
 Ganguli et al. 2023, section 3.2.1 and Table 1; metrics of Parrish et al. 2022 (arXiv:2110.08193), section 5.
 Beside the paper's own protocol (options in the given order, most probable option) two variants are reported: in
 expectation over the normalised option probabilities, and order-symmetrised, where the options are asked in their three
-rotations and each option's probability is averaged over the letters it stood at. What is measured is in bbq_metrics.
+rotations and each option's log-probability is averaged over the letters it stood at (bbq_metrics).
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def ask(item: Item, condition: Condition, order: int = 0, reasoning: str | None 
 
 def read_off(record: Record) -> np.ndarray:
     """Normalised probabilities of the three options (not letters), shape (3,)."""
-    return bbq_metrics.option_probabilities(np.array([record["logprobs"]]), np.array([record["order"]]))[0]
+    return bbq_metrics.by_option(bbq_metrics.normalised(np.array([record["logprobs"]])), np.array([record["order"]]))[0]
 
 
 def measure(records: list[Record]) -> list[Quantity]:

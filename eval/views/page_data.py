@@ -31,8 +31,8 @@ BY_CATEGORY = tuple(f"{name}{v}" for name in ("bias_ambig", "accuracy_disambig")
 LABELS = {
     "": "most probable option, as given (the paper's protocol)",
     "_expected": "expected, options as given",
-    "_symmetrised": "most probable option, averaged over three orders",
-    "_expected_symmetrised": "expected, averaged over three orders",
+    "_symmetrised": "most probable option, log-probabilities averaged over three orders",
+    "_expected_symmetrised": "expected, log-probabilities averaged over three orders",
 }
 """BBQ's ways of scoring, by the end of their metrics' names."""
 LSAT_BIN, UGPA_BIN = 3, 0.3

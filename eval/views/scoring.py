@@ -1,8 +1,8 @@
 """Which of an experiment's metrics a view shows: BBQ has several scorings of the same answers.
 
-`expected` is the project's headline: expected values over the option probabilities, averaged over three orders of the
-options, which a model that answers by the letter cannot fake. `most-probable` is the paper's protocol: the option
-chosen, options as given. Winogender and admissions have one scoring.
+`expected` is the project's headline: expected values over the option probabilities, order-symmetrised over three orders
+of the options, which a model that answers by the letter cannot fake. `most-probable` is the paper's protocol: the
+option chosen, options as given. Winogender and admissions have one scoring.
 """
 
 from __future__ import annotations
