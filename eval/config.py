@@ -19,9 +19,14 @@ from typing import Any, NoReturn
 
 import yaml
 
+from eval.secrets import hide_arguments, masked_text
+
 
 class InputError(Exception):
-    """Something the user gave is wrong. The text is one line: the value, the constraint, the remedy."""
+    """Something the user gave is wrong. The text is one line: the value, the constraint, the remedy; secrets masked."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(masked_text(text))
 
 
 def run_main(main: Callable[[], None]) -> NoReturn:
@@ -49,8 +54,9 @@ def parse(types: Sequence[type], argv: Sequence[str], prog: str) -> tuple[Any, .
     """Parses `argv` (with an optional --config FILE of YAML, and --size NAME where that has sizes) into one instance
     of each dataclass in `types`.
 
-    Raises InputError for an unknown key, a value of the wrong type, a missing required one, or a value that the
-    dataclass itself refuses (ValueError in its __post_init__).
+    Afterwards this process's own command line has no secrets any more, since trackers record it. Raises InputError for
+    an unknown key, a value of the wrong type, a missing required one, or a value that the dataclass itself refuses
+    (ValueError in its __post_init__).
     """
     from transformers import HfArgumentParser
 
@@ -68,6 +74,7 @@ def parse(types: Sequence[type], argv: Sequence[str], prog: str) -> tuple[Any, .
     parser.add_argument("--config", help="YAML file with values for the options below; the command line wins")
     parser.add_argument("--size", help="which size, where the YAML file holds several (configs/ladders/)")
     known = [f.name for t in types for f in fields(t) if f.init]
+    hide_arguments()
     argv, config = _take(list(argv), "--config", "the path of a YAML file", prog)
     argv, size = _take(argv, "--size", "the name of a size in the YAML file", prog)
     if size is not None and config is None:
@@ -126,8 +133,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"config file {path}: {error.strerror}; give the path of a YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise InputError(f"config file {path} is not valid YAML: {error}") from error
+    except yaml.YAMLError as error:  # whose text quotes a part of the line, which may be a part of a secret
+        problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        raise InputError(f"config file {path} is not valid YAML{where}: {problem or 'it cannot be read'}") from error
     if not isinstance(values, dict):
         raise InputError(f"config file {path} must hold a mapping of keys to values")
     return values

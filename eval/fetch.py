@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from eval.config import InputError, prepare_output
 from eval.public_data import ASIDE, PARTIAL, PINNED, RIGHT, DataConfig, Pinned
+from eval.secrets import masked_text
 from eval.sources import SMALL_SET
 
 log = logging.getLogger(__name__)
@@ -91,13 +92,15 @@ def fetch(config: FetchConfig, pins: Sequence[Pinned] = PINNED, pause: float = 1
                         raise FetchError(f"not tried: {unreachable[host]}")
                     outcome = "fetched" if _fetch_one(client, url, pinned, target, pause) else "right"
                 except FetchError as error:
-                    outcome, problem = "failed", str(error)
+                    outcome, problem = "failed", masked_text(str(error))
                     if isinstance(error, UnreachableError):
                         unreachable[host] = problem
                 log.info(
                     "%s: %s", pinned.path, problem or ("right" if outcome == "right" else "fetched, checksum right")
                 )
-                files.append({"path": pinned.path, "url": str(url), "outcome": outcome, "problem": problem})
+                files.append(
+                    {"path": pinned.path, "url": masked_text(str(url)), "outcome": outcome, "problem": problem}
+                )
     except OSError as error:
         raise InputError(
             f"data folder {folder} cannot be used ({error.strerror or error}); free some space or choose another "

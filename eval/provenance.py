@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from eval.public_data import known
+from eval.secrets import masked_arguments
 
 LIBRARIES = (
     "torch", "transformers", "tokenizers", "trl", "peft", "accelerate", "datasets", "safetensors", "numpy", "scipy",
@@ -80,11 +81,10 @@ def device_name(device: Any) -> str:
 
 
 def command() -> str:
-    """The command line of this process, quoted for a shell; a module run with -m is written so."""
+    """The command line of this process, quoted for a shell, its secrets masked; a module run with -m is written so."""
     main = sys.modules["__main__"].__spec__
-    if main is None:
-        return shlex.join(sys.argv)
-    return shlex.join(["python", "-m", main.name.removesuffix(".__main__"), *sys.argv[1:]])
+    program = [sys.argv[0]] if main is None else ["python", "-m", main.name.removesuffix(".__main__")]
+    return shlex.join([*program, *masked_arguments(sys.argv[1:])])
 
 
 def git_commit() -> str | None:

@@ -19,6 +19,7 @@ from eval.plan import Plan, plan
 from eval.processes import Elsewhere, Team, team
 from eval.run_config import RunConfig
 from eval.scorers.opening import open_target
+from eval.secrets import masked_text
 from eval.targets import Target, targets
 
 log = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ def run(config: RunConfig) -> tuple[str, dict[str, Any]]:
 
 def told_failure(what: object, error: Exception) -> str:
     """Tells at once that one of several failed, with where where it is no bad input; returns why, in a line."""
-    why = " ".join(str(error).split())
+    why = masked_text(" ".join(str(error).split()))
     if isinstance(error, InputError):
         log.error("failed, going on with the rest: %s", why)
         return why

@@ -26,6 +26,7 @@ from wandb.sdk.mailbox.mailbox_handle import HandleAbandonedError, ServerRespons
 from wandb.util import get_core_path
 
 from eval.config import InputError
+from eval.secrets import masked_text
 from eval.tracked import LONGEST_NAME, check_destination, holds, picture_name, setup_of
 
 ERRORS = (
@@ -80,9 +81,10 @@ def default_entity() -> str:
 
 
 def server() -> str:
-    """The server's address, '' for W&B's own."""
+    """The server's address without a password, '' for W&B's own."""
     settings = wandb.setup().settings
-    return "" if settings.base_url == wandb.Settings.model_fields["base_url"].default else settings.base_url
+    own = wandb.Settings.model_fields["base_url"].default
+    return "" if settings.base_url == own else masked_text(settings.base_url)
 
 
 @dataclass(frozen=True)

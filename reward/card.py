@@ -17,6 +17,7 @@ from typing import Any
 from eval.commands import JSON_HELP
 from eval.config import InputError, prepare_output
 from eval.results import write_text
+from eval.secrets import masked_text
 from eval.tables import columns
 from reward.runs import learning_curve, limitations, probe_command, read_probe, read_run
 
@@ -147,7 +148,7 @@ def card(
         "\n".join(f"- {s}" for s in said),
         "## How to reproduce",
         f"With selfcorrect at commit {run.get('git_commit') or 'unknown'}:",
-        f"```bash\n{run.get('command', 'accelerate launch -m reward.train')}\n```",
+        f"```bash\n{masked_text(run.get('command', 'accelerate launch -m reward.train'))}\n```",
         "Versions: " + ", ".join(f"{k} {v}" for k, v in run.get("versions", {}).items()) + ".",
     ]
     return "\n\n".join(p for p in parts if p) + "\n"

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from eval.config import InputError, check_seed
 from eval.results import read_json, write_json
+from eval.secrets import conceal, masked
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ FREE = {
     "resume_from_checkpoint", "evaluation", "evaluate", "keep_optimizer_states", "hub_token",
 }  # fmt: skip
 """Settings that may differ between two starts of the same stage, since they do not change what is learned. They are not
-written down, least of all a token."""
+written down."""
 
 
 OPTIMIZER_STATES = ("optimizer.pt", "optimizer.bin", "optimizer_0", "global_step*")
@@ -35,7 +36,8 @@ OPTIMIZER_STATES = ("optimizer.pt", "optimizer.bin", "optimizer_0", "global_step
 
 
 def settings_of(*configs: Any, **more: Any) -> dict[str, Any]:
-    """The settings of dataclasses as JSON values, without FREE, plus `more` (hashes of data and weights).
+    """The settings of dataclasses as JSON values, without FREE, plus `more` (hashes of data and weights); secrets are
+    masked.
 
     Raises InputError for one that is no finite number, as no file of results can have it.
     """
@@ -46,7 +48,7 @@ def settings_of(*configs: Any, **more: Any) -> dict[str, Any]:
             json.dumps(value, default=str, allow_nan=False)
         except ValueError as error:
             raise InputError(f"{name} must be finite, not {value}; give a number, or leave it out") from error
-    return json.loads(json.dumps({**plain, **more}, default=str))
+    return json.loads(json.dumps(masked({**plain, **more}), default=str))
 
 
 COUNTS = (
@@ -123,18 +125,20 @@ def check_batches(rows: int, config: Any) -> None:
 
 
 def built(build: Callable[[], Any]) -> Any:
-    """The trainer that `build` makes. InputError for options that TRL, peft or transformers refuse in making it, or
-    would when it makes its optimizer, its schedule and its loader of batches.
+    """The trainer that `build` makes, without secrets in its options. InputError for options that TRL, peft or
+    transformers refuse in making it, or would when it makes its optimizer, its schedule and its loader of batches, and
+    for a server that is not reached.
     """
     from eval.hub import first_lines
 
     try:
         trainer = build()
         _try_options(trainer)
-    except (ValueError, ImportError, TypeError) as error:
+    except (ValueError, ImportError, TypeError, ConnectionError) as error:
         if isinstance(error, TypeError) and "unexpected keyword argument" not in str(error):
             raise
         raise InputError(f"the trainer cannot be made with these options: {first_lines(error)}") from error
+    conceal(trainer.args)
     return trainer
 
 
@@ -215,7 +219,7 @@ class Stage:
 
         Raises InputError where the folder was started with other settings.
         """
-        found = read_json(self.folder / "settings.json")
+        found = masked(read_json(self.folder / "settings.json"))  # an earlier version masked no secrets
         if found is not None:
             if "processes" not in found:  # by an earlier version, which did not write them down
                 self.settings.pop("processes", None)

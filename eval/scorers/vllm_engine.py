@@ -34,6 +34,7 @@ from eval.records import Answer, Prompt
 from eval.run_config import RunConfig
 from eval.scorers.memory import keep_freed_memory
 from eval.scorers.vllm import not_served
+from eval.secrets import masked
 from eval.suitability import check_all_loaded
 
 IN_FLIGHT = 512  # requests in the engine at once: more than it takes into a batch, so that no batch is short
@@ -84,7 +85,7 @@ class VllmScorer:
             "batch_tokens": self.config.scheduler_config.max_num_batched_tokens,
             "tensor_parallel_size": self.config.parallel_config.tensor_parallel_size,
             "max_model_len": self.context,
-            "vllm_options": self.options,
+            "vllm_options": masked(self.options),
         }
 
     def score(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from eval.conditions import CONDITIONS
 from eval.experiments.registry import EXPERIMENTS
+from eval.secrets import masked
 from eval.sources import SMALL_SET_NOTE
 from eval.tables import remarks
 from eval.views.explained import (
@@ -246,4 +247,6 @@ def _pairs(rows: Sequence[tuple[str, Any]]) -> str:
 
 
 def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    """Without the secrets that a result of an earlier version may hold."""
+    shown = masked(value)
+    return shown if isinstance(shown, str) else json.dumps(shown, ensure_ascii=False)

@@ -1,0 +1,146 @@
+"""Secrets among options and in texts: what is recorded, printed or pickled shows MASK in their place.
+
+An option or a key is secret by its name (hub_token, api_key, password ...), in an address also what stands before the
+host.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+MASK = "***"
+WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+SECRET = {
+    "password", "passwd", "passphrase", "pwd", "secret", "credential", "authorization", "auth", "cookie", "signature",
+    "sig", "bearer", "apikey", "authtoken", "accesstoken", "accesskey", "secretkey",
+}  # fmt: skip
+"""A name is secret whose last word is one of these, or their plural."""
+OWNERS = {"access", "account", "api", "auth", "hf", "hub", "private", "secret", "subscription"}
+"""After one of these words so is `key`, and so are `keys` and `tokens`."""
+VOCABULARY = {
+    "audio", "begin", "boi", "bos", "cls", "end", "eoi", "eos", "eot", "image", "mask", "new", "pad", "sep", "start",
+    "stop", "think", "unk", "video",
+}  # fmt: skip
+"""A token is secret, unless it is one of a tokenizer's."""
+CREDENTIALS = re.compile(r"(?<=://)[^/?#\s]*@")
+NAME = re.compile(r"""(?<![\w.-])(?P<name>(?P<option>--)?-?[A-Za-z][\w.-]*)(?:["']?\s*[:=]\s*|(?(option)\s+|(?!)))""")
+"""What stands before a value in a text: `name=`, `"name": `, `--name `."""
+VALUE = re.compile(
+    r"""(?P<quote>["'])(?:\\.|(?!(?P=quote))[^\\])*(?P=quote)?|(?:(?:Bearer|Basic)\s+)?[^\s"',;&#{}()\[\]]+""",
+    re.DOTALL,
+)
+
+
+class Secret(str):
+    """A secret that is used as any other text, and that a pickle holds None in place of."""
+
+    def __reduce__(self) -> Any:
+        return type(None), ()
+
+
+def is_secret(name: str) -> bool:
+    """Whether an option, a key or a header of this name holds a secret."""
+    words = [word.lower() for word in WORD.findall(name)]
+    if not words:
+        return False
+    before, last = words[-2] if len(words) > 1 else "", words[-1]
+    if last == "token":
+        return before not in VOCABULARY
+    return last.removesuffix("s") in SECRET or (last in ("key", "keys", "tokens") and before in OWNERS)
+
+
+def masked(value: Any, name: str = "") -> Any:
+    """The value of an option `name` as it may be recorded: in mappings, lists and texts each secret is MASK."""
+    if is_secret(name):
+        return value if value is None or isinstance(value, bool) else MASK
+    if isinstance(value, dict):
+        return {key: masked(part, str(key)) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [masked(part) for part in value]
+    return masked_text(value) if isinstance(value, str) else value
+
+
+def masked_text(text: str) -> str:
+    """The text with MASK in place of secrets: in addresses, JSON, `name=value`, `name: value` and `--name value`."""
+    if text.lstrip().startswith(("{", "[")) and (found := _read(text)) is not None:
+        shown = masked(found)
+        return text if shown == found else json.dumps(shown)
+    text = CREDENTIALS.sub(f"{MASK}@", text)
+    parts, end = [], 0
+    for named in NAME.finditer(text):
+        key_of_query = named["name"] == "key" and text[: named.start()].endswith(("?", "&"))
+        if named.start() < end or not (key_of_query or is_secret(named["name"])):
+            continue
+        if value := VALUE.match(text, named.end()):
+            quote = value["quote"] or ""
+            parts += [text[end : named.end()], f"{quote}{MASK}{quote}"]
+            end = value.end()
+    return "".join([*parts, text[end:]])
+
+
+def _read(text: str) -> Any:
+    """The mapping or list that a text is in JSON or YAML; None where it is neither."""
+    for read in (json.loads, yaml.safe_load):
+        try:
+            found = read(text)
+        except (ValueError, yaml.YAMLError):
+            continue
+        return found if isinstance(found, dict | list) else None
+    return None
+
+
+def masked_arguments(argv: Sequence[str]) -> list[str]:
+    """A command line's arguments as they may be recorded."""
+    shown, hidden = [], False
+    for argument in argv:
+        name, equals, value = argument.partition("=")
+        if not argument.startswith("--"):
+            shown.append(MASK if hidden else masked_text(argument))
+            continue
+        secret = is_secret(name)
+        hidden = secret and not equals
+        shown.append(f"{name}={MASK if secret else masked_text(value)}" if equals else argument)
+    return shown
+
+
+def hide_arguments() -> None:
+    """Masks the secrets of this process's own arguments, which trackers record (wandb: as `args` of its metadata)."""
+    sys.argv[1:] = masked_arguments(sys.argv[1:])
+
+
+def conceal(args: Any) -> None:
+    """Takes the secrets out of a trainer's options, which are pickled with every checkpoint and sent to trackers.
+
+    What only the making of the trainer needs is masked. An option that is itself a secret (hub_token) stays in use, as
+    a Secret; so does what DeepSpeed's configuration holds.
+    """
+    for field in dataclasses.fields(args):
+        value = getattr(args, field.name)
+        if is_secret(field.name) and isinstance(value, str):
+            setattr(args, field.name, Secret(value))
+        elif (isinstance(value, str) and "://" in value) or isinstance(value, dict | list):
+            shown = masked(value)
+            if shown != value:
+                setattr(args, field.name, shown)
+    _seal(getattr(getattr(args, "hf_deepspeed_config", None), "config", None))
+
+
+def _seal(part: Any) -> None:
+    """Makes each secret in a mapping a Secret, in place: others hold the same mapping."""
+    if isinstance(part, list):
+        for entry in part:
+            _seal(entry)
+    if not isinstance(part, dict):
+        return
+    for key, value in part.items():
+        if is_secret(str(key)) and isinstance(value, str):
+            part[key] = Secret(value)
+        else:
+            _seal(value)
