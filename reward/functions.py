@@ -32,8 +32,6 @@ from reward.dialogues import Message
 from reward.scoring import DESCRIPTION, RewardModel, check_reward_model, load_reward_model
 
 CUT_OFF, LENGTH = "cut_off", "length"
-PROBE = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hello!"}]
-"""Scored once by every reward model before training, so that broken weights are found then."""
 
 RewardFunction = Callable[..., list[float]]
 
@@ -129,7 +127,7 @@ def build_rewards(parts: list[dict[str, Any]], device: str, end_ids: Sequence[in
     """The reward functions of check_rewards' parts, the reward models loaded on `device`.
 
     end_ids: the tokens that end an answer of the policy (end_token_ids). Raises InputError for a reward model that
-    does not load as a whole or whose score of a first dialogue is not a finite number.
+    load_reward_model refuses.
     """
     functions: list[RewardFunction] = []
     for part in parts:
@@ -138,7 +136,8 @@ def build_rewards(parts: list[dict[str, Any]], device: str, end_ids: Sequence[in
         elif part["name"] == LENGTH:
             functions.append(LengthPenalty(part["penalty"], part["from_tokens"]))
         else:
-            functions.append(LearnedReward(part, _load(part["members"], dtype, device)))
+            models = [load_reward_model(m["reward_model"], m["commit"], dtype, device) for m in part["members"]]
+            functions.append(LearnedReward(part, models))
     functions[0] = Observed(functions[0], end_ids)
     return Rewards(functions, [p["weight"] for p in parts], [p["name"] for p in parts])
 
@@ -332,10 +331,3 @@ def _name(members: list[str], taken: list[str]) -> str:
     while unique in taken:
         unique, number = f"{name}-{number}", number + 1
     return unique
-
-
-def _load(members: list[dict[str, Any]], dtype: str, device: str) -> list[RewardModel]:
-    models = [load_reward_model(m["reward_model"], m["commit"], dtype, device) for m in members]
-    for model in models:
-        model.scores([PROBE])
-    return models

@@ -10,6 +10,7 @@ from eval.checkpoints import UNREADABLE, check_model, load_error
 from eval.config import InputError
 from eval.hub import first_lines
 from eval.suitability import check_all_loaded
+from reward.padding import loading_options
 from reward.scoring import head_in_fp32
 
 HEADS = ("score.weight", "score.bias", "classifier.weight", "classifier.bias")
@@ -73,6 +74,7 @@ def load_base(model_args: Any, config: Any, tokenizer: Any) -> Any:
         "revision": model_args.model_revision,
         **({} if model_args.attn_implementation is None else {"attn_implementation": model_args.attn_implementation}),
         "trust_remote_code": config.trust_remote_code,
+        **loading_options(check_model(name, model_args.model_revision, config.trust_remote_code)),
         **(config.model_init_kwargs or {}),
     }
     config.model_init_kwargs = None  # used here, and TRL warns of them beside a loaded model

@@ -34,7 +34,7 @@ from reward.scoring import RewardModel, load_reward_model
 
 CHUNK = 32  # lines that are scored and written together
 SHOWN = 20  # answers up to which the terminal shows each
-IDENTITY = ("answers_sha256", "weights", "tokenizer_sha256", "dtype", "max_length")
+IDENTITY = ("answers_sha256", "weights", "tokenizer_sha256", "dtype", "max_length", "read_at")
 """What every reward in the output depends on: an output of something else is refused, never mixed."""
 REMEDY = "choose another --output or remove it"
 
@@ -256,9 +256,9 @@ def _resume(output: Path, provenance: dict[str, Any]) -> int:
         write_json(_sidecar(output), provenance)
         return 0
     for name in IDENTITY:
-        if found.get(name) != provenance[name]:
+        if found.get(name) != provenance.get(name):
             raise InputError(
-                f"{output} was made with another {name} ({found.get(name)} there, {provenance[name]} now); {REMEDY}"
+                f"{output} was made with another {name} ({found.get(name)} there, {provenance.get(name)} now); {REMEDY}"
             )
     if not output.exists():
         return 0

@@ -3,7 +3,8 @@
 A dialogue is a list of {"role", "content"} messages that ends with the assistant's answer. It is written by the reward
 model's own chat template, exactly as TRL's RewardTrainer writes it in training. One longer than the model was trained
 on is cut from the left by whole turns (reward.dialogues), as in training; where its last turn alone is longer, it is
-read whole, up to the model's context.
+read whole, up to the model's context. The reward is the head's output at the last token, whatever the model or the
+tokenizer pads with (reward.padding), which is checked when the model is loaded (reward.selfcheck).
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from eval.hub import commit_of
 from eval.results import read_json
 from eval.suitability import check_all_loaded, check_vocabulary
 from reward.dialogues import Message, Pair, beginnings, cut_by_turns, token_ids
+from reward.padding import DIALOGUE, closing_token, loading_options, pad_token_as, unused_token
 from reward.quality import ScoredPair
+from reward.selfcheck import check_finite, check_pooling
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +43,7 @@ class RewardModel:
     """model: sequence classification with one output, in evaluation mode. max_length: tokens, None without a limit.
 
     description: reward_model.json, empty for a reward model trained elsewhere. provenance: name, weights, dtype.
+    padding: the token that batches are padded with, as training does; None for one that no dialogue of a batch has.
     """
 
     model: Any
@@ -49,6 +53,7 @@ class RewardModel:
     provenance: dict[str, Any]
     description: dict[str, Any] = field(default_factory=dict)
     batch_tokens: int = 8192
+    padding: int | None = None
 
     @property
     def name(self) -> str:
@@ -73,13 +78,12 @@ class RewardModel:
         Raises InputError for a score that is not a finite number.
         """
         found = self._read(dialogues, progress)[:, 0]
-        bad = np.flatnonzero(~np.isfinite(found))
-        if len(bad):
-            raise InputError(
-                f"the reward model {self.name} gives {found[bad[0]]} to {len(bad)} of {len(found)} dialogues, first "
-                f"to number {bad[0] + 1}; its weights are broken or overflow: load it in float32, or train it again"
-            )
+        check_finite(found, self.name)
         return found
+
+    def batched_scores(self, ids: Sequence[Sequence[int]]) -> np.ndarray:
+        """(N,) scores of N dialogues' token ids in one padded batch, whatever they are."""
+        return self._forward(ids, None)[:, 0]
 
     def features(self, dialogues: Sequence[Sequence[Message]], progress: bool = False) -> np.ndarray:
         """(N, H) float64: what the head reads of each dialogue, the last token's hidden state."""
@@ -105,24 +109,29 @@ class RewardModel:
         return np.array(found)
 
     @torch.inference_mode()
-    def _forward(self, ids: list[list[int]], hidden: list[torch.Tensor] | None) -> np.ndarray:
-        width = max(map(len, ids))
-        rows = torch.full((len(ids), width), self.model.config.get_text_config().pad_token_id)
+    def _forward(self, ids: Sequence[Sequence[int]], hidden: list[torch.Tensor] | None) -> np.ndarray:
+        padding = self._padding(ids)
+        if padding is None and len(ids) > 1:  # together they have every token of the vocabulary
+            return np.concatenate([self._forward([one], hidden) for one in ids])
+        rows = torch.full((len(ids), max(map(len, ids))), padding or 0)
         mask = torch.zeros_like(rows)
         for row, seen, one in zip(rows, mask, ids, strict=True):
             row[: len(one)] = torch.tensor(one)
             seen[: len(one)] = 1
         device = next(self.model.parameters()).device
-        logits = self.model(input_ids=rows.to(device), attention_mask=mask.to(device)).logits
+        with pad_token_as(self.model, padding):
+            logits = self.model(input_ids=rows.to(device), attention_mask=mask.to(device)).logits
         if hidden is None:
             return logits.double().cpu().numpy()
-        last = torch.tensor([pooled(one, self.model.config.get_text_config().pad_token_id) for one in ids])
+        last = torch.tensor([len(one) - 1 for one in ids])
         return hidden.pop()[torch.arange(len(ids)), last.to(device)].double().cpu().numpy()
 
-
-def pooled(ids: Sequence[int], pad: int) -> int:
-    """The position that transformers' sequence classification reads: the last that is no padding token."""
-    return max((i for i, token in enumerate(ids) if token != pad), default=len(ids) - 1)
+    def _padding(self, ids: Sequence[Sequence[int]]) -> int | None:
+        if self.padding is not None:
+            return self.padding
+        config = self.model.config.get_text_config()
+        own = getattr(config, "pad_token_id", None), self.tokenizer.pad_token_id
+        return unused_token(ids, getattr(config, "vocab_size", len(self.tokenizer)), own)
 
 
 def score_pairs(reward_model: RewardModel, pairs: Sequence[Pair]) -> list[ScoredPair]:
@@ -161,14 +170,14 @@ def load_reward_model(
     check_fits(tokenizer, config, path)
     try:
         loaded: Any = AutoModelForSequenceClassification.from_pretrained(
-            path, revision=commit, dtype=dtype, output_loading_info=True, trust_remote_code=trust_remote_code
-        )
+            path, revision=commit, dtype=dtype, output_loading_info=True, trust_remote_code=trust_remote_code,
+            **loading_options(config),
+        )  # fmt: skip
     except UNREADABLE as error:
         raise InputError(f"reward model {path} cannot be loaded: {load_error(error, path, revision)}") from error
     model, found = loaded
     check_all_loaded(found, path, "reward model")
     head_in_fp32(model)
-    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     description = (read_json(Path(path) / DESCRIPTION) or {}) if Path(path).is_dir() else {}
     provenance = {
         "reward_model": path,
@@ -176,10 +185,36 @@ def load_reward_model(
         "weights": weights_id(path, commit),
         "dtype": str(model.dtype).removeprefix("torch."),
     }
+    if tokenizer.pad_token_id == closing_token(tokenizer):
+        provenance["read_at"] = "last token"  # an earlier version read the one before
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return RewardModel(
+    reward_model = RewardModel(
         model.to(choose_device(device)).eval(), tokenizer, description.get("max_length"), context, provenance,
         description,
+    )  # fmt: skip
+    check_trained_token(reward_model)
+    check_pooling(reward_model)
+    return reward_model
+
+
+def check_trained_token(reward_model: RewardModel) -> None:
+    """Warns of a padding token that ends dialogues: by it transformers alone reads the token before.
+
+    InputError for a reward model that was trained here so, by an earlier version.
+    """
+    closing = closing_token(reward_model.tokenizer)
+    if getattr(reward_model.model.config.get_text_config(), "pad_token_id", None) != closing:
+        return
+    text = reward_model.tokenizer.decode([closing])
+    if reward_model.description:
+        raise InputError(
+            f"reward model {reward_model.name} was trained by an earlier version on the token before {text!r}, which "
+            "it pads with; what is read now is the last token, on which it was not trained: train it again"
+        )
+    log.warning(
+        "reward model %s pads with %r, which also ends its dialogues: read is this last token, while transformers "
+        "alone reads the token before; if it was trained so, its rewards here are not those it was trained for",
+        reward_model.name, text,
     )  # fmt: skip
 
 
@@ -206,8 +241,7 @@ def check_fits(tokenizer: Any, config: Any, path: str) -> None:
         )
     check_vocabulary(tokenizer, config, path)
     rows = getattr(config.get_text_config(), "vocab_size", None)
-    dialogue = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hello!"}]
-    largest = max(token_ids(tokenizer, dialogue))
+    largest = max(token_ids(tokenizer, DIALOGUE))
     if rows is not None and largest >= rows:
         raise InputError(
             f"reward model {path} has tokens 0 to {rows - 1} and its tokenizer writes token {largest} "

@@ -126,16 +126,19 @@ def train(arguments: RewardArguments, config: Any, model_args: Any) -> dict[str,
 
 def _trained(arguments: RewardArguments, config: Any, model_args: Any, model: str) -> dict[str, Any]:
     """What is left to check, and the training, its folder being held alone."""
-    from eval.checkpoints import load_tokenizer, weights_id
+    from eval.checkpoints import check_model, load_tokenizer, weights_id
     from eval.provenance import command, git_commit, machine, versions
     from eval.sources import data_folder, data_name
     from reward.model import check_chat_template
+    from reward.padding import set_pad_token
     from reward.preferences import fit_pairs, in_share, read_preferences, split_by_prompt
 
     output, clock = Path(config.output_dir), Clock()
     with clock.stage("reading"):
         tokenizer = load_tokenizer(model, model_args.model_revision)
         check_chat_template(tokenizer, model)
+        base = check_model(model, model_args.model_revision)
+        new_pad_token = set_pad_token(tokenizer, base, model, config.pad_token)
         read = read_preferences(arguments.preferences, arguments.data_dir, arguments.preference_label)
         used = in_share(read.pairs, arguments.prompt_share)
         pairs, left_out = fit_pairs(used, tokenizer, config.max_length, arguments.over_long)
@@ -143,6 +146,8 @@ def _trained(arguments: RewardArguments, config: Any, model_args: Any, model: st
     check_batches(len(training), config)
     weights = weights_id(model, model_args.model_revision)
     identity = {"base_weights": weights, "preferences": read.identity}
+    if new_pad_token and config.pad_token is None:  # a training that an earlier version began is not gone on with
+        identity["padded_with"] = tokenizer.pad_token
     settings = settings_of(config, model_args, arguments, processes=config.world_size, **identity)
     stage = Stage(output, "reward.json", settings)
     if result := stage.begin():
@@ -176,9 +181,12 @@ def _run(
     stage: Stage, described: dict[str, Any], clock: Clock, pairs: tuple[list[Pair], list[Pair]], tokenizer: Any,
     options: tuple[RewardArguments, Any, Any],
 ) -> dict[str, Any]:  # fmt: skip
+    from accelerate import PartialState
+
     from eval.checkpoints import base_parameters
     from reward.model import load_base
-    from reward.scoring import TRAINING_PROMPTS
+    from reward.scoring import TRAINING_PROMPTS, RewardModel
+    from reward.selfcheck import check_pooling
 
     arguments, config, model_args = options
     training, held_out = pairs
@@ -186,9 +194,14 @@ def _run(
     resumed = last_checkpoint(stage.folder)
     model = load_base(model_args, config, tokenizer)
     described["model_params"] = base_parameters(model)
+    model.to(PartialState().device).eval()
+    reader = RewardModel(
+        model, tokenizer, None, None, {"reward_model": described["base_model"]}, padding=tokenizer.pad_token_id
+    )
+    check_pooling(reader)
     if arguments.head == "fitted":
         with clock.stage("head"):
-            described["head"] = _fitted_head(model, tokenizer, training, config, stage.folder, resumed is not None)
+            described["head"] = _fitted_head(reader, training, config, stage.folder, resumed is not None)
     trainer = built(lambda: _trainer(model, tokenizer, training, options))
     stage.record()
     tracking = _start_wandb(config, stage, described)
@@ -209,27 +222,22 @@ def _run(
     return read_json(stage.result_path) or {}
 
 
-def _fitted_head(
-    model: Any, tokenizer: Any, training: list[Pair], config: Any, folder: Path, resumed: bool
-) -> dict[str, Any]:
+def _fitted_head(reader: Any, training: list[Pair], config: Any, folder: Path, resumed: bool) -> dict[str, Any]:
     """Fits the head on the main process and gives it to the others; what was found is kept for a restart."""
     from accelerate import PartialState
     from accelerate.utils import broadcast
 
     from reward.head import fit_head
-    from reward.scoring import RewardModel
 
     state, kept = PartialState(), folder / "head.json"
     if resumed:  # the checkpoint has the head
         return read_json(kept) or {}
-    model.to(state.device).eval()
     if state.is_main_process:
-        reader = RewardModel(model, tokenizer, None, None, {"reward_model": config.output_dir})
         dialogues = [(p.prompt + p.chosen, p.prompt + p.rejected) for p in training]
         write_json(kept, fit_head(reader, dialogues, config.seed))
     state.wait_for_everyone()
     if state.num_processes > 1:
-        model.score.weight.data = broadcast(model.score.weight.data)
+        reader.model.score.weight.data = broadcast(reader.model.score.weight.data)
     return read_json(kept) or {}
 
 
@@ -254,6 +262,12 @@ def _trainer(model: Any, tokenizer: Any, training: list[Pair], options: tuple[Re
     )
     if len(trainer.train_dataset) != len(training):
         raise RuntimeError(f"TRL dropped {len(training) - len(trainer.train_dataset)} pairs that were cut to fit")
+    columns = trainer.train_dataset.select_columns(["chosen_ids", "rejected_ids"])
+    if any(ids[-1] == tokenizer.pad_token_id for row in columns for ids in row.values()):
+        raise InputError(
+            f"a dialogue to train on ends with the padding token {tokenizer.pad_token!r}, so that the reward of the "
+            "token before would be trained; remove it from the data, or give another --pad_token"
+        )
     return trainer
 
 

@@ -159,6 +159,6 @@ def test_a_score_that_is_no_number_stops_before_training(tiny: Path, tiny_reward
     model = AutoModelForSequenceClassification.from_pretrained(broken)
     torch.nn.init.constant_(model.score.weight, float("nan"))
     model.save_pretrained(broken)
-    with pytest.raises(InputError, match="gives nan to 1 of 1 dialogues"):
+    with pytest.raises(InputError, match="gives nan to 4 of 4 dialogues"):
         rloo(tiny, broken, tmp_path / "run")
     assert not list((tmp_path / "run").glob("checkpoint-*"))

@@ -15,7 +15,7 @@ from eval.config import InputError
 from reward.dialogues import Message, Pair, cut_by_turns, token_ids
 from reward.head import PENALTIES, _fit, fit_head
 from reward.preferences import fit_pairs
-from reward.scoring import DESCRIPTION, RewardModel, batches, load_reward_model, pooled
+from reward.scoring import DESCRIPTION, RewardModel, batches, load_reward_model
 
 
 def dialogue(*turns: str) -> list[Message]:
@@ -66,12 +66,6 @@ def test_batches_hold_every_index_once() -> None:
     found = batches(lengths, 80)
     assert sorted(i for b in found for i in b) == list(range(6))
     assert all(len(b) == 1 or max(lengths[i] for i in b) * len(b) <= 80 for b in found)
-
-
-def test_pooled_position() -> None:
-    assert pooled([4, 5, 0, 0], pad=0) == 1
-    assert pooled([4, 0, 5], pad=0) == 2
-    assert pooled([0, 0], pad=0) == 1
 
 
 def test_cut_by_turns(tiny_reward: Path) -> None:
@@ -138,9 +132,12 @@ def test_models_that_do_not_fit(tiny_reward: Path, tmp_path: Path, change: str, 
 
 
 def test_not_a_number(tiny_reward: Path, tmp_path: Path) -> None:
-    reward = load_reward_model(str(broken(tiny_reward, tmp_path / "model", "NaN")))
     with pytest.raises(InputError, match="gives nan to 4 of 4 dialogues"):
-        reward.scores(DIALOGUES)
+        load_reward_model(str(broken(tiny_reward, tmp_path / "model", "NaN")))
+    reward = load_reward_model(str(tiny_reward))
+    torch.nn.init.constant_(reward.model.score.weight, float("nan"))
+    with pytest.raises(InputError, match="gives nan to 1 of 1 dialogues"):
+        reward.scores(DIALOGUES[:1])
 
 
 def test_a_language_model_and_nothing(tiny: Path, tmp_path: Path) -> None:

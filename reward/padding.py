@@ -1,0 +1,102 @@
+"""Padding that no reward model can take for a token of a dialogue.
+
+transformers' sequence classification reads the last token that is not config.pad_token_id, in a batch and alone. Where
+that token closes a turn, as the end token does in many tokenizers, it reads the token before. So scoring pads a batch
+with a token that none of its dialogues has, and training gives the tokenizer a padding token that ends no dialogue.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+from eval.config import InputError
+from reward.dialogues import Message, token_ids
+
+log = logging.getLogger(__name__)
+
+DIALOGUE: list[Message] = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hello!"}]
+"""The end of a dialogue in a chat template is looked up in this one."""
+
+
+def unused_token(ids: Sequence[Sequence[int]], vocabulary: int, preferred: Sequence[int | None] = ()) -> int | None:
+    """A token id from 0 to vocabulary - 1 that none of the dialogues has, the first of `preferred` that is one.
+
+    None where the dialogues have every token.
+    """
+    used = {token for one in ids for token in one}
+    known = (token for token in chain(preferred, range(vocabulary)) if token is not None and 0 <= token < vocabulary)
+    return next((token for token in known if token not in used), None)
+
+
+@contextmanager
+def pad_token_as(model: Any, token: int | None) -> Iterator[None]:
+    """While it is open, the model's configuration has this padding token, or none."""
+    configs = {id(c): c for c in (model.config, model.config.get_text_config())}.values()
+    saved = [(c, getattr(c, "pad_token_id", None)) for c in configs]
+    for config in configs:
+        config.pad_token_id = token
+    try:
+        yield
+    finally:
+        for config, before in saved:
+            config.pad_token_id = before
+
+
+def loading_options(config: Any) -> dict[str, Any]:
+    """Options of from_pretrained: without a padding token that the model does not have, with which torch makes no
+    embedding.
+    """
+    text = config.get_text_config()
+    pad, rows = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
+    return {"pad_token_id": None} if pad is not None and rows is not None and not 0 <= pad < rows else {}
+
+
+def closing_token(tokenizer: Any) -> int:
+    """The last token of a dialogue in the tokenizer's chat template."""
+    return token_ids(tokenizer, DIALOGUE)[-1]
+
+
+def set_pad_token(tokenizer: Any, config: Any, model: str, requested: str | None = None) -> bool:
+    """Gives the tokenizer a padding token by which the last token of a dialogue is trained; True where it is new.
+
+    The requested one, else its own, else a special token that no dialogue has. Padding is set to the right, where no
+    model counts its positions from. config: the model's.
+
+    Raises InputError where the requested token cannot be used, and where there is no other than the closing token.
+    """
+    tokenizer.padding_side = "right"
+    before = tokenizer.pad_token
+    closing, rows = closing_token(tokenizer), getattr(config.get_text_config(), "vocab_size", len(tokenizer))
+    if requested is not None:
+        token = tokenizer.get_vocab().get(requested)
+        if token is None or token == closing or token >= rows:
+            reason = "ends every dialogue" if token == closing else "is not in the vocabulary of the model"
+            raise InputError(f"pad_token {requested!r} {reason} {model}; leave pad_token out or give another token")
+    elif tokenizer.pad_token_id not in (None, closing) and tokenizer.pad_token_id < rows:
+        token = tokenizer.pad_token_id
+    else:
+        token = _special_token(tokenizer, rows)
+        if token is None:
+            reason = "ends its dialogues" if tokenizer.pad_token_id == closing else "is not in the model's vocabulary"
+            raise InputError(
+                f"the tokenizer of {model} pads with {before!r}, which {reason}, and has no other special token; the "
+                "last token of a dialogue could not be trained: add a pad_token to the tokenizer, resize the model's "
+                "embeddings, and save both"
+            )
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(token)
+    if changed := tokenizer.pad_token != before:
+        log.info("dialogues are padded with %r, not with %r", tokenizer.pad_token, before)
+    return changed
+
+
+def _special_token(tokenizer: Any, rows: int) -> int | None:
+    """A special token that a dialogue does not have, one that is called a padding token first."""
+    used = {*token_ids(tokenizer, DIALOGUE), tokenizer.eos_token_id}
+    special = {i: str(token) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+    free = [i for i in special if i not in used and i < rows]
+    return min(free, key=lambda i: ("pad" not in special[i].lower(), i != tokenizer.unk_token_id, i), default=None)
