@@ -16,7 +16,7 @@ observed/NAME and leaves training as it is.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -143,7 +143,9 @@ def build_rewards(parts: list[dict[str, Any]], device: str, end_ids: Sequence[in
 
 
 def end_token_ids(model: str, revision: str | None, tokenizer: Any) -> list[int]:
-    """The tokens at which TRL ends an answer of the policy: its generation config's, and its tokenizer's."""
+    """The tokens at which TRL ends an answer of the policy: its generation config's, and its tokenizer's. They are none
+    where neither names one.
+    """
     from transformers import AutoConfig, GenerationConfig
 
     try:
@@ -152,12 +154,7 @@ def end_token_ids(model: str, revision: str | None, tokenizer: Any) -> list[int]
         config = AutoConfig.from_pretrained(model, revision=revision)
         found = GenerationConfig.from_model_config(config).eos_token_id
     listed = found if isinstance(found, list) else [found]
-    ids = [i for i in dict.fromkeys([tokenizer.eos_token_id, *listed]) if i is not None]
-    if not ids:
-        raise InputError(
-            f"policy {model} has no end token, neither in its generation config nor in its tokenizer, so that no "
-            "answer would ever be finished; set eos_token_id in generation_config.json"
-        )
+    ids: list[int] = [i for i in dict.fromkeys([tokenizer.eos_token_id, *listed]) if i is not None]
     return ids
 
 
@@ -236,6 +233,14 @@ class Observed:
         for name, measure in OBSERVABLES.items():
             more["log_metric"](f"observed/{name}", sum(map(measure, answers)) / len(answers))
         return self.function(completions=completions, completion_ids=completion_ids, **more)
+
+
+def up_to_end(ids: list[int], end_ids: Container[int]) -> list[int]:
+    """The answer up to its end token, which stays, without what was padded after it."""
+    for i, token in enumerate(ids):
+        if token in end_ids:
+            return ids[: i + 1]
+    return ids
 
 
 def is_finished(ids: Sequence[int], end_ids: frozenset[int]) -> bool:

@@ -52,7 +52,10 @@ def check_model_arguments(model_args: Any) -> str:
 
 
 def check_chat_template(tokenizer: Any, model: str) -> None:
-    """InputError where the tokenizer has no chat template: TRL trains on conversations, written by it."""
+    """InputError where the tokenizer has no chat template: TRL trains on conversations, written by it.
+
+    A reward model needs no more of it, since it reads whole dialogues; what a policy needs is in train.chat_template.
+    """
     if not tokenizer.chat_template:
         raise InputError(
             f"the tokenizer of {model} has no chat template, which training on dialogues needs; start from an instruct "

@@ -15,7 +15,10 @@ from tests.test_resume import run
 from train.arguments import PolicyArguments
 from train.budget import MOST, AdaptiveKL, Alerts, alerted_steps, departures
 
-HEALTHY = {"samples": 1, "kl": 0.05, "entropy": 2.8, "observed/repetition": 0.05, "observed/tokens": 20.0}
+HEALTHY = {
+    "samples": 1, "kl": 0.05, "entropy": 2.8, "observed/repetition": 0.05, "observed/tokens": 20.0,
+    "observed/finished": 0.2,
+}  # fmt: skip
 
 
 def options(**changes: Any) -> PolicyArguments:
@@ -76,6 +79,7 @@ def test_a_healthy_run_raises_no_alert() -> None:
         ),
         ({"observed/tokens": 9.0}, "length", "answers have 9.0 tokens, in the first steps 20.0"),
         ({"observed/tokens": 44.0}, "length", "answers have 44.0 tokens"),
+        ({"observed/finished": 0.0}, "finished", "not one answer of the last 5 steps ended by itself"),
     ],
 )
 def test_each_departure_is_found_and_can_be_switched_off(change: dict[str, float], name: str, said: str) -> None:

@@ -20,7 +20,10 @@ from train.console import Bar, Console, block, line
 
 ASKED = EvaluationConfig(orders=1, conditions=["Q", "Q+IF"], categories=["Age", "SES"])
 MAIN = SimpleNamespace(is_world_process_zero=True, global_step=7, max_steps=60)
-LOGS = {"reward": 6.1234, "kl": 0.2104, "entropy": 2.3, "observed/tokens": 14.04, "loss": 0.01, "rewards/x": 3.0}
+LOGS = {
+    "reward": 6.1234, "kl": 0.2104, "entropy": 2.3, "observed/tokens": 14.04, "observed/finished": 0.625, "loss": 0.01,
+    "rewards/x": 3.0,
+}  # fmt: skip
 
 
 def evaluated(output: Path, step: int, preferences: Preferences, config: EvaluationConfig = ASKED) -> dict[str, Any]:
@@ -43,7 +46,8 @@ def value(summary: dict[str, Any], experiment: str, condition: str, name: str) -
 
 
 def test_a_step_is_one_line_with_the_latest_bias(output: Path) -> None:
-    assert line(LOGS, 7, 60, None) == "step 7/60  reward 6.123  KL 0.210  entropy 2.30  tokens 14.0  loss 0.01"
+    written = "step 7/60  reward 6.123  KL 0.210  entropy 2.30  tokens 14.0  finished 62.5%  loss 0.01"
+    assert line(LOGS, 7, 60, None) == written
     summary = json.loads((output / "eval" / "step-000000" / "summary.json").read_text())
     said = line(LOGS, 7, 60, summary)
     q, instructed = (value(summary, "admissions", c, "gap") for c in ("Q", "Q+IF"))

@@ -99,6 +99,9 @@ class PolicyArguments(CheckpointOptions, RewardOptions):
     length_alert: float = field(
         default=2.0, metadata={"help": "alert where answers are this many times longer or shorter; 0 = none"}
     )
+    finished_alert: bool = field(
+        default=True, metadata={"help": "alert where not one answer of the last steps ended by itself; 0 = none"}
+    )
     stop_on_alert: bool = field(default=False, metadata={"help": "end training at the first alert"})
     sample_prompts: int = field(
         default=32, metadata={"help": "prompts kept out of training, answered at each checkpoint; 0 = none"}

@@ -63,8 +63,8 @@ class AdaptiveKL(TrainerCallback):
 def departures(entries: Sequence[dict[str, Any]], options: PolicyArguments) -> dict[str, str]:
     """What of the last steps is out of its band: {"kl": "KL per token 0.41 is above 0.3", ...}.
 
-    entries: one log entry a step, from the first on. The mean of the last FIRST steps is compared; bands but KL's are
-    relative to the first FIRST steps.
+    entries: one log entry a step, from the first on. The mean of the last FIRST steps is compared; bands but those of
+    KL and of the finished answers are relative to the first FIRST steps.
     """
     found: dict[str, str] = {}
     if len(entries) < FIRST:
@@ -93,6 +93,11 @@ def departures(entries: Sequence[dict[str, Any]], options: PolicyArguments) -> d
     if options.length_alert and before and now and max(now / before, before / now) > options.length_alert:
         found["length"] = (
             f"answers have {now:.1f} tokens, in the first steps {before:.1f} (length_alert {options.length_alert:g})"
+        )
+    if options.finished_alert and mean("observed/finished", last) == 0:
+        found["finished"] = (
+            f"not one answer of the last {FIRST} steps ended by itself, all were cut off (finished_alert); allow longer"
+            " answers, or start from a policy that knows its end token"
         )
     return found
 

@@ -70,6 +70,15 @@ def _check_drawing(config: Any) -> None:
             raise InputError(f"{name} must be {said}, and not {value}")
 
 
+def check_end_token(added: str | None, config: Any) -> None:
+    """InputError where an end token was added (train.chat_template) and vLLM samples: it reads the model's files."""
+    if added and config.use_vllm:
+        raise InputError(
+            f"use_vllm must be left out: the template closes an answer with {added!r}, which is no end token in the "
+            "model's files, from which vLLM takes its own; or fine-tune the model with train.sft, which saves it as one"
+        )
+
+
 def check_prompts(prompts: int, config: Any) -> None:
     """InputError for fewer prompts than TRL answers at once: it would end before its first step."""
     if not hasattr(config, "num_generations"):  # online DPO takes what there is

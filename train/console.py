@@ -1,6 +1,6 @@
 """What the console shows while a policy is trained: a line for each step, and the bias of each checkpoint evaluated.
 
-    step 30/60  reward 6.12  KL 0.210  entropy 2.30  tokens 14.0 | step 30: BBQ +0.020 -> +0.010  rho 0.28 -> 0.37
+    step 30/60  reward 6.12  KL 0.210  entropy 2.30  tokens 14.0  finished 62.5% | step 30: BBQ +0.020 -> +0.010
     bias at step 30, under Q -> under Q+IF, with 95% intervals:
         BBQ  +0.020 [-0.010, +0.050] -> +0.010 [-0.020, +0.040]
 
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 SHOWN = (
     ("reward", "reward", ".3f"), ("kl", "KL", ".3f"), ("entropy", "entropy", ".2f"),
-    ("observed/tokens", "tokens", ".1f"), ("loss", "loss", ".3g"),
+    ("observed/tokens", "tokens", ".1f"), ("observed/finished", "finished", ".1%"), ("loss", "loss", ".3g"),
 )  # fmt: skip
 """(name in the log, on the line, how it is written)."""
 NAMES = {

@@ -1,7 +1,8 @@
-"""How well a saved model knows held-out examples: the loss of their completions, and how many it gives by itself.
+"""How well a saved model knows held-out examples: the loss of their completions, how many it gives by itself, and how
+many of its answers end.
 
-Both come from one forward pass: greedy decoding gives a completion exactly where each of its tokens is the most
-probable one after those before it, so nothing needs to be generated.
+The first two come from one forward pass: greedy decoding gives a completion exactly where each of its tokens is the
+most probable one after those before it. Whether answers end is seen by letting it answer some of the prompts.
 """
 
 from __future__ import annotations
@@ -11,11 +12,16 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
+from transformers import GenerationConfig
 
 from reward.dialogues import all_token_ids
 from train.examples import Example
 
 BATCH = 8
+ANSWERS = 16
+"""Prompts that are answered, the first ones."""
+ROOM = 2
+"""An answer may have this many times the tokens of the longest completion given for these prompts."""
 
 
 def completion_tokens(tokenizer: Any, example: Example) -> tuple[list[int], int]:
@@ -31,11 +37,12 @@ def completion_tokens(tokenizer: Any, example: Example) -> tuple[list[int], int]
 
 
 @torch.inference_mode()
-def measure(model: Any, tokenizer: Any, examples: Sequence[Example]) -> dict[str, Any]:
+def measure(model: Any, tokenizer: Any, examples: Sequence[Example], end_ids: Sequence[int]) -> dict[str, Any]:
     """{"loss": mean negative log-likelihood of a completion's token in nats, "exact_match": share of the examples whose
-    completion, up to the token that ends it, is the greedy one, "n": examples, "n_tokens": completion tokens}.
+    completion, up to the token that ends it, is the greedy one, "n": examples, "n_tokens": completion tokens}, and what
+    finished_answers finds.
     """
-    ends = _end_tokens(model, tokenizer)
+    ends = set(end_ids)
     encoded = sorted((completion_tokens(tokenizer, e) for e in examples), key=lambda e: len(e[0]))
     loss, n_tokens, exact = 0.0, 0, 0
     for at in tqdm(range(0, len(encoded), BATCH), desc="held-out examples", disable=None, leave=False):
@@ -52,10 +59,38 @@ def measure(model: Any, tokenizer: Any, examples: Sequence[Example]) -> dict[str
             right = (logits_CV.argmax(-1) == target_C).tolist()
             closed = next((i + 1 for i, token in enumerate(ids[start:]) if token in ends), len(right))
             exact += all(right[:closed])
-    return {"loss": loss / n_tokens, "exact_match": exact / len(examples), "n": len(examples), "n_tokens": n_tokens}
+    return {
+        "loss": loss / n_tokens, "exact_match": exact / len(examples), "n": len(examples), "n_tokens": n_tokens,
+        **finished_answers(model, tokenizer, examples[:ANSWERS], end_ids),
+    }  # fmt: skip
 
 
-def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
-    """The tokens that end an answer."""
-    known = model.generation_config.eos_token_id
-    return {tokenizer.eos_token_id, *(known if isinstance(known, list) else [known])} - {None}
+@torch.inference_mode()
+def finished_answers(
+    model: Any, tokenizer: Any, examples: Sequence[Example], end_ids: Sequence[int]
+) -> dict[str, float | int]:
+    """{"finished": share of the greedy answers that end with an end token within answer_tokens, "answers": their
+    number, "answer_tokens": the most that an answer may have}.
+
+    The model's own generation config is not used: it may draw, or forbid tokens.
+    """
+    encoded = [completion_tokens(tokenizer, e) for e in examples]
+    prompts = tokenizer.apply_chat_template(
+        [e.prompt for e in examples], add_generation_prompt=True, return_dict=True
+    )["input_ids"]  # fmt: skip
+    most = ROOM * max(len(ids) - start for ids, start in encoded)
+    if context := getattr(model.config.get_text_config(), "max_position_embeddings", None):
+        most = max(1, min(most, context - max(map(len, prompts))))
+    own, n = model.generation_config, 0
+    model.generation_config = GenerationConfig()
+    how = GenerationConfig(
+        max_new_tokens=most, do_sample=False, eos_token_id=list(end_ids), pad_token_id=tokenizer.pad_token_id
+    )
+    for at in range(0, len(prompts), BATCH):
+        batch = tokenizer.pad(
+            {"input_ids": prompts[at : at + BATCH]}, padding_side="left", return_tensors="pt"
+        ).to(model.device)  # fmt: skip
+        answers = model.generate(**batch, generation_config=how)[:, batch["input_ids"].shape[1] :]
+        n += sum(not set(ids).isdisjoint(end_ids) for ids in answers.tolist())
+    model.generation_config = own
+    return {"finished": n / len(prompts), "answers": len(prompts), "answer_tokens": most}

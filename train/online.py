@@ -23,7 +23,7 @@ from eval.config import EvaluationConfig, InputError, parse, prepare_output
 from eval.plan import Plan, plan
 from eval.provenance import command, git_commit, versions
 from eval.scorers.memory import keep_freed_memory
-from reward.functions import RewardOptions, Rewards, build_rewards, check_rewards, end_token_ids
+from reward.functions import RewardOptions, Rewards, build_rewards, check_rewards
 from reward.stage import Stage, alone, built, settings_of
 from train.arguments import PolicyArguments
 from train.prompts import Prompts, rl_prompts, seen_prompts
@@ -91,21 +91,23 @@ def _trained(
     planned: Plan | None,
 ) -> dict[str, Any]:  # fmt: skip
     """What is left to check, and the training, its folder being held alone."""
-    from eval.checkpoints import base_parameters, load_tokenizer, weights_id
+    from eval.checkpoints import base_parameters, weights_id
     from eval.ledger import training_policy
     from eval.sources import data_folder, data_name
-    from reward.model import check_chat_template, lora_config
+    from reward.model import lora_config
     from reward.preferences import in_share, read_preferences
-    from train.checks import check_prompts, quantisation
+    from train.chat_template import policy_tokenizer
+    from train.checks import check_end_token, check_prompts, quantisation
     from train.policy import make_room, starting_model
     from train.schedule import per_step
 
     output = Path(config.output_dir)
-    model, merged = starting_model(model_args, output)
+    template_options = getattr(config, "chat_template_kwargs", None)
+    model, merged = starting_model(model_args, output, template_options=template_options)
+    tokenizer, ends = policy_tokenizer(model, model_args.model_revision, False, template_options)
+    check_end_token(ends.added, config)
     make_room(output, steps, arguments, model_args, model)
     preferences = read_preferences(arguments.preferences, arguments.data_dir)
-    tokenizer = load_tokenizer(model, model_args.model_revision)
-    check_chat_template(tokenizer, model)
     seen = seen_prompts([*rewards, *judges]) if arguments.seen_prompts == "leave_out" else set()
     used = in_share(preferences.pairs, arguments.prompt_share)
     prompts = rl_prompts(used, tokenizer, arguments.max_prompt_tokens, seen, arguments.sample_prompts, config.seed)
@@ -116,15 +118,15 @@ def _trained(
         "preference_data": preferences.identity,
         "rewards": rewards,
     }
-    settings = settings_of(config, model_args, arguments, processes=config.world_size, **hashes)
+    settings = settings_of(config, model_args, arguments, processes=config.world_size, **hashes, **ends.setting())
     stage = Stage(output, f"{algorithm.name}.json", settings)
     if result := stage.begin():
         log.info("RLHF finished already: %s", output)
         publish_finished(output, config.report_to)
         return result
-    end_ids = end_token_ids(model, model_args.model_revision, tokenizer)
-    scored = build_rewards(rewards, str(config.device), end_ids, arguments.reward_dtype)
+    scored = build_rewards(rewards, str(config.device), ends.ids, arguments.reward_dtype)
     trainer = built(lambda: _trainer(algorithm, model, scored, config, model_args, tokenizer, prompts, peft_config))
+    ends.keep(trainer.accelerator.unwrap_model(trainer.model))
     stage.record()
     trainer.amounts = per_step(config, trainer.accelerator.num_processes)
     policy = {
@@ -145,11 +147,12 @@ def _trained(
         **trainer.amounts,
         "prompts": {"training": len(prompts.training), "samples": len(prompts.samples), "left_out": prompts.left_out},
         "judges": judges,
+        **ends.recorded(tokenizer),
         **hashes,
         "settings": stage.settings,
         "result": stage.result_path.name,
     }
-    run = Run(trainer, stage, policy, arguments, end_ids, scored, judges, prompts)
+    run = Run(trainer, stage, policy, arguments, ends.ids, scored, judges, prompts)
     return run.run(evaluation, planned if arguments.evaluate == "in_process" else None, algorithm.adaptive)
 
 

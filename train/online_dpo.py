@@ -16,6 +16,7 @@ from typing import Any
 from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
 from eval.config import run_main
+from reward.functions import up_to_end
 from train import online
 from train.arguments import PolicyArguments
 
@@ -34,17 +35,22 @@ class PairedConfig(OnlineDPOConfig):
 
 
 class PairedTrainer(online.logged(OnlineDPOTrainer)):
-    """TRL's, with what the reward functions observe and each step's mean reward in the log."""
+    """TRL's, with what the reward functions observe and each step's mean reward in the log. They are given answers
+    without their padding, as those of the other trainers: with it none that was padded would count as finished.
+    """
 
     def __init__(self, *args: Any, reward_funcs: list[Any], **kwargs: Any) -> None:
         self.observed: dict[str, list[float]] = defaultdict(list)
         super().__init__(*args, reward_funcs=reward_funcs, **kwargs)
 
-    def _calculate_rewards_from_functions(self, *args: Any, **kwargs: Any) -> Any:
+    def _calculate_rewards_from_functions(self, *args: Any, completion_ids_list: list[list[int]], **kwargs: Any) -> Any:
         def log_metric(name: str, value: float) -> None:
             self.observed[name].append(value)
 
-        rewards = super()._calculate_rewards_from_functions(*args, log_metric=log_metric, **kwargs)
+        answers = [up_to_end(ids, self.eos_token_ids) for ids in completion_ids_list]
+        rewards = super()._calculate_rewards_from_functions(
+            *args, completion_ids_list=answers, log_metric=log_metric, **kwargs
+        )
         log_metric("reward", float(rewards.mean()))
         return rewards
 

@@ -17,7 +17,6 @@ from eval.checkpoints import (
     check_adapter,
     check_model,
     load_error,
-    load_tokenizer,
     read_policy,
     weights_id,
     weights_mib,
@@ -26,16 +25,20 @@ from eval.config import InputError, prepare_output
 from eval.results import read_json, write_json
 from reward.model import check_model_arguments
 from train.arguments import CheckpointOptions
+from train.chat_template import EndTokens, policy_tokenizer
 
 log = logging.getLogger(__name__)
 
 
-def starting_model(model_args: Any, output: Path) -> tuple[str, dict[str, Any] | None]:
+def starting_model(
+    model_args: Any, output: Path, taught: bool = False, template_options: dict[str, Any] | None = None
+) -> tuple[str, dict[str, Any] | None]:
     """(the model to start from, what it was merged from or None). An adapter is merged into OUTPUT/start, once, so that
     the KL penalty is to the adapted policy and checkpoints are adapters on it.
 
-    Raises InputError where the model is not there, an adapter does not say on what it was trained, or OUTPUT/start was
-    merged from something else: checkpoints may be adapters on it.
+    taught, template_options: as policy_tokenizer takes them, which checks the chat template before the merge. Raises
+    InputError where the model is not there, an adapter does not say on what it was trained, or OUTPUT/start was merged
+    from something else: checkpoints may be adapters on it.
     """
     name = model_args.model_name_or_path
     if not name or not (Path(name) / "adapter_config.json").is_file():
@@ -59,13 +62,15 @@ def starting_model(model_args: Any, output: Path) -> tuple[str, dict[str, Any] |
                 f"{folder} was merged with {key} = {found.get(key)!r}, now it is {value!r}; choose another "
                 "--output_dir or remove the folder"
             )
+    tokenizer, ends = policy_tokenizer(base, revision, taught, template_options)
+    merged |= ends.setting()
     if PartialState().is_main_process and found is None:
         log.info("merging %s into its base, %s: %s", name, base, folder)
         made = output / ".start-unfinished"
         for left in (made, folder):  # by a kill
             if left.exists():
                 shutil.rmtree(left)
-        _merge(base, revision, name, merged["dtype"], made)
+        _merge(base, revision, name, merged["dtype"], made, tokenizer, ends)
         write_json(made / "merged.json", merged)
         made.rename(folder)
     PartialState().wait_for_everyone()
@@ -73,7 +78,9 @@ def starting_model(model_args: Any, output: Path) -> tuple[str, dict[str, Any] |
     return str(folder), merged
 
 
-def _merge(base: str, revision: str | None, adapter: str, dtype: str, folder: Path) -> None:
+def _merge(
+    base: str, revision: str | None, adapter: str, dtype: str, folder: Path, tokenizer: Any, ends: EndTokens
+) -> None:
     """Adds in fp32 and saves in `dtype` (auto: in which the base is stored), with the base's tokenizer."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -85,8 +92,9 @@ def _merge(base: str, revision: str | None, adapter: str, dtype: str, folder: Pa
         merged: Any = PeftModel.from_pretrained(model, adapter).merge_and_unload()  # pyright: ignore[reportCallIssue]
     except UNREADABLE as error:
         raise InputError(f"adapter {adapter} cannot be merged into its base: {load_error(error, adapter)}") from error
+    ends.keep(merged)
     merged.to(kept).save_pretrained(folder)
-    load_tokenizer(base, revision).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def make_room(

@@ -22,7 +22,7 @@ from transformers import GenerationConfig
 from eval.results import read_json, write_json, write_text
 from reward.detectors import OBSERVABLES, Answer
 from reward.dialogues import Message
-from reward.functions import Rewards, is_finished
+from reward.functions import Rewards, is_finished, up_to_end
 
 AT_ONCE = 16
 """Prompts answered together."""
@@ -97,19 +97,12 @@ class Samples:
         rows = []
         for i, prompt in enumerate(prompts):
             before = encoded["input_ids"][i][encoded["attention_mask"][i].bool()]
-            answer = self._cut(drawn[i, encoded["input_ids"].shape[1] :].tolist())
+            answer = up_to_end(drawn[i, encoded["input_ids"].shape[1] :].tolist(), s.end_ids)
             ids = torch.cat([before, torch.tensor(answer, device=before.device)])
             kl, entropy = self._distances(model, ids, len(answer))
             text = self.tokenizer.decode(answer, skip_special_tokens=True)
             rows.append({"prompt": prompt, "answer": text, "answer_ids": answer, "kl": kl, "entropy": entropy})
         return rows
-
-    def _cut(self, ids: list[int]) -> list[int]:
-        """The answer up to its end token, which stays, without what was padded after it."""
-        for i, token in enumerate(ids):
-            if token in self.sampling.end_ids:
-                return ids[: i + 1]
-        return ids
 
     def _distances(self, model: Any, ids: torch.Tensor, n: int) -> tuple[float | None, float]:
         """(sum over the answer's n tokens of log policy - log starting policy; mean entropy in nats)."""

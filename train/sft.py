@@ -29,6 +29,7 @@ from eval.scorers.memory import keep_freed_memory
 from eval.targets import TRAINING_STEP
 from reward.stage import Stage, alone, built, check_batches, check_tokenizer_options, settings_of
 from train.arguments import CheckpointOptions
+from train.chat_template import EndTokens
 from train.examples import Example
 from train.schedule import numbers
 
@@ -80,19 +81,19 @@ def _trained(
     """What is left to check, and the training, its folder being held alone."""
     from accelerate import PartialState
 
-    from eval.checkpoints import base_parameters, load_tokenizer, weights_id
+    from eval.checkpoints import base_parameters, weights_id
     from eval.ledger import training_policy
     from eval.sources import data_folder, data_name
-    from reward.model import check_chat_template, lora_config
+    from reward.model import lora_config
+    from train.chat_template import policy_tokenizer
     from train.checks import quantisation
     from train.examples import fit_examples, read_examples, split_examples
     from train.policy import make_room, starting_model
     from train.run import publish_finished
 
     output = Path(config.output_dir)
-    model, merged = starting_model(model_args, output)
-    tokenizer = load_tokenizer(model, model_args.model_revision)
-    check_chat_template(tokenizer, model)
+    model, merged = starting_model(model_args, output, taught=True)
+    tokenizer, ends = policy_tokenizer(model, model_args.model_revision, taught=True)
     read = read_examples(arguments.examples, arguments.data_dir)
     fitting, left_out = fit_examples(read.examples, tokenizer, config.max_length)
     training, held_out = split_examples(fitting, arguments.held_out, config.seed)
@@ -100,12 +101,14 @@ def _trained(
     make_room(output, steps, arguments, model_args, model, merged=True)
     peft_config = lora_config(model_args, model, arguments.lora_top_layers)
     hashes = {"base_weights": weights_id(model, model_args.model_revision), "example_data": read.identity}
-    stage = Stage(output, "sft.json", settings_of(config, model_args, arguments, processes=config.world_size, **hashes))
+    settings = settings_of(config, model_args, arguments, processes=config.world_size, **hashes, **ends.setting())
+    stage = Stage(output, "sft.json", settings)
     if result := stage.begin():
         log.info("fine-tuning finished already: %s", output / "model")
         publish_finished(output, config.report_to)
         return result
     trainer = built(lambda: _trainer(model, config, model_args, tokenizer, training, peft_config))
+    ends.keep(trainer.accelerator.unwrap_model(trainer.model))
     stage.record()
     policy = {
         "policy": training_policy(output, stage.settings, config.run_name),
@@ -125,16 +128,17 @@ def _trained(
         "seed": config.seed,
         "git_commit": git_commit(),
         "checkpoint_steps": steps,
+        **ends.recorded(tokenizer),
         **hashes,
         "settings": stage.settings,
         "result": stage.result_path.name,
     }
     result = _run(trainer, stage, policy, evaluation, planned, arguments)
     if PartialState().is_main_process:
-        _save_merged(trainer, output, quantisation(model_args) is not None)
+        _save_merged(trainer, output, quantisation(model_args) is not None, ends)
         del trainer
         gc.collect()
-        stage.finish(result | _measured(output / "model", model, model_args, str(config.device), held_out))
+        stage.finish(result | _measured(output / "model", model, model_args, str(config.device), held_out, ends.ids))
     PartialState().wait_for_everyone()
     return read_json(stage.result_path) or {}
 
@@ -219,7 +223,7 @@ def _run(
     }
 
 
-def _save_merged(trainer: Any, output: Path, quantised: bool) -> None:
+def _save_merged(trainer: Any, output: Path, quantised: bool, ends: EndTokens) -> None:
     """The adapter merged into its base, that of a quantised model into the base as it was before."""
     from eval.checkpoints import load_checkpoint
 
@@ -231,21 +235,31 @@ def _save_merged(trainer: Any, output: Path, quantised: bool) -> None:
             name, str(output / "adapter"), options["revision"], options["dtype"], "cpu", adapter_base_differs=True
         ).model
     merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+    ends.keep(merged)  # those of a quantised model's base are as they were
     merged.save_pretrained(output / "model")
     trainer.processing_class.save_pretrained(output / "model")
 
 
-def _measured(folder: Path, start: str, model_args: Any, device: str, held_out: list) -> dict[str, Any]:
+def _measured(
+    folder: Path, start: str, model_args: Any, device: str, held_out: list[Example], end_ids: Sequence[int]
+) -> dict[str, Any]:
     """The held-out examples asked of the model that training started from and of the saved one."""
-    from eval.checkpoints import load_checkpoint
+    from eval.checkpoints import load_checkpoint, load_tokenizer
     from train.held_out import measure
 
     revision, dtype = model_args.model_revision, model_args.dtype or "float32"
     before = load_checkpoint(start, revision=revision, dtype=dtype, device=device)
-    found = {"before": measure(before.model, before.tokenizer, held_out)}
+    tokenizer = load_tokenizer(str(folder))
+    found = {"before": measure(before.model, tokenizer, held_out, end_ids)}
     del before
     after = load_checkpoint(str(folder), device=device)
-    found["after"] = measure(after.model, after.tokenizer, held_out)
+    found["after"] = measure(after.model, tokenizer, held_out, end_ids)
+    if not found["after"]["finished"]:
+        log.warning(
+            "no answer of %s to %d held-out prompts ended within %d tokens: it has not learned to stop, and RL from it "
+            "would be cut off at every step; train longer or on more examples", folder, found["after"]["answers"],
+            found["after"]["answer_tokens"],
+        )  # fmt: skip
     return {"model_weights": after.provenance["weights"], "held_out": found}
 
 
@@ -270,7 +284,8 @@ def summary(result: dict[str, Any]) -> str:
     return (
         f"{result['steps']} training steps on {result['examples']} examples; on {after['n']} held-out ones: loss per "
         f"token {losses[0]} -> {losses[1]}, completed to the letter {before['exact_match']:.3f} -> "
-        f"{after['exact_match']:.3f}"
+        f"{after['exact_match']:.3f}; of {after['answers']} greedy answers, share that end by themselves "
+        f"{before['finished']:.3f} -> {after['finished']:.3f}"
     )
 
 
