@@ -9,7 +9,7 @@ be; besides, its batch must be no noisier than its plain passes are.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,9 +19,6 @@ from eval.scorers.selfcheck import ERRORS
 from eval.scorers.widen import HALF, in_fp32
 from reward.dialogues import all_token_ids
 from reward.padding import DIALOGUE, pad_token_as
-
-if TYPE_CHECKING:
-    from reward.scoring import RewardModel
 
 COUNTED = (3, 12, 30)
 PROBES = [
@@ -42,7 +39,20 @@ LEAST_NOISE = 0.02
 """The same in units of TOLERANCE, where plain passes of these few dialogues happen to have next to none."""
 
 
-def check_pooling(reward_model: RewardModel) -> None:
+class Batched(Protocol):
+    """What is checked of a reward.scoring.RewardModel."""
+
+    model: Any
+    tokenizer: Any
+    context: int | None
+
+    @property
+    def name(self) -> str: ...
+
+    def batched_scores(self, ids: Sequence[Sequence[int]]) -> np.ndarray: ...
+
+
+def check_pooling(reward_model: Batched) -> None:
     """InputError where a dialogue's score in a batch is not that of a plain forward pass, or is not a finite number."""
     model, name = reward_model.model, f"reward model {reward_model.name} ({type(reward_model.model).__name__})"
     context = reward_model.context
