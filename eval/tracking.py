@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -191,6 +192,15 @@ def end_helpers() -> None:
     psutil.wait_procs(helpers, timeout=5)
 
 
+def leave(status: int) -> None:
+    """Ends this process; where something failed at once, without what wandb would wait for then."""
+    if status:
+        end_helpers()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit()
+
+
 def _started(**about: Any) -> Any:
     """wandb.init, again for a while where the run's last part, finished in this process, is not quite released yet."""
     until = time.monotonic() + RELEASE_SECONDS
@@ -229,3 +239,18 @@ def rows_in(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def line(error: Exception) -> str:
     """What wandb raised, in a line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def main() -> None:
+    """`python -m eval.tracking`: checks the login, in a process of its own that can be ended where W&B hangs."""
+    try:
+        check_login()
+        status = 0
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    leave(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,5 +1,4 @@
-"""python -m eval.training_sending OUTPUT_DIR: sends a training's own run, and its evaluations, as their files grow;
-without OUTPUT_DIR it checks the login alone.
+"""python -m eval.training_sending OUTPUT_DIR: sends a training's own run, and its evaluations, as their files grow.
 
 A training starts it (reward.training_run) as a process of its own, so that nothing that W&B does reaches the training.
 It follows the files until its standard input ends, as it does with the training, also by a kill. Where W&B fails it
@@ -194,15 +193,7 @@ def follow(folder: Path) -> int:
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        status = follow(Path(sys.argv[1])) if sys.argv[1:] else tracking.check_login() or 0
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 2
-    if status:
-        tracking.end_helpers()
-        sys.stderr.flush()
-        os._exit(status)  # else wandb waits, at the end of the process, for what cannot be sent
+    tracking.leave(follow(Path(sys.argv[1])))
 
 
 if __name__ == "__main__":

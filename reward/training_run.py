@@ -52,7 +52,7 @@ def check_training(report_to: Sequence[str], run_name: str | None) -> None:
     if os.environ.get("WANDB_MODE") in NOT_ONLINE or not _is_main():
         return
     seconds = LOGIN_SHARE * limit_seconds()
-    process = _sender(stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = _process("eval.tracking", stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         _, said = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired as error:
@@ -161,7 +161,10 @@ class TrainingRun:
             _end(self.process)
 
     def _start(self) -> None:
-        self.process = _sender(str(self.folder.resolve()), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        folder = str(self.folder.resolve())
+        self.process = _process(
+            "eval.training_sending", folder, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+        )  # fmt: skip
         self.next_start = time.monotonic() + self.pause
         self.pause *= 2
 
@@ -198,12 +201,12 @@ def _is_main() -> bool:
     return PartialState().is_main_process
 
 
-def _sender(*arguments: str, **streams: Any) -> subprocess.Popen[Any]:
-    """Starts eval.training_sending in a session of its own: Ctrl-C does not reach it, nor a helper of this process."""
+def _process(module: str, *arguments: str, **streams: Any) -> subprocess.Popen[Any]:
+    """Runs a module in a session of its own: Ctrl-C does not reach it; it does not share wandb's helper."""
     code = str(Path(__file__).resolve().parent.parent)
     environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [code, os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", "eval.training_sending", *arguments]
+    command = [sys.executable, "-m", module, *arguments]
     return subprocess.Popen(command, env=environment, start_new_session=True, **streams)
 
 

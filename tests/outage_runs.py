@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import threading
@@ -16,7 +15,7 @@ import psutil
 from tests.test_tracking import alone
 from tests.wandb_server import WandbServer
 
-SECONDS = 36
+SECONDS = 75
 """The limit that these trainings are given."""
 
 
