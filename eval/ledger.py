@@ -30,11 +30,12 @@ import psutil
 
 from eval.conditions import Condition
 from eval.config import InputError
-from eval.results import read_json, write_json
+from eval.results import Busy, read_json, write_json
 from eval.tracked import ASKED, LONGEST_NAME, digest
 from eval.views.gathered import RUN_FILE, Curve, training_folder
 
-LEDGER = "wandb-ledger.json"
+LEDGER, TRAINING_LEDGER = "wandb-ledger.json", "wandb-training-ledger.json"
+"""Of evaluations; of a training's own run, which its training holds while it sends."""
 HELPER_SECONDS = 30.0
 """How long the helper of a killed process is waited for at most."""
 
@@ -42,35 +43,40 @@ HELPER_SECONDS = 30.0
 class Ledger:
     """One policy's entry in a ledger; read and changed under `opened`."""
 
-    def __init__(self, home: Path, policy: str) -> None:
+    def __init__(self, home: Path, policy: str, name: str = LEDGER) -> None:
         self.home = home
         self.policy = policy
+        self.name = name
         self.content: dict[str, Any] = {"version": 2, "policies": {}}
 
     @property
     def path(self) -> Path:
-        return self.home / LEDGER
+        return self.home / self.name
 
     @property
     def entry(self) -> dict[str, Any]:
         return self.content["policies"][self.policy]
 
     @contextmanager
-    def opened(self, default_target: str, results: Sequence[Path] = ()) -> Iterator[Ledger]:
+    def opened(self, default_target: str, results: Sequence[Path] = (), wait: bool = True) -> Iterator[Ledger]:
         """Holds the folder's ledger alone and reads it; the entry is there, with these results in it, on the disk.
 
-        default_target: where a ledger of the first version, which did not say, was sent to.
+        default_target: where a ledger of the first version, which did not say, was sent to. wait: for another process
+        that holds it; else Busy is raised.
         """
         try:
-            handle = (self.home / f".{LEDGER}.lock").open("w")
+            handle = (self.home / f".{self.name}.lock").open("w")
         except OSError as error:
             raise InputError(
                 f"{self.home} cannot be written ({error.strerror}), where what was sent is written down; make it "
                 "writable, or publish a copy of it"
             ) from error
         with handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            self.content = _read(self.home, default_target)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise Busy(f"another process is sending from {self.home}; publish again after its end") from error
+            self.content = _read(self.home, default_target, self.name)
             entry = self.content["policies"].setdefault(
                 self.policy, {"results": [], "fragments": [], "targets": {}}
             )  # fmt: skip
@@ -195,15 +201,15 @@ def ledger_of(curve: Curve, alone: Path | None) -> Ledger:
     return Ledger(home, name)
 
 
-def _read(folder: Path, default_target: str) -> dict[str, Any]:
+def _read(folder: Path, default_target: str, name: str = LEDGER) -> dict[str, Any]:
     """A ledger's content, of either version. Raises InputError where it is damaged."""
-    content = read_json(folder / LEDGER)
+    content = read_json(folder / name)
     if content is None:
         return {"version": 2, "policies": {}}
     if content.get("version") == 2:
         return content
     if not {"policy", "sent"} <= content.keys():
-        raise InputError(f"{folder / LEDGER} is damaged; remove it, and the runs that it is of on W&B, and send again")
+        raise InputError(f"{folder / name} is damaged; remove it, and the runs that it is of on W&B, and send again")
     target = {"sent": dict.fromkeys(content["sent"]), "open": {}, "pictures": {}}
     eval_run = re.compile(rf"(offline-)?run-\d{{8}}_\d{{6}}-eval-{re.escape(content['policy'])}-q.*")
     finished = sorted(p.name for p in (folder / "wandb").glob("*run-*") if eval_run.fullmatch(p.name))

@@ -226,7 +226,9 @@ class Channel:
                     "server what has arrived"
                 )
 
-    def write(self, run_id: str, job_type: str, config: dict[str, Any], notes: str, write: Any) -> None:
+    def write(
+        self, run_id: str, job_type: str, config: dict[str, Any], notes: str, write: Any, settings: Any = tracking.QUIET
+    ) -> None:
         """Writes a part of a run to its end. That it is about to is on the disk before; that it has is for the caller
         to write, together with what was sent. write: as tracking.write_part has it.
 
@@ -240,5 +242,5 @@ class Channel:
             "job_type": job_type, "notes": notes, "config": config,
         }  # fmt: skip
         entity, project = self.destination.entity or "", self.destination.project
-        self.ledger.finished(tracking.write_part(about, write, entity, project, self.online))
+        self.ledger.finished(tracking.write_part(about, write, entity, project, self.online, settings))
         del self.place["open"][run_id]

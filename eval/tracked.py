@@ -10,11 +10,12 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eval.config import InputError
-from eval.views.explained import different_items, leading, of_checkpoint
-from eval.views.gathered import Curve
+
+if TYPE_CHECKING:  # so that the login is checked without what evaluation needs
+    from eval.views.gathered import Curve
 
 RUN_KEYS = ("data", "git_commit", "format", "dtype")
 """Of an evaluation; what the training says of these is recorded beside them, as training_data ..."""
@@ -126,6 +127,8 @@ def cautions_of(curve: Curve, condition: str) -> list[str]:
     """What to know before believing the condition's numbers, by step; of categories, and of numbers of items
     that differ between conditions, at the last step only.
     """
+    from eval.views.explained import different_items, leading, of_checkpoint
+
     lines = []
     for summary in curve.summaries:
         for caution in leading(of_checkpoint(summary, curve.name)):
@@ -160,12 +163,23 @@ def by_experiment(row: dict[str, Any]) -> dict[str, dict[str, float]]:
     return parts
 
 
-def holds(rows: Sequence[dict[str, Any]], wanted: dict[str, Any]) -> bool:
-    """Whether one of the rows, as they come back from W&B, has all of the wanted values."""
-    return any(all(name in row and _plain(row[name]) == _plain(v) for name, v in wanted.items()) for row in rows)
+def lacking(rows: Sequence[dict[str, Any]], wanted: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The wanted rows of which no row, as they come back from W&B, has all values."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for name in {next(iter(one)) for one in wanted}:  # by their first value: a training has thousands of rows
+        for row in rows:
+            if name in row:
+                found.setdefault((name, plain(row[name])), []).append(row)
+
+    def there(one: dict[str, Any]) -> bool:
+        name, value = next(iter(one.items()))
+        candidates = found.get((name, plain(value)), [])
+        return any(all(n in row and plain(row[n]) == plain(v) for n, v in one.items()) for row in candidates)
+
+    return [one for one in wanted if not there(one)]
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
     """1 is 1.0, and what JSON has no number for is the same under its name."""
     try:
         return repr(float(value))

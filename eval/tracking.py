@@ -1,7 +1,7 @@
 """Weights & Biases: the only module that imports wandb on the evaluation's side.
 
-A trainer owns its run (job_type 'train'). Evaluation never calls wandb: it writes result files, and eval.sending sends
-them by what is here: where to, one part of a run written and looked after, and what the server has of a run.
+Training and evaluation never call wandb: they write files, and eval.sending and eval.training_sending send them by what
+is here: where to, one part of a run written and looked after, and what the server has of a run.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import wandb
 from wandb.apis.public.runs import RunNotFoundError
 from wandb.errors import CommError
@@ -27,7 +29,7 @@ from wandb.util import get_core_path
 
 from eval.config import InputError
 from eval.secrets import masked_text
-from eval.tracked import LONGEST_NAME, check_destination, holds, picture_name, setup_of
+from eval.tracked import check_destination, lacking, picture_name
 
 ERRORS = (
     wandb.Error, WandbApiFailedError, WandbServiceConnectionError, MailboxClosedError, HandleAbandonedError,
@@ -35,12 +37,15 @@ ERRORS = (
 )  # fmt: skip
 """What wandb raises where the server refuses or is not reached, or its own helper process fails."""
 PROJECT = "selfcorrect"
+FINISH_SECONDS = 60.0
+"""How long the end of a run is waited for; by default wandb waits for as long as it tries to reach the server."""
 QUIET = wandb.Settings(
     silent=True, console="off", x_disable_stats=True, x_disable_machine_info=True, x_save_requirements=False,
-    disable_git=True,
+    disable_git=True, finish_timeout=FINISH_SECONDS, finish_timeout_raises=True,
 )  # fmt: skip
 """Of the publishing process nothing is recorded: what evaluated is in the results' provenance."""
 RELEASE_SECONDS = 60.0
+HELPER = "wandb-core"
 ARRIVAL_SECONDS = 30.0
 """How long what was sent is looked for at most."""
 SAME_MODES = {"run": "online", "dryrun": "offline"}
@@ -102,53 +107,26 @@ class Destination:
         return f"{server()}/{self.entity or ''}/{self.project}"
 
 
-def check_training(report_to: Sequence[str], run_name: str | None) -> None:
-    """Raises InputError, before a training's work begins, where its run on W&B could not be made: for run_name, for
-    $WANDB_PROJECT and $WANDB_ENTITY, and online for the login. Nothing where report_to has no wandb.
-    """
-    if "wandb" not in report_to:
-        return
-    if run_name is not None and (not run_name.strip() or len(run_name) > LONGEST_NAME):
-        raise InputError(f"run_name must have 1 to {LONGEST_NAME} characters, not '{run_name}'")
-    destination = Destination()
-    if mode() == "online" and not own_entity() and not destination.entity:
+def check_login() -> None:
+    """Raises InputError where runs are to be sent online, and the server does not take the login or knows no entity."""
+    if mode() == "online" and not own_entity() and not Destination().entity:
         default_entity()
 
 
-def start_training_run(folder: Path, policy: str, run_id: str, config: dict[str, Any]) -> Any:
-    """The training's own run; the Trainer's W&B callback logs into it. Continued under the same id after a kill.
-
-    Raises InputError where W&B refuses it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        return wandb.init(
-            project=Destination().project,
-            dir=str(folder.resolve()),  # the helper, where a parent process shares its own, has another working folder
-            id=run_id,
-            name=run_id,
-            group=policy,
-            job_type="train",
-            resume="allow",
-            mode=mode(),  # pyright: ignore[reportArgumentType]
-            config={**config, "condition": "training", "setup": setup_of(config, policy)},
-        )
-    except ERRORS as error:
-        raise InputError(
-            f"W&B did not take the run {run_id}: {line(error)}; mend that, or train with --report_to none or "
-            "WANDB_MODE=offline: the same command goes on"
-        ) from error
+def beside(pid: int) -> wandb.Settings:
+    """Settings of a run of which the process `pid` is the training: its use of the machine is recorded."""
+    return QUIET.model_copy(update={"x_disable_stats": False, "x_disable_machine_info": False, "x_stats_pid": pid})
 
 
-def log_samples(run: Any, rows: list[dict[str, Any]], step: int) -> None:
-    """A table of a checkpoint's sampled answers in the training's own run, at its step on that run's axis."""
+def samples_table(rows: list[dict[str, Any]], step: int) -> wandb.Table:
+    """A table of a checkpoint's sampled answers."""
     scored = [f"{kind}/{name}" for kind in ("rewards", "judges") for name in rows[0][kind]]
     table = wandb.Table(columns=["rlhf_step", "prompt", "answer", "tokens", "kl", "entropy", *scored])
     for row in rows:
         scores = [row[kind][name] for kind in ("rewards", "judges") for name in row[kind]]
         prompt = "\n\n".join(f"{m['role']}: {m['content']}" for m in row["prompt"])
         table.add_data(step, prompt, row["answer"], row["tokens"], row["kl"], row["entropy"], *scores)
-    run.log({f"samples/step-{step:06d}": table, "train/global_step": step})
+    return table
 
 
 def media(files: Sequence[Path]) -> dict[str, Any]:
@@ -158,8 +136,9 @@ def media(files: Sequence[Path]) -> dict[str, Any]:
 
 
 def write_part(
-    about: dict[str, Any], write: Callable[[Any], list[dict[str, Any]]], entity: str, project: str, online: bool
-) -> Path:
+    about: dict[str, Any], write: Callable[[Any], list[dict[str, Any]]], entity: str, project: str, online: bool,
+    settings: wandb.Settings = QUIET,
+) -> Path:  # fmt: skip
     """Writes a part of a run, to its end; its folder. about: for wandb.init; write: logs, and returns the rows, or
     what of them can be compared, which must have been written then.
 
@@ -172,7 +151,7 @@ def write_part(
         resume="allow",
         reinit="create_new",  # beside the trainer's run in the same process
         mode="online" if online else "offline",
-        settings=QUIET,
+        settings=settings,
     )
     try:
         rows = write(run)
@@ -202,9 +181,26 @@ def _missing(rows: list[dict[str, Any]], folder: Path, path: str | None) -> str:
     """
     records = [] if path else fragment_records(folder)
     found = history(path) if path else rows_in(records)
-    n = sum(not holds(found, row) for row in rows)
+    n = len(lacking(found, rows))
     ended = path or (records and records[-1]["type"] == "exit")
     return "" if not n and ended else f"{n} of {len(rows)} rows{'' if ended else ' and the end'}"
+
+
+def end_helpers() -> None:
+    """Ends wandb's helpers of this process, with what they have not sent: wandb would wait for them at its end."""
+    helpers = [p for p in psutil.Process().children() if p.name() == HELPER]
+    for process in helpers:
+        process.kill()
+    psutil.wait_procs(helpers, timeout=5)
+
+
+def leave(status: int) -> None:
+    """Ends this process; where something failed at once, without what wandb would wait for then."""
+    if status:
+        end_helpers()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit()
 
 
 def _started(**about: Any) -> Any:
@@ -245,3 +241,18 @@ def rows_in(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def line(error: Exception) -> str:
     """What wandb raised, in a line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def main() -> None:
+    """`python -m eval.tracking`: checks the login, in a process of its own that can be ended where W&B hangs."""
+    try:
+        check_login()
+        status = 0
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    leave(status)
+
+
+if __name__ == "__main__":
+    main()

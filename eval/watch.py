@@ -155,8 +155,8 @@ class Watched:
 
 
 def not_sent(output: Path, pictures: bool = False) -> str | None:
-    """Publishes what was not sent yet; in a line what is not on W&B then, and why: nothing that is computed stops for
-    it. None where everything is, or W&B is disabled.
+    """Publishes the evaluations that were not sent yet; in a line what is not on W&B then, and why: nothing that is
+    computed stops for it. None where everything is, or W&B is disabled.
 
     pictures: with the page and the figures, in which the intervals are; drawing them takes seconds.
     """
@@ -166,7 +166,7 @@ def not_sent(output: Path, pictures: bool = False) -> str | None:
     try:
         if tracking.mode() == "disabled":
             return None
-        _, told = publish(PublishConfig(runs=[str(output)], pictures=pictures))
+        _, told = publish(PublishConfig(runs=[str(output)], pictures=pictures), trainings=False)
     except (*FAILURES, *tracking.ERRORS) as error:
         told = {"error": told_failure(output, error), "policies": []}
     held = [why for policy in told["policies"] for why in policy["held"]]

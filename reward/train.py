@@ -104,8 +104,8 @@ def train(arguments: RewardArguments, config: Any, model_args: Any) -> dict[str,
     from transformers import AutoModelForSequenceClassification
 
     from eval.checkpoints import weights_mib
-    from eval.tracking import check_training
     from reward.model import check_model_arguments
+    from reward.training_run import check_training
 
     check_trainer(config)
     check_tokenizer_options(config)
@@ -132,6 +132,7 @@ def _trained(arguments: RewardArguments, config: Any, model_args: Any, model: st
     from reward.model import check_chat_template
     from reward.padding import set_pad_token
     from reward.preferences import fit_pairs, in_share, read_preferences, split_by_prompt
+    from reward.training_run import publish_finished
 
     output, clock = Path(config.output_dir), Clock()
     with clock.stage("reading"):
@@ -152,6 +153,7 @@ def _trained(arguments: RewardArguments, config: Any, model_args: Any, model: st
     stage = Stage(output, "reward.json", settings)
     if result := stage.begin():
         log.info("reward model finished already: %s", output / "model")
+        publish_finished(output, config.report_to)
         return result
     described = {
         "base_model": model,
@@ -184,9 +186,11 @@ def _run(
     from accelerate import PartialState
 
     from eval.checkpoints import base_parameters
+    from eval.ledger import policy_name
     from reward.model import load_base
     from reward.scoring import TRAINING_PROMPTS, RewardModel
     from reward.selfcheck import check_pooling
+    from reward.training_run import tracked
 
     arguments, config, model_args = options
     training, held_out = pairs
@@ -204,20 +208,20 @@ def _run(
             described["head"] = _fitted_head(reader, training, config, stage.folder, resumed is not None)
     trainer = built(lambda: _trainer(model, tokenizer, training, options))
     stage.record()
-    tracking = _start_wandb(config, stage, described)
-    with clock.stage("training"):
-        train_from(trainer, resumed)
-    result = {**described, "steps": trainer.state.global_step, "resumed_from": resumed.name if resumed else None}
-    if trainer.accelerator.is_main_process:
-        with clock.stage("saving"):
-            _save_merged(trainer, folder)
-            write_json(folder / TRAINING_PROMPTS, {"origins": sorted({p.origin for p in training})})
-        with clock.stage("scoring"):
-            result |= _measure(folder, described, held_out, stage.folder / "held_out.jsonl")
-        stage.finish(result | {"seconds": clock.seconds})
-        if tracking is not None:
-            tracking.summary.update(_tracked(result))
-            tracking.finish()
+    name = policy_name(stage.folder, stage.settings, readable=config.run_name)
+    with tracked(trainer, stage.folder, name, {**described, "algorithm": "reward"}, resumed) as run:
+        with clock.stage("training"):
+            train_from(trainer, resumed)
+        result = {**described, "steps": trainer.state.global_step, "resumed_from": resumed.name if resumed else None}
+        if trainer.accelerator.is_main_process:
+            with clock.stage("saving"):
+                _save_merged(trainer, folder)
+                write_json(folder / TRAINING_PROMPTS, {"origins": sorted({p.origin for p in training})})
+            with clock.stage("scoring"):
+                result |= _measure(folder, described, held_out, stage.folder / "held_out.jsonl")
+            stage.finish(result | {"seconds": clock.seconds})
+            if run is not None:
+                run.summary(_tracked(result))
     trainer.accelerator.wait_for_everyone()
     return read_json(stage.result_path) or {}
 
@@ -269,19 +273,6 @@ def _trainer(model: Any, tokenizer: Any, training: list[Pair], options: tuple[Re
             "token before would be trained; remove it from the data, or give another --pad_token"
         )
     return trainer
-
-
-def _start_wandb(config: Any, stage: Stage, described: dict[str, Any]) -> Any:
-    """The training's own run on the main process, where report_to has wandb."""
-    from accelerate import PartialState
-
-    if "wandb" not in config.report_to or not PartialState().is_main_process:
-        return None
-    from eval import tracking
-    from eval.ledger import policy_name
-
-    name = policy_name(stage.folder, stage.settings, readable=config.run_name)
-    return tracking.start_training_run(stage.folder, name, f"train-{name}", {**described, "algorithm": "reward"})
 
 
 def _save_merged(trainer: Any, folder: Path) -> None:

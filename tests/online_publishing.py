@@ -60,7 +60,7 @@ def steps(server: WandbServer, folder: Path) -> dict[str, Any]:
     server.refused = {"Viewer": 401, "GetDefaultEntity": 401}
     found["no login"] = not_sent(run)
     try:
-        tracking.check_training(["wandb"], "seed")
+        tracking.check_login()
     except tracking.InputError as error:
         found["no training"] = str(error)
     return found

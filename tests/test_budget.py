@@ -95,10 +95,8 @@ def test_one_bad_step_is_no_departure() -> None:
 
 
 def test_an_alert_is_told_once_for_each_crossing_with_answers(tmp_path: Path) -> None:
-    told: list[tuple[str, str]] = []
     alerts = Alerts(
-        options(stop_on_alert=True), tmp_path / "alerts.jsonl", lambda: (["Why?"] * 9, ["I am sorry."] * 9),
-        lambda title, text: told.append((title, text)),
+        options(stop_on_alert=True), tmp_path / "alerts.jsonl", lambda: (["Why?"] * 9, ["I am sorry."] * 9)
     )  # fmt: skip
     log: list[dict[str, Any]] = []
     stops = []
@@ -111,7 +109,6 @@ def test_an_alert_is_told_once_for_each_crossing_with_answers(tmp_path: Path) ->
     written = [json.loads(line) for line in (tmp_path / "alerts.jsonl").read_text().splitlines()]
     assert [w["step"] for w in written] == stops == [13, 33]
     assert written[0]["samples"] == [{"prompt": "Why?", "answer": "I am sorry."}] * 3
-    assert told[0][0] == "kl out of its band at step 13"
     resumed = SimpleNamespace(global_step=20, is_world_process_zero=True)
     with alerts.path.open("a") as out:
         out.write('{"step": 14, "al')  # a kill in the middle of a line

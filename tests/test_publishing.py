@@ -21,6 +21,7 @@ from eval.ledger import LEDGER, policy_name, training_policy
 from eval.views.gathered import Curve
 from eval.views.publishing import PublishConfig, publish
 from eval.watch import not_sent
+from reward.training_run import check_training
 from tests.test_tracking import alone, described, fragments, read_back, records, summary
 from tests.test_tracking import publish as sent
 
@@ -323,18 +324,17 @@ def test_one_run_name_of_two_trainings_is_two_policies_and_each_keeps_its_own(
     (tmp_path / "run.json").write_text(json.dumps({"policy": one}))
     monkeypatch.setattr(platform, "node", lambda: "elsewhere")
     assert training_policy(tmp_path, {"seed": 1}, "other") == one
-    tracking.start_training_run(tmp_path, one, f"train-{one}", {"policy": one}).finish()
 
 
 def test_a_training_is_refused_before_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
-    tracking.check_training(["wandb"], None)
+    check_training(["wandb"], None)
     for name in (" ", "x" * 101):
         with pytest.raises(InputError, match="run_name must have 1 to 100 characters"):
-            tracking.check_training(["wandb"], name)
+            check_training(["wandb"], name)
     monkeypatch.setenv("WANDB_PROJECT", "a/b")
-    tracking.check_training([], None)
+    check_training([], None)
     with pytest.raises(InputError, match="project must have 1 to 128 characters"):
-        tracking.check_training(["wandb"], None)
+        check_training(["wandb"], None)
 
 
 def test_pictures_of_several_policies_that_are_refused_are_a_line(tmp_path: Path) -> None:

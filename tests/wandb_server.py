@@ -11,7 +11,7 @@ import gzip
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -23,10 +23,17 @@ class WandbServer(ThreadingHTTPServer):
     """asked: names of the operations, in their order; views: by id, as they were sent last; runs: by id.
 
     refused: the status by which operations of such a name are refused; files: that of a run's rows, where they are.
+    disturb: called before an answer, with the operation's name ('' for a file stream); status: of every answer, where
+    it is one; silent: no answer is given until it is set.
     """
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+    daemon_threads = True
+
+    def __init__(self, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), Handler)
+        self.disturb: Callable[[str], None] = lambda name: None
+        self.status: int | None = None
+        self.silent: threading.Event | None = None
         self.asked: list[str] = []
         self.views: dict[str, dict[str, Any]] = {}
         self.runs: dict[str, dict[str, Any]] = {}
@@ -56,6 +63,11 @@ class WandbServer(ThreadingHTTPServer):
         if name == "CreateRunFiles":
             files = [{"name": n, "uploadUrl": f"{self.url}/uploads/{n}"} for n in variables["files"]]
             return {"createRunFiles": {"runID": "id", "uploadHeaders": [], "files": files}}
+        if name == "ArtifactType":
+            return {"project": None}
+        if name == "CreateArtifact":  # as one that the server has already, whose files are not asked for
+            kept = {"id": "a", "state": "COMMITTED", "artifactSequence": {"id": "s", "latestArtifact": None}}
+            return {"createArtifact": {"artifact": kept}}
         if name == "ProjectInternalId":
             return {"project": {"id": "p", "internalId": "UHJvamVjdEludGVybmFsSWQ6MQ=="}}
         if "Projects" in name:
@@ -145,16 +157,23 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.body()
+        if self.server.silent is not None:
+            self.server.silent.wait()
+            return
+        if self.server.status is not None:
+            return self.reply({"errors": [{"message": "refused"}]}, self.server.status)
         if not self.path.endswith(("/graphql", "/file_stream")):
             return self.reply({})
         asked = json.loads(body)
         if self.path.endswith("/file_stream"):
+            self.server.disturb("")
             if self.server.files and "wandb-history.jsonl" in (asked.get("files") or {}):
                 return self.reply({"error": "refused"}, self.server.files)
             self.server.stream(self.path.split("/")[-2], asked)
             return self.reply({"limits": {}})
         found = re.search(r"(?:query|mutation)\s+(\w+)", asked["query"])
         name = found[1] if found else ""
+        self.server.disturb(name)
         if name in self.server.refused:
             return self.reply({"errors": [{"message": "permission denied"}]}, self.server.refused[name])
         self.reply({"data": self.server.answer(name, asked.get("variables") or {})})

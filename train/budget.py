@@ -116,7 +116,7 @@ def _whole_lines(path: Path) -> list[str]:
 class Alerts(TrainerCallback):
     """Tells, with answers, when a run leaves a band; once for each time that it does. OUTPUT/alerts.jsonl has them all.
 
-    latest: gives (prompts, answers) of the last step as texts; tell: told of each alert (title, text) besides.
+    latest: gives (prompts, answers) of the last step as texts.
     """
 
     def __init__(
@@ -124,12 +124,10 @@ class Alerts(TrainerCallback):
         options: PolicyArguments,
         path: Path,
         latest: Callable[[], tuple[list[str], list[str]]],
-        tell: Callable[[str, str], None] | None = None,
     ) -> None:
         self.options = options
         self.path = path
         self.latest = latest
-        self.tell = tell
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Forgets alerts of steps that are done again after a kill."""
@@ -158,5 +156,3 @@ class Alerts(TrainerCallback):
         log.warning("alert at step %d: %s", step, text)
         for sample in samples:
             log.warning("  %r -> %r", sample["prompt"][-80:], sample["answer"][:160])
-        if self.tell is not None:
-            self.tell(f"{name} out of its band at step {step}", text)

@@ -27,7 +27,6 @@ from eval.plan import Plan
 from eval.results import Busy, Store, write_json
 from eval.scorers.transformers import TransformersScorer
 from eval.targets import RLHF_STEP, numbered, step_folder
-from eval.watch import not_sent
 from reward.stage import OPTIMIZER_STATES, last_checkpoint, train_from
 
 log = logging.getLogger(__name__)
@@ -165,17 +164,14 @@ def drop_optimizer_states(newest: Path) -> None:
 
 class CheckpointEvaluator:
     """Evaluates the model in memory, as the checkpoint just saved from it, into OUTPUT/eval/step-N; writes its model
-    card, and publishes.
+    card.
     """
 
-    def __init__(
-        self, config: EvaluationConfig, planned: Plan, output: Path, policy: dict[str, Any], publish: bool
-    ) -> None:
+    def __init__(self, config: EvaluationConfig, planned: Plan, output: Path, policy: dict[str, Any]) -> None:
         self.config = config
         self.planned = planned
         self.output = output
         self.policy = policy
-        self.publish = publish
 
     def __call__(self, model: Any, tokenizer: Any, folder: Path, step: int) -> None:
         adapted = (folder / "adapter_config.json").is_file()
@@ -202,5 +198,3 @@ class CheckpointEvaluator:
         summary = Store(results).summary()
         assert summary is not None  # evaluate has written it
         write_card(folder, summary)
-        if self.publish and (why := not_sent(self.output)):
-            log.warning("%s", why)

@@ -27,7 +27,7 @@ from reward.functions import RewardOptions, Rewards, build_rewards, check_reward
 from reward.stage import Stage, alone, built, settings_of
 from train.arguments import PolicyArguments
 from train.prompts import Prompts, rl_prompts, seen_prompts
-from train.run import Run, publish_finished
+from train.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def logged(base: type) -> type:
 
 def train(algorithm: Algorithm, arguments: PolicyArguments, config: Any, model_args: Any) -> dict[str, Any]:
     """Checks everything, trains, and returns the content of OUTPUT/ALGORITHM.json."""
-    from eval.tracking import check_training
+    from reward.training_run import check_training
     from train.checks import check_options, check_sampling
     from train.schedule import check_schedule
 
@@ -96,6 +96,7 @@ def _trained(
     from eval.sources import data_folder, data_name
     from reward.model import lora_config
     from reward.preferences import in_share, read_preferences
+    from reward.training_run import publish_finished
     from train.chat_template import policy_tokenizer
     from train.checks import check_end_token, check_prompts, quantisation
     from train.policy import make_room, starting_model

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +11,21 @@ from eval.config import EvaluationConfig, InputError
 from eval.plan import Plan
 from eval.results import write_json
 from eval.sources import data_folder
+from eval.training_log import ALERTS, SAMPLES
 from reward.functions import Rewards, build_rewards
 from reward.stage import Stage, finite
 from train.arguments import PolicyArguments
 from train.prompts import Prompts
 
-log = logging.getLogger(__name__)
 
-ALERTS = "alerts.jsonl"
-
-
-def announce(trainer: Any, output: Path, policy: dict[str, Any], evaluation: EvaluationConfig | None) -> Any:
-    """Writes what the run is, for those who watch it; returns its run on W&B, on the main process where it has one."""
+def announce(trainer: Any, output: Path, policy: dict[str, Any], evaluation: EvaluationConfig | None) -> None:
+    """Writes what the run is, for those who watch it."""
     if not trainer.accelerator.is_main_process:
-        return None
+        return
     write_json(output / "run.json", policy)
     if evaluation is not None:
         asked = dataclasses.replace(evaluation, data_dir=str(data_folder(evaluation.data_dir).resolve()))
         write_json(output / "evaluation.json", dataclasses.asdict(asked))
-    if "wandb" not in trainer.args.report_to:
-        return None
-    from eval import tracking
-
-    name = policy["policy"]
-    return tracking.start_training_run(output, name, f"train-{name}", policy)
 
 
 def evaluate_afterwards(trainer: Any, output: Path, evaluation: EvaluationConfig) -> None:
@@ -44,22 +34,6 @@ def evaluate_afterwards(trainer: Any, output: Path, evaluation: EvaluationConfig
 
     trainer.model.to("cpu")
     evaluate_output(output, evaluation)
-
-
-def publish_all(output: Path) -> None:
-    """What was not sent yet, with the page and the figures; nothing where no checkpoint was evaluated."""
-    from eval.watch import not_sent
-
-    if any((output / "eval").glob("step-*/summary.json")) and (why := not_sent(output, pictures=True)):
-        log.warning("%s", why)
-
-
-def publish_finished(output: Path, report_to: Sequence[str]) -> None:
-    """What a training that is finished has left unsent, as one does that was killed or offline while it published."""
-    from accelerate import PartialState
-
-    if "wandb" in report_to and PartialState().is_main_process:
-        publish_all(output)
 
 
 class Run:
@@ -79,28 +53,29 @@ class Run:
         self.prompts = prompts
         self.output = stage.folder
         self.main = trainer.accelerator.is_main_process
-        self.tracked: Any = None
 
     def run(self, evaluation: EvaluationConfig | None, planned: Plan | None, adaptive: bool) -> dict[str, Any]:
         """Trains, and returns the result as it was written. planned: given where each checkpoint is evaluated here."""
+        from reward.training_run import tracked
         from train.callbacks import ScheduledCheckpoints, go_on, resume_from
         from train.console import readable
 
         resumed = resume_from(self.output)
-        self.tracked = announce(self.trainer, self.output, self.policy, evaluation)
-        self._watch_budget(adaptive)
+        announce(self.trainer, self.output, self.policy, evaluation)
         saved = self._when_saved(evaluation, planned)
-        keep = self.arguments.keep_optimizer_states
-        checkpoints = ScheduledCheckpoints(self.trainer, self.policy, saved, keep)
-        self.trainer.add_callback(checkpoints)
-        readable(self.trainer, self.output)
-        go_on(self.trainer, resumed, checkpoints, self._stopped_with(resumed))
-        self.trainer.accelerator.wait_for_everyone()
-        result = self._result()
-        if self.main:
-            if evaluation is not None and self.arguments.evaluate == "afterwards":
-                evaluate_afterwards(self.trainer, self.output, evaluation)
-            self._finish(result)
+        with tracked(self.trainer, self.output, self.policy["policy"], self.policy, resumed):
+            self._watch_budget(adaptive)
+            keep = self.arguments.keep_optimizer_states
+            checkpoints = ScheduledCheckpoints(self.trainer, self.policy, saved, keep)
+            self.trainer.add_callback(checkpoints)
+            readable(self.trainer, self.output)
+            go_on(self.trainer, resumed, checkpoints, self._stopped_with(resumed))
+            self.trainer.accelerator.wait_for_everyone()
+            result = self._result()
+            if self.main:
+                if evaluation is not None and self.arguments.evaluate == "afterwards":
+                    evaluate_afterwards(self.trainer, self.output, evaluation)
+                self._finish(result)
         self.trainer.accelerator.wait_for_everyone()
         return result
 
@@ -109,8 +84,7 @@ class Run:
 
         if self.arguments.kl_target and adaptive:
             self.trainer.add_callback(AdaptiveKL(self.trainer, self.arguments.kl_target))
-        tell = self.tracked.alert if self.tracked is not None else None
-        self.trainer.add_callback(Alerts(self.arguments, self.output / ALERTS, self._latest, tell))
+        self.trainer.add_callback(Alerts(self.arguments, self.output / ALERTS, self._latest))
 
     def _stopped_with(self, resumed: Path | None) -> bool:
         """Whether the run had stopped at an alert, of which `resumed` is the checkpoint, before it was killed."""
@@ -141,8 +115,7 @@ class Run:
         if self.prompts.samples:
             done.append(self._sampler())
         if evaluation is not None and planned is not None:
-            publish = self.tracked is not None
-            done.append(CheckpointEvaluator(evaluation, planned, self.output, self.policy, publish))
+            done.append(CheckpointEvaluator(evaluation, planned, self.output, self.policy))
         return done
 
     def _sampler(self) -> Callable[[Any, Any, Path, int], None]:
@@ -156,16 +129,12 @@ class Run:
         ends = tuple(self.end_ids)
         sampling = Sampling(config.max_completion_length, config.temperature, ends, config.seed, options)
         samples = Samples(
-            self.output / "samples", self.prompts.samples, self.trainer.processing_class, sampling, self.rewards,
+            self.output / SAMPLES, self.prompts.samples, self.trainer.processing_class, sampling, self.rewards,
             judges, self.trainer.ref_model,
         )  # fmt: skip
 
         def answer(model: Any, tokenizer: Any, folder: Path, step: int) -> None:
-            rows = samples(model, step)
-            if self.tracked is not None:
-                from eval import tracking
-
-                tracking.log_samples(self.tracked, rows, step)
+            samples(model, step)
 
         return answer
 
@@ -178,7 +147,7 @@ class Run:
             **self.policy,
             "steps": state.global_step,
             "stopped": "at an alert" if state.global_step < self.trainer.args.max_steps else None,
-            "samples": last_summary(self.output / "samples"),
+            "samples": last_summary(self.output / SAMPLES),
             "log": steps,
         }
         return finite(result, self.stage.result_path.stem)
@@ -188,8 +157,4 @@ class Run:
 
         if result["log"]:
             training_figure(result, self.output / "training.png")
-        if self.tracked is not None:
-            self.tracked.finish()
         self.stage.finish(result)
-        if self.tracked is not None:
-            publish_all(self.output)

@@ -60,7 +60,7 @@ class SFTArguments(CheckpointOptions):
 
 def train(arguments: SFTArguments, config: Any, model_args: Any) -> dict[str, Any]:
     """Checks everything, trains, measures what was saved, and returns the content of OUTPUT/sft.json."""
-    from eval.tracking import check_training
+    from reward.training_run import check_training
     from train.checks import check_options
 
     check_options(arguments, config, model_args)
@@ -85,11 +85,12 @@ def _trained(
     from eval.ledger import training_policy
     from eval.sources import data_folder, data_name
     from reward.model import lora_config
+    from reward.training_run import publish_finished, tracked
+    from train.callbacks import resume_from
     from train.chat_template import policy_tokenizer
     from train.checks import quantisation
     from train.examples import fit_examples, read_examples, split_examples
     from train.policy import make_room, starting_model
-    from train.run import publish_finished
 
     output = Path(config.output_dir)
     model, merged = starting_model(model_args, output, taught=True)
@@ -133,12 +134,15 @@ def _trained(
         "settings": stage.settings,
         "result": stage.result_path.name,
     }
-    result = _run(trainer, stage, policy, evaluation, planned, arguments)
-    if PartialState().is_main_process:
-        _save_merged(trainer, output, quantisation(model_args) is not None, ends)
-        del trainer
-        gc.collect()
-        stage.finish(result | _measured(output / "model", model, model_args, str(config.device), held_out, ends.ids))
+    resumed = resume_from(output)
+    with tracked(trainer, output, policy["policy"], policy, resumed):
+        result = _run(trainer, stage, policy, evaluation, planned, arguments, resumed)
+        if PartialState().is_main_process:
+            _save_merged(trainer, output, quantisation(model_args) is not None, ends)
+            del trainer
+            gc.collect()
+            measured = _measured(output / "model", model, model_args, str(config.device), held_out, ends.ids)
+            stage.finish(result | measured)
     PartialState().wait_for_everyone()
     return read_json(stage.result_path) or {}
 
@@ -191,26 +195,22 @@ def _trainer(
 
 def _run(
     trainer: Any, stage: Stage, policy: dict[str, Any], evaluation: EvaluationConfig | None, planned: Plan | None,
-    arguments: SFTArguments,
+    arguments: SFTArguments, resumed: Path | None,
 ) -> dict[str, Any]:  # fmt: skip
-    from train.callbacks import CheckpointEvaluator, ScheduledCheckpoints, go_on, resume_from
-    from train.run import announce, evaluate_afterwards, publish_all
+    from train.callbacks import CheckpointEvaluator, ScheduledCheckpoints, go_on
+    from train.run import announce, evaluate_afterwards
 
     output = stage.folder
-    resumed = resume_from(output)
-    tracked = announce(trainer, output, policy, evaluation)
+    announce(trainer, output, policy, evaluation)
     saved = []
     if evaluation is not None and planned is not None and arguments.evaluate == "in_process":
-        saved = [CheckpointEvaluator(evaluation, planned, output, policy, publish=tracked is not None)]
+        saved = [CheckpointEvaluator(evaluation, planned, output, policy)]
     keep = arguments.keep_optimizer_states
     checkpoints = ScheduledCheckpoints(trainer, policy, saved, keep)
     trainer.add_callback(checkpoints)
     go_on(trainer, resumed, checkpoints)
     if evaluation is not None and arguments.evaluate == "afterwards" and trainer.accelerator.is_main_process:
         evaluate_afterwards(trainer, output, evaluation)
-    if tracked is not None:
-        tracked.finish()
-        publish_all(output)
     trainer.accelerator.wait_for_everyone()
     return {
         **policy,

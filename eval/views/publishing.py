@@ -2,7 +2,8 @@
 
 Each policy gets a run per condition (eval.tracking), and a run report-POLICY with what W&B's own panels cannot draw:
 our page, and Figures 1 and 2 with their interval bands; several policies together get one more. A training publishes
-after each checkpoint without these pictures, since drawing them takes seconds, and at its end with them.
+after each checkpoint without these pictures, since drawing them takes seconds, and at its end with them. What a
+training's own run lacks, as after an outage, is sent from the training's files.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from typing import Any
 from eval.commands import Told
 from eval.config import InputError
 from eval.ledger import Ledger, check_distinct, ledger_of
+from eval.results import Busy, read_json
 from eval.run import FAILURES, told_failure
 from eval.tracked import check_destination
+from eval.training_log import RUN
 from eval.views.gathered import Curve, gather
 from eval.views.options import RunsConfig
 
@@ -42,16 +45,19 @@ class PublishConfig(RunsConfig):
         check_destination(self.project, self.entity)
 
 
-def publish(config: PublishConfig, pictures: Pictures | None = None) -> Told:
+def publish(config: PublishConfig, pictures: Pictures | None = None, trainings: bool = True) -> Told:
     """Sends what was not sent yet, policy by policy; one that fails does not keep the others back.
 
-    pictures: draws what is logged beside the numbers, `pictures` of this module by default. Raises InputError where a
+    pictures: draws what is logged beside the numbers, `pictures` of this module by default. trainings: also what the
+    trainings' own runs lack. Raises InputError where a
     folder is not there or holds no result. What fails later, as the second of two trainings that say that they are the
     same policy does, stands in the object's 'failed' and 'error'.
     """
     from eval import tracking
 
-    curves = gather(config.folders)
+    trained = _trainings(config.folders) if trainings else []
+    folders = [f for f in config.folders if not _only_trained(f, trained)]
+    curves = gather(folders) if folders else []
     given = {k: v for k, v in (("project", config.project), ("entity", config.entity)) if v}
     destination = tracking.Destination(**given)
     places = [alone_in(curve, curves, config.folders) for curve in curves]
@@ -60,6 +66,8 @@ def publish(config: PublishConfig, pictures: Pictures | None = None) -> Told:
     told = [_publish_one(c, destination, place, draw, known) for c, place in zip(curves, places, strict=True)]
     mode = tracking.mode()
     lines = [_line(t, mode) for t in told]
+    runs = [_send_training(folder, destination) for folder in trained]
+    lines += [line for t in runs for line in _training_lines(t)]
     failed = [t for t in told if t["error"]]
     together = error = None
     if failed:
@@ -71,15 +79,64 @@ def publish(config: PublishConfig, pictures: Pictures | None = None) -> Told:
         except (*FAILURES, *tracking.ERRORS) as failure:
             error = f"page and figures of all {len(curves)} failed: {_told_failure(destination, failure)}"
             lines.append(error)
-    unsynced = sorted({path for t in told for path in t["unsynced"]})
+    if lost := [t for t in runs if t["error"]]:
+        error = "; ".join(filter(None, [error, f"{len(lost)} of {len(runs)} training runs failed: {lost[0]['error']}"]))
+    unsynced = sorted({path for t in (*told, *runs) for path in t["unsynced"]})
     if unsynced:
         folders = dict.fromkeys(str(Path(path).parent / "offline-run-*") for path in unsynced)
         lines.append(f"`wandb sync {' '.join(folders)}` sends what lies offline, once you are logged in")
     return "\n".join(lines), {
         "mode": mode, "project": destination.project, "entity": destination.entity, "policies": told,
-        "report": together,
+        "trainings": runs, "report": together,
         "unsynced": unsynced, "error": error,
     }  # fmt: skip
+
+
+def _trainings(folders: Sequence[Path]) -> list[Path]:
+    """The trainings in the folders that have a run on W&B."""
+    return list(dict.fromkeys(path.parent for folder in folders for path in sorted(folder.rglob(RUN))))
+
+
+def _only_trained(folder: Path, trained: Sequence[Path]) -> bool:
+    """Whether a folder holds trainings, and none that was evaluated."""
+    return any(folder in (t, *t.parents) for t in trained) and not any(
+        "metrics" in (read_json(path) or {}) for path in folder.rglob("summary.json")
+    )
+
+
+def _send_training(folder: Path, destination: Any) -> dict[str, Any]:
+    """What became of a training's own run."""
+    from eval import tracking, training_sending
+
+    told: dict[str, Any] = {
+        "training": str(folder), "runs": [], "rows": 0, "changed": [], "held": [], "unsynced": [], "error": None,
+    }  # fmt: skip
+    try:
+        sent = training_sending.send_training(folder, destination)
+        told |= {name: getattr(sent, name) for name in ("runs", "rows", "changed", "held")}
+        told["unsynced"] = training_sending.unsynced(folder)
+    except Busy as busy:
+        told["held"].append(str(busy))
+    except (*FAILURES, *tracking.ERRORS) as error:
+        told["error"] = _told_failure(folder, error)
+    return told
+
+
+def _training_lines(told: dict[str, Any]) -> list[str]:
+    what = f"{told['rows']} rows written" if told["runs"] else "nothing new"
+    lines = [f"{told['training']}: the training's own run: " + (f"failed: {told['error']}" if told["error"] else what)]
+    lines += [f"  not sent: {why}" for why in told["held"]]
+    if told["changed"]:
+        lines.append(f"  {describe_changed(told['changed'])}")
+    return lines
+
+
+def describe_changed(changed: Sequence[str]) -> str:
+    """What to know of rows of a training's run that W&B has otherwise."""
+    return (
+        f"{len(changed)} rows on W&B are of steps that were done again after a kill and have other numbers now "
+        f"({changed[0]} ...): W&B keeps the old ones"
+    )
 
 
 def _publish_one(
