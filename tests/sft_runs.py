@@ -12,11 +12,7 @@ ROWS = answer_format_rows()[:48]
 """The rows of two templates; as a file they are the fixture `examples`."""
 
 
-def sft(tiny: Path, examples: Path, output: Path, *more: object) -> dict[str, Any]:
-    from trl import ModelConfig, SFTConfig
-
-    from train.sft import SFTArguments, train
-
+def sft_arguments(tiny: Path, examples: Path, output: Path, *more: object) -> list[str]:
     arguments = {
         "model_name_or_path": tiny, "examples": examples, "output_dir": output, "checkpoint_steps": "2 4",
         "max_steps": 4, "save_strategy": "no", "per_device_train_batch_size": 4, "learning_rate": 0.01,
@@ -26,5 +22,13 @@ def sft(tiny: Path, examples: Path, output: Path, *more: object) -> dict[str, An
     }  # fmt: skip
     if "--num_train_epochs" in more:
         del arguments["checkpoint_steps"]
-    argv = [part for k, v in arguments.items() for part in (f"--{k}", *str(v).split())] + [str(m) for m in more]
+    return [part for k, v in arguments.items() for part in (f"--{k}", *str(v).split())] + [str(m) for m in more]
+
+
+def sft(tiny: Path, examples: Path, output: Path, *more: object) -> dict[str, Any]:
+    from trl import ModelConfig, SFTConfig
+
+    from train.sft import SFTArguments, train
+
+    argv = sft_arguments(tiny, examples, output, *more)
     return train(*parse([SFTArguments, SFTConfig, ModelConfig], argv, "train.sft"))
