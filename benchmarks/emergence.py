@@ -11,8 +11,8 @@ import argparse
 
 import numpy as np
 
-from eval.change_point import ALPHA, Effects, change_point, over_trainings, reductions
-from eval.statistics import Bootstrap, Quantity, mean_of, tabulate
+from eval.stats.bootstrap import Bootstrap, Quantity, mean_of, tabulate
+from eval.stats.change_point import ALPHA, Effects, change_point, over_trainings, reductions
 
 SIZES, STEPS = np.linspace(8, 10.5, 6), np.arange(11) * 100.0
 BIAS, DIFFER = -0.3, 0.05

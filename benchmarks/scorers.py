@@ -36,8 +36,9 @@ import httpx
 import numpy as np
 
 from benchmarks.scoring_numbers import MALLOC, machine, merge, read, say, versions
-from eval.config import InputError, parse, run_main
-from eval.results import record_key
+from eval.cli.parser import parse
+from eval.errors import InputError, run_main
+from eval.runner.keys import record_key
 
 REFERENCE = "fp32-plain"
 TIERS = {REFERENCE: "plain", "fused": "fused", "tree": "tree", "plain": "plain"}
@@ -93,11 +94,11 @@ def command(row: str, chosen: argparse.Namespace, output: Path) -> tuple[list[st
 
 def run_tier(tier: str, argv: Sequence[str]) -> None:
     """`eval run` of one checkpoint with the tier given instead of found."""
-    from eval.checkpoints import load_checkpoint
-    from eval.evaluate import evaluate
-    from eval.plan import plan
-    from eval.run_config import RunConfig
-    from eval.scorers.transformers import TransformersScorer
+    from eval.commands.run_config import RunConfig
+    from eval.models.checkpoints import load_checkpoint
+    from eval.runner.evaluate import evaluate
+    from eval.runner.plan import plan
+    from eval.scorers.local.transformers import TransformersScorer
 
     (config,) = parse([RunConfig], argv, "benchmarks.scorers")
     planned = plan(config)

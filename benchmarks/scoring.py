@@ -43,7 +43,7 @@ from benchmarks import scoring_cost, scoring_table
 from benchmarks.scoring_measure import Workload, measure, memory_of_side, write_vllm_prompts
 from benchmarks.scoring_numbers import MALLOC, machine, merge, read, say, versions
 from benchmarks.scoring_workloads import KINDS
-from eval.config import InputError, run_main
+from eval.errors import InputError, run_main
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 EXTRA = ("cost", "profile")

@@ -11,7 +11,7 @@ from torch.profiler import profile as torch_profile
 from benchmarks.scoring_numbers import say, timed
 from benchmarks.scoring_sides import Ours
 from benchmarks.scoring_workloads import KINDS, count_tokens, encoded, final_prompt, load_items, questions
-from eval.records import Prompt
+from eval.types import Prompt
 
 SIZES = (100, 300, 1000, 3000, 11956)
 SMALL = 1000  # fewer questions than this are run twice

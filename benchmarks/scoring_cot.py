@@ -14,9 +14,9 @@ from typing import Any
 from benchmarks.scoring_numbers import Run, say, timed
 from benchmarks.scoring_sides import LmEval, Ours, Scores
 from benchmarks.scoring_workloads import final_prompt
-from eval.dialogue import choose_format, render
-from eval.plan import Question
-from eval.records import Prompt
+from eval.models.prompt_format import choose_format, render
+from eval.runner.plan import Question
+from eval.types import Prompt
 
 SAMPLE_BATCHES = (16, 32, 64)
 TUNED_LENGTH = 16  # tokens sampled while the batch size is tuned

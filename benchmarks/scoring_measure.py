@@ -24,8 +24,8 @@ from benchmarks.scoring_numbers import (
 )
 from benchmarks.scoring_sides import DTYPES, LmEval, Ours, Scores, plain_scores, reference_scores
 from benchmarks.scoring_workloads import Kind, Tokens, count_tokens, encoded, final_prompt, load_items, questions
-from eval.plan import Question
-from eval.records import Prompt
+from eval.runner.plan import Question
+from eval.types import Prompt
 
 SECONDS = ("cpu_s", "wall_s", "sample_cpu_s", "sample_wall_s", "score_cpu_s", "score_wall_s", "sampled_tokens_per_s")
 
@@ -242,7 +242,7 @@ def cot_parts(workload: Workload, runs: list[Run], medians: dict[str, dict[str, 
 
 
 def write_vllm_prompts(workload: Workload) -> None:
-    from eval.checkpoints import load_tokenizer
+    from eval.models.checkpoints import load_tokenizer
 
     options = workload.options
     path = options.scratch / scoring_cot.PROMPTS_FILE

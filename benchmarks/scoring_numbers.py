@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from eval.provenance import git_commit
+from eval.runner.provenance import git_commit
 
 MALLOC = {
     "MALLOC_TOP_PAD_": "67108864",

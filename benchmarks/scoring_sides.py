@@ -15,11 +15,11 @@ import numpy as np
 import torch
 
 from benchmarks.scoring_workloads import encoded
-from eval.checkpoints import load_checkpoint
-from eval.dialogue import Encoded, choose_format, render
-from eval.records import Prompt
-from eval.scorers import transformers as scorer_module
-from eval.scorers.transformers import TransformersScorer
+from eval.models.checkpoints import load_checkpoint
+from eval.models.prompt_format import Encoded, choose_format, render
+from eval.scorers.local import transformers as scorer_module
+from eval.scorers.local.transformers import TransformersScorer
+from eval.types import Prompt
 
 Scores = list[np.ndarray]
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -27,7 +27,7 @@ NEVER = "\x00never"  # a text that no model writes
 
 
 class Ours:
-    """eval.scorers.transformers over a model of its own."""
+    """eval.scorers.local.transformers over a model of its own."""
 
     name = "ours"
 

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from eval.conditions import CONDITIONS
-from eval.config import InputError, QuestionsConfig
-from eval.dialogue import Encoded, choose_format, encode
+from eval.config import QuestionsConfig
+from eval.errors import InputError
 from eval.experiments import admissions, bbq, winogender
-from eval.plan import Question
-from eval.records import Item, Prompt, Turn
+from eval.experiments.conditions import CONDITIONS
+from eval.models.prompt_format import Encoded, choose_format, encode
+from eval.runner.plan import Question
+from eval.types import Item, Prompt, Turn
 
 SIBLINGS = 4  # rows of BBQ that share a filling: ambiguous or not, negative or not
 

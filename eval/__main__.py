@@ -9,9 +9,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from eval.commands import JSON_HELP, Told, dispatch
-from eval.config import run_main
-from eval.processes import one_voice
+from eval.cli.dispatch import JSON_HELP, Told, dispatch
+from eval.errors import run_main
+from eval.runner.processes import one_voice
 
 USAGE = """usage: python -m eval COMMAND [options] [--json]
 
@@ -46,28 +46,28 @@ class ListConfig:
 
 def run(config: Any) -> Told:
     """Evaluates one checkpoint into --output, or several into its subfolders."""
-    from eval import run as running
+    from eval.commands import run as running
 
     return running.run(config)
 
 
 def watch(config: Any) -> Told:
     """Evaluates the checkpoints of a training that is running, or has run, in another process."""
-    from eval import watch as watching
+    from eval.commands import watch as watching
 
     return watching.watch(config)
 
 
 def measure(config: Any) -> Told:
     """Recomputes the metrics of earlier results."""
-    from eval import remeasure as measuring
+    from eval.commands import measure as measuring
 
     return measuring.remeasure(config)
 
 
 def list_command(config: ListConfig) -> Told:
     """The results folders below a folder."""
-    from eval import listing
+    from eval.commands import list as listing
 
     folder = Path(config.run_folder)
     listed = listing.list_results(folder)
@@ -76,7 +76,7 @@ def list_command(config: ListConfig) -> Told:
 
 def compare(config: Any) -> Told:
     """Two results folders on what both have."""
-    from eval import compare as comparing
+    from eval.commands import compare as comparing
 
     compared = comparing.compare(config)
     return comparing.text(compared), compared
@@ -84,50 +84,50 @@ def compare(config: Any) -> Told:
 
 def report(config: Any) -> Told:
     """The table and the path of the page."""
-    from eval.views import emergence
-    from eval.views import report as reporting
+    from eval.views.emergence import emergence
+    from eval.views.page import report as reporting
 
     return reporting.report(config, emergence.told)
 
 
 def figures(config: Any) -> Told:
     """The paths of the figures, and what they lack."""
-    from eval.views import figures as drawing
+    from eval.views.figures import figures as drawing
 
     return drawing.figures(config)
 
 
 def emergence(config: Any) -> Told:
     """Where along size and step the instruction begins to reduce bias."""
-    from eval.views import emergence as emerging
+    from eval.views.emergence import emergence as emerging
 
     return emerging.emergence(config)
 
 
 def publish(config: Any) -> Told:
     """Sends what was not sent yet."""
-    from eval.views import publishing
+    from eval.tracking import publish as publishing
 
     return publishing.publish(config)
 
 
 def dashboard(config: Any) -> Told:
     """Where the workspace and the report are."""
-    from eval.views import dashboard as showing
+    from eval.tracking import dashboard as showing
 
     return showing.dashboard(config)
 
 
 def live(config: Any) -> Told:
     """Brings a local trackio project up to date."""
-    from eval.views import live as showing
+    from eval.tracking import trackio_mirror as showing
 
     return showing.live(config)
 
 
 def score(config: Any) -> Told:
     """BBQ's scores of a file of answers."""
-    from eval import score as scoring
+    from eval.commands import score as scoring
 
     result = scoring.score(config)
     return scoring.table(result), result
@@ -137,7 +137,7 @@ def oracle(config: Any) -> Told:
     """Coverage of the planted values; with --precision, of the value over all questions where asking stopped early;
     with --emergence, of planted thresholds.
     """
-    from eval import coverage, early_stops, emergence_coverage
+    from eval.validation import coverage, early_stops, emergence_coverage
 
     chosen = coverage.coverage, coverage.table
     if config.precision is not None:
@@ -150,7 +150,7 @@ def oracle(config: Any) -> Told:
 
 def data_fetch(config: Any) -> Told:
     """Fetches what is missing or wrong of the public data."""
-    from eval import fetch
+    from eval.data import fetch
 
     result = fetch.fetch(config)
     return fetch.summary(result), result
@@ -158,7 +158,7 @@ def data_fetch(config: Any) -> Told:
 
 def data_verify(config: Any) -> Told:
     """The state of every public file in the data folder."""
-    from eval import public_data
+    from eval.data import catalog as public_data
 
     result = public_data.verify(config)
     return public_data.table(result), result
@@ -166,7 +166,7 @@ def data_verify(config: Any) -> Told:
 
 def data_list(config: Any) -> Told:
     """The same, where nothing need be there."""
-    from eval import public_data
+    from eval.data import catalog as public_data
 
     result = public_data.inventory(config)
     return public_data.table(result), result
@@ -175,40 +175,40 @@ def data_list(config: Any) -> Told:
 def config_type(command: str) -> type:
     """The options of a command; imported only when it is called, so that each starts quickly."""
     if command == "watch":
-        from eval.watch import config_type as of_watch
+        from eval.commands.watch import config_type as of_watch
 
         return of_watch()
     if command == "score":
-        from eval.score import ScoreConfig
+        from eval.commands.score import ScoreConfig
 
         return ScoreConfig
     if command == "oracle":
-        from eval.coverage import OracleConfig
+        from eval.validation.coverage import OracleConfig
 
         return OracleConfig
     if command == "compare":
-        from eval.compare import CompareConfig
+        from eval.commands.compare import CompareConfig
 
         return CompareConfig
     if command == "data fetch":
-        from eval.fetch import FetchConfig
+        from eval.data.fetch import FetchConfig
 
         return FetchConfig
     if command.startswith("data "):
-        from eval.public_data import DataConfig
+        from eval.data.catalog import DataConfig
 
         return DataConfig
     if command == "measure":
-        from eval.remeasure import MeasureConfig
+        from eval.commands.measure import MeasureConfig
 
         return MeasureConfig
     if command == "run":
-        from eval.run_config import RunConfig
+        from eval.commands.run_config import RunConfig
 
         return RunConfig
     if command in VIEWS:
         module, name = VIEWS[command]
-        return getattr(import_module(f"eval.views.{module}"), name)
+        return getattr(import_module(module), name)
     return {"list": ListConfig}[command]
 
 
@@ -223,11 +223,12 @@ POSITIONAL = {
     "dashboard": ("runs*",), "live": ("runs*",),
 }  # fmt: skip
 VIEWS = {
-    "report": ("report", "ReportConfig"), "figures": ("figures", "FiguresConfig"),
-    "emergence": ("emergence", "EmergenceConfig"), "publish": ("publishing", "PublishConfig"),
-    "dashboard": ("dashboard", "DashboardConfig"), "live": ("live", "LiveConfig"),
+    "report": ("eval.views.page.report", "ReportConfig"), "figures": ("eval.views.figures.figures", "FiguresConfig"),
+    "emergence": ("eval.views.emergence.emergence", "EmergenceConfig"),
+    "publish": ("eval.tracking.publish", "PublishConfig"),
+    "dashboard": ("eval.tracking.dashboard", "DashboardConfig"), "live": ("eval.tracking.trackio_mirror", "LiveConfig"),
 }  # fmt: skip
-"""The options of the commands that show results: module in eval.views, and class."""
+"""The options of the commands that show results: module, and class."""
 
 
 def main() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from eval.commands import Told, dispatch
-from eval.config import run_main
+from eval.cli.dispatch import Told, dispatch
+from eval.errors import run_main
 
 USAGE = """usage: python -m reward COMMAND [options] [--json]
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.config import InputError
-from eval.sources import read_jsonl
+from eval.data.readers import read_jsonl
+from eval.errors import InputError
 from reward.dialogues import Message
 
 FORMS = (

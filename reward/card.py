@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eval.commands import JSON_HELP
-from eval.config import InputError, prepare_output
-from eval.results import write_text
+from eval.cli.columns import columns
+from eval.cli.dispatch import JSON_HELP
+from eval.errors import InputError
+from eval.files import prepare_output, write_text
 from eval.secrets import masked_text
-from eval.tables import columns
 from reward.runs import learning_curve, limitations, probe_command, read_probe, read_run
 
 MARK = "<!-- Written by `python -m reward report`, which writes it anew; remove this line to keep what you change. -->"
@@ -82,7 +82,7 @@ def report(config: ReportConfig) -> dict[str, Any]:
     Raises InputError for a folder that is no finished run, runs that make no learning curve, and a README.md that was
     not written by this command.
     """
-    from eval.views.style import save
+    from eval.views.figures.style import save
     from reward import figures
 
     runs = [read_run(Path(r)) for r in config.runs]
@@ -298,7 +298,7 @@ def _base_name(run: dict[str, Any]) -> str:
 
 
 def _from_hub(run: dict[str, Any]) -> bool:
-    """Whether the base model is named by its hub id (eval.checkpoints.weights_id)."""
+    """Whether the base model is named by its hub id (eval.models.checkpoints.weights_id)."""
     return str(run["base_weights"]).startswith("hub:")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from eval.config import InputError
+from eval.errors import InputError
 
 Message = dict[str, str]
 """{"role": "system", "user" or "assistant", "content": text}."""

@@ -1,4 +1,6 @@
-"""Figures of a reward model's card: learning curve, calibration, length bias, the probe; saved by eval.views.style."""
+"""Figures of a reward model's card: learning curve, calibration, length bias, the probe; saved by
+eval.views.figures.style.
+"""
 
 from __future__ import annotations
 

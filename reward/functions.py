@@ -23,10 +23,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from eval.checkpoints import is_hub_id, weights_id
-from eval.config import InputError
-from eval.hub import commit_of
-from eval.results import read_json
+from eval.errors import InputError
+from eval.files import read_json
+from eval.models.checkpoints import is_hub_id, weights_id
+from eval.models.hub import commit_of
 from reward.detectors import OBSERVABLES, Answer
 from reward.dialogues import Message
 from reward.scoring import DESCRIPTION, RewardModel, check_reward_model, load_reward_model

@@ -1,7 +1,7 @@
 """Does a reward model distinguish between groups: gaps with intervals, and tests that allow for many comparisons.
 
 A group's gap is the mean over templates of the score of its version less the mean score of all groups' versions; the
-gaps of a dimension add up to 0. Intervals and p-values come from the bootstrap over templates (eval.statistics).
+gaps of a dimension add up to 0. Intervals and p-values come from the bootstrap over templates (eval.stats.bootstrap).
 
 spread is the largest gap between two groups of a dimension, a maximum of many. Its p-value is a permutation test:
 where a reward model does not distinguish, the scores of a template may as well belong to its groups in any order, so
@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from scipy import special, stats
 
-from eval.statistics import (
+from eval.stats.bootstrap import (
     BLOCK,
     LEVEL,
     MIN_CLUSTERS,
@@ -159,7 +159,9 @@ def _estimates(
 
 
 def _half_width(deviations_RG: np.ndarray, templates: int) -> float | None:
-    """Half the width of the simultaneous interval, widened for few templates as eval.statistics does; None for few."""
+    """Half the width of the simultaneous interval, widened for few templates as eval.stats.bootstrap does; None for
+    few.
+    """
     if templates < MIN_CLUSTERS:
         return None
     degrees = templates - 1

@@ -19,7 +19,7 @@ import torch
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from eval.config import InputError
+from eval.errors import InputError
 from reward.scoring import RewardModel
 
 log = logging.getLogger(__name__)

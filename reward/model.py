@@ -6,10 +6,10 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from eval.checkpoints import UNREADABLE, check_model, load_error
-from eval.config import InputError
-from eval.hub import first_lines
-from eval.suitability import check_all_loaded
+from eval.errors import InputError
+from eval.models.checkpoints import UNREADABLE, check_model, load_error
+from eval.models.checks import check_all_loaded
+from eval.models.hub import first_lines
 from reward.padding import loading_options
 from reward.scoring import head_in_fp32
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
-from eval.config import InputError
+from eval.errors import InputError
 from reward.dialogues import Message, token_ids
 
 log = logging.getLogger(__name__)

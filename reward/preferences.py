@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from eval.config import InputError
+from eval.errors import InputError
 from reward.dialogues import Message, Pair, all_token_ids, beginnings, cut_by_turns
 from reward.formats import KNOWN_FORMS, LABELS, NoPair, has_known_form, pair_of
 from reward.sources import HubData, LocalFile, preference_files, sources_of

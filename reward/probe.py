@@ -22,14 +22,15 @@ from typing import Any
 
 import numpy as np
 
-from eval.checkpoints import is_hub_id
-from eval.config import InputError, check_seed, prepare_output, split_commas
-from eval.provenance import git_commit, machine, now
-from eval.provenance import versions as library_versions
-from eval.results import write_json, write_text
-from eval.sources import sha256
-from eval.statistics import LEVEL, N_RESAMPLES
-from eval.tables import columns
+from eval.cli.columns import columns
+from eval.cli.parser import check_seed, split_commas
+from eval.data.readers import sha256
+from eval.errors import InputError
+from eval.files import now, prepare_output, write_json, write_text
+from eval.models.checkpoints import is_hub_id
+from eval.runner.provenance import git_commit, machine
+from eval.runner.provenance import versions as library_versions
+from eval.stats.bootstrap import LEVEL, N_RESAMPLES
 from reward.gaps import N_PERMUTATIONS, deviation, measure
 from reward.scoring import RewardModel, load_reward_model
 from reward.templates import BUILT_IN, KINDS, Version, read_templates, versions

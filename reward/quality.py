@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy.special import expit
 
-from eval.statistics import pearson
+from eval.stats.bootstrap import pearson
 
 N_BINS = 5
 

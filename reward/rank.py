@@ -22,12 +22,12 @@ from filelock import FileLock, Timeout
 from scipy.stats import rankdata
 from tqdm import tqdm
 
-from eval.commands import JSON_HELP
-from eval.config import InputError, prepare_output
-from eval.provenance import command, git_commit, machine, now, tokenizer_sha256, versions
-from eval.results import read_json, write_json
-from eval.sources import read_jsonl, sha256
-from eval.tables import columns
+from eval.cli.columns import columns
+from eval.cli.dispatch import JSON_HELP
+from eval.data.readers import read_jsonl, sha256
+from eval.errors import InputError
+from eval.files import now, prepare_output, read_json, write_json
+from eval.runner.provenance import command, git_commit, machine, tokenizer_sha256, versions
 from reward.answers import FORMS, Line, read_lines
 from reward.dialogues import Message, token_ids
 from reward.scoring import RewardModel, load_reward_model

@@ -7,9 +7,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from eval.checkpoints import weights_id
-from eval.config import InputError
-from eval.results import read_json
+from eval.errors import InputError
+from eval.files import read_json
+from eval.models.checkpoints import weights_id
 
 RESULT = "reward.json"
 NEEDED = ("base_model", "base_weights", "pairs", "held_out_pairs", "accuracy", "calibration", "length_bias")

@@ -19,11 +19,19 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from eval.checkpoints import UNREADABLE, check_model, choose_device, is_hub_id, load_error, load_tokenizer, weights_id
-from eval.config import InputError
-from eval.hub import commit_of
-from eval.results import read_json
-from eval.suitability import check_all_loaded, check_vocabulary
+from eval.errors import InputError
+from eval.files import read_json
+from eval.models.checkpoints import (
+    UNREADABLE,
+    check_model,
+    choose_device,
+    is_hub_id,
+    load_error,
+    load_tokenizer,
+    weights_id,
+)
+from eval.models.checks import check_all_loaded, check_vocabulary
+from eval.models.hub import commit_of
 from reward.dialogues import Message, Pair, beginnings, cut_by_turns, token_ids
 from reward.padding import DIALOGUE, closing_token, loading_options, pad_token_as, unused_token
 from reward.quality import ScoredPair

@@ -2,8 +2,8 @@
 
 A model class that finds the last token in a way of its own, or takes padding for text, gives wrong rewards without an
 error. So a few dialogues of different lengths are scored both ways when a reward model is loaded. A half-precision
-model is compared in fp32 (eval.scorers.widen), since its rounding is as large as the difference between two tokens may
-be; besides, its batch must be no noisier than its plain passes are.
+model is compared in fp32 (eval.scorers.local.widen), since its rounding is as large as the difference between two
+tokens may be; besides, its batch must be no noisier than its plain passes are.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from eval.config import InputError
-from eval.scorers.selfcheck import ERRORS
-from eval.scorers.widen import HALF, in_fp32
+from eval.errors import InputError
+from eval.scorers.local.selfcheck import ERRORS
+from eval.scorers.local.widen import HALF, in_fp32
 from reward.dialogues import all_token_ids
 from reward.padding import DIALOGUE, pad_token_as
 

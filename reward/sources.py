@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.config import InputError
-from eval.hub import commit_of, explained
-from eval.sources import data_folder, fetch_command, read_jsonl, sha256
+from eval.data.readers import data_folder, fetch_command, read_jsonl, sha256
+from eval.errors import InputError
+from eval.models.hub import commit_of, explained
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", ".json")
 HUB_SOURCE = re.compile(

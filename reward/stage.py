@@ -17,8 +17,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from eval.config import InputError, check_seed
-from eval.results import read_json, write_json
+from eval.cli.parser import check_seed
+from eval.errors import InputError
+from eval.files import read_json, write_json
 from eval.secrets import conceal, masked
 
 log = logging.getLogger(__name__)
@@ -129,7 +130,7 @@ def built(build: Callable[[], Any]) -> Any:
     transformers refuse in making it, or would when it makes its optimizer, its schedule and its loader of batches, and
     for a server that is not reached.
     """
-    from eval.hub import first_lines
+    from eval.models.hub import first_lines
 
     try:
         trainer = build()
@@ -170,7 +171,7 @@ def last_checkpoint(folder: Path, *needed: str) -> Path | None:
 
     The Trainer writes trainer_state.json last, so a save that was killed does not have it, or has a part of it.
     """
-    from eval.targets import numbered
+    from eval.models.target import numbered
 
     for _, path in sorted(numbered(folder).items(), reverse=True):
         optimizer = any(next(path.glob(name), None) for name in OPTIMIZER_STATES)

@@ -13,7 +13,8 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from eval.config import InputError, nearest, read_yaml
+from eval.cli.parser import read_yaml
+from eval.errors import InputError, nearest
 from reward.dialogues import Message
 
 BUILT_IN = Path(__file__).parent / "data" / "probe.yaml"

@@ -25,8 +25,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eval.config import InputError, parse, prepare_output, run_main
-from eval.results import read_json, write_json, write_text
+from eval.cli.parser import parse
+from eval.errors import InputError, run_main
+from eval.files import prepare_output, read_json, write_json, write_text
 from reward.dialogues import Pair
 from reward.preferences import check_share
 from reward.stage import (
@@ -103,7 +104,7 @@ def train(arguments: RewardArguments, config: Any, model_args: Any) -> dict[str,
     """Trains, saves, measures what was saved; returns the content of reward.json."""
     from transformers import AutoModelForSequenceClassification
 
-    from eval.checkpoints import weights_mib
+    from eval.models.checkpoints import weights_mib
     from reward.model import check_model_arguments
     from reward.training_run import check_training
 
@@ -126,9 +127,9 @@ def train(arguments: RewardArguments, config: Any, model_args: Any) -> dict[str,
 
 def _trained(arguments: RewardArguments, config: Any, model_args: Any, model: str) -> dict[str, Any]:
     """What is left to check, and the training, its folder being held alone."""
-    from eval.checkpoints import check_model, load_tokenizer, weights_id
-    from eval.provenance import command, git_commit, machine, versions
-    from eval.sources import data_folder, data_name
+    from eval.data.readers import data_folder, data_name
+    from eval.models.checkpoints import check_model, load_tokenizer, weights_id
+    from eval.runner.provenance import command, git_commit, machine, versions
     from reward.model import check_chat_template
     from reward.padding import set_pad_token
     from reward.preferences import fit_pairs, in_share, read_preferences, split_by_prompt
@@ -185,8 +186,8 @@ def _run(
 ) -> dict[str, Any]:  # fmt: skip
     from accelerate import PartialState
 
-    from eval.checkpoints import base_parameters
-    from eval.ledger import policy_name
+    from eval.models.checkpoints import base_parameters
+    from eval.tracking.ledger import policy_name
     from reward.model import load_base
     from reward.scoring import TRAINING_PROMPTS, RewardModel
     from reward.selfcheck import check_pooling

@@ -1,8 +1,9 @@
-"""A training's own run on W&B: the training writes files, and a process of its own sends them (eval.training_sending).
+"""A training's own run on W&B: the training writes files, and a process of its own sends them
+(eval.tracking.follow_training).
 
 So no error of W&B's client, of its helper process or of its server reaches a training, and the numbers are the same
-with and without it. Only the login, before the work, and the end are waited for, within eval.training_log's limit; the
-result is on the disk before that.
+with and without it. Only the login, before the work, and the end are waited for, within eval.tracking.training_log's
+limit; the result is on the disk before that.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ import psutil
 from transformers import TrainerCallback
 from transformers.integrations.integration_utils import WandbCallback, rewrite_logs
 
-from eval.config import InputError
-from eval.results import read_json, write_json, write_text
-from eval.tracked import LONGEST_NAME, check_destination, setup_of
-from eval.training_log import LIMIT, ROWS, RUN, STEP, as_line, limit_seconds, read_rows
+from eval.errors import InputError
+from eval.files import read_json, write_json, write_text
+from eval.tracking.names import LONGEST_NAME, check_destination, setup_of
+from eval.tracking.training_log import LIMIT, ROWS, RUN, STEP, as_line, limit_seconds, read_rows
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ def check_training(report_to: Sequence[str], run_name: str | None) -> None:
     if os.environ.get("WANDB_MODE") in NOT_ONLINE or not _is_main():
         return
     seconds = LOGIN_SHARE * limit_seconds()
-    process = _process("eval.tracking", stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = _process("eval.tracking.client", stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         _, said = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired as error:
@@ -163,7 +164,7 @@ class TrainingRun:
     def _start(self) -> None:
         folder = str(self.folder.resolve())
         self.process = _process(
-            "eval.training_sending", folder, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+            "eval.tracking.follow_training", folder, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
         )  # fmt: skip
         self.next_start = time.monotonic() + self.pause
         self.pause *= 2

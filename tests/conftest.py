@@ -16,8 +16,8 @@ REAL_DATA = Path(os.environ.pop("SELFCORRECT_DATA", "../shared/data"))
 
 import pytest
 
-from tests.model_server import ModelServer, serving
-from tests.tiny_models import build_model, build_reward_model
+from tests.support.model_server import ModelServer, serving
+from tests.support.tiny_models import build_model, build_reward_model
 
 ROOT = Path(__file__).parent.parent
 REAL_MODEL = ROOT / "models" / "smollm2-135m-instruct"
@@ -49,8 +49,8 @@ def tiny_judge(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of examples for supervised fine-tuning, tests.sft_runs.ROWS."""
-    from tests.sft_runs import ROWS
+    """A file of examples for supervised fine-tuning, tests.support.sft_runs.ROWS."""
+    from tests.support.sft_runs import ROWS
 
     path = tmp_path_factory.mktemp("examples") / "few.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
@@ -74,7 +74,7 @@ def real_data() -> Path:
 @pytest.fixture
 def ended(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Runs an entry point's main with arguments that are wrong; returns its one line after checking status and form."""
-    from eval.config import run_main
+    from eval.errors import run_main
 
     def run(main: Callable[[], None], *arguments: object) -> str:
         monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
@@ -92,7 +92,7 @@ def ended(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 @pytest.fixture
 def server(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelServer]:
     """A server of the tiny model by the OpenAI routes; requests that fail are tried again without long waits."""
-    monkeypatch.setattr("eval.scorers.http_client.FIRST_WAIT", 0.02)
+    monkeypatch.setattr("eval.scorers.endpoint.http_client.FIRST_WAIT", 0.02)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with serving(tiny) as found:
         yield found

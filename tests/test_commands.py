@@ -8,39 +8,15 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from eval.public_data import PINNED
-from tests.file_server import serving
-from tests.test_tracking import read_back
-from tests.tiny_models import build_model
-
-ROOT = Path(__file__).parent.parent
-COMMANDS = [
-    line.strip()
-    for block in re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    for line in block.splitlines()
-    if line.strip() and not line.startswith("#")
-]
-BIN = Path(sys.executable).parent
-
-
-def execute(command: str, folder: Path, *more: str, status: int = 0) -> str:
-    words = [*shlex.split(command, comments=True), *more]
-    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "WANDB_MODE": "offline"}
-    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "NO_PROXY": "127.0.0.1"}
-    environment.pop("WANDB_SERVICE", None)  # a user's shell has no helper of wandb's, as a test before this one may
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, env=environment, timeout=600)
-    assert done.returncode == status, done.stdout[-2000:] + done.stderr[-3000:]
-    return done.stdout + done.stderr
-
-
-def documented(start: str) -> str:
-    (found,) = [c for c in COMMANDS if c.startswith(start)]
-    return found
+from eval.data.catalog import PINNED
+from tests.support.file_server import serving
+from tests.support.readme import COMMANDS, ROOT, documented, execute
+from tests.support.tiny_models import build_model
+from tests.support.tracked_runs import read_back
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make")])

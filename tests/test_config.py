@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from eval.config import EvaluationConfig, InputError, parse, prepare_output
-from eval.run_config import RunConfig
+from eval.cli.parser import parse
+from eval.commands.run_config import RunConfig
+from eval.config import EvaluationConfig
+from eval.errors import InputError
+from eval.files import prepare_output
 
 
 def write(path: Path, text: str) -> str:

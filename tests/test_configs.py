@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from eval.config import parse
-from tests.tiny_models import ROOT
+from eval.cli.parser import parse
+from tests.support.tiny_models import ROOT
 
 CONFIGS = [p for name in ("rloo", "grpo", "online_dpo") for p in sorted((ROOT / "configs" / name).glob("*.yaml"))]
 

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from eval.config import EvaluationConfig, InputError, parse
+from eval.cli.parser import parse
+from eval.config import EvaluationConfig
+from eval.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 LADDERS = ROOT / "configs" / "ladders"

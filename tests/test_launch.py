@@ -200,7 +200,7 @@ def test_every_key_of_deepspeed_reaches_the_plugin() -> None:
 def test_the_trainers_bf16_decides_where_the_file_leaves_it(tmp_path: Path, name: str, said: str, meant: str) -> None:
     from trl import RLOOConfig
 
-    from eval.config import parse
+    from eval.cli.parser import parse
 
     _, environment = prepare_simple_launcher_cmd_env(arguments(name))
     with with_environment({"ACCELERATE_MIXED_PRECISION": environment["ACCELERATE_MIXED_PRECISION"]}):
@@ -215,7 +215,7 @@ def test_every_command_of_the_documentation_is_accepted_with_steps_of_the_same_s
     """By the launcher and by train.rloo, on the CPU; those of a ladder with 128 answers to a step on all machines."""
     from trl import ModelConfig, RLOOConfig
 
-    from eval.config import parse
+    from eval.cli.parser import parse
     from train.arguments import PolicyArguments
 
     monkeypatch.chdir(ROOT)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from eval.config import EvaluationConfig, InputError, nearest, parse
+from eval.cli.parser import parse
+from eval.config import EvaluationConfig
+from eval.errors import InputError, nearest
 from reward.functions import RewardOptions
 from reward.preferences import check_share
 from reward.stage import check_counts

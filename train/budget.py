@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from eval.results import append_json, write_text
+from eval.files import append_json, write_text
 from train.arguments import PolicyArguments
 
 log = logging.getLogger(__name__)

@@ -19,14 +19,16 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
-from eval.checkpoints import POLICY_FILE, adapter_id, weights_id
-from eval.config import EvaluationConfig, InputError
-from eval.evaluate import evaluate
-from eval.model_card import write_card
-from eval.plan import Plan
-from eval.results import Busy, Store, write_json
-from eval.scorers.transformers import TransformersScorer
-from eval.targets import RLHF_STEP, numbered, step_folder
+from eval.config import EvaluationConfig
+from eval.errors import InputError
+from eval.files import write_json
+from eval.models.checkpoints import POLICY_FILE, adapter_id, weights_id
+from eval.models.target import RLHF_STEP, numbered, step_folder
+from eval.runner.evaluate import evaluate
+from eval.runner.plan import Plan
+from eval.runner.store import Busy, Store
+from eval.scorers.local.transformers import TransformersScorer
+from eval.views.model_card import write_card
 from reward.stage import OPTIMIZER_STATES, last_checkpoint, train_from
 
 log = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
 
-from eval.checkpoints import check_model, load_tokenizer
-from eval.config import InputError
+from eval.errors import InputError
+from eval.models.checkpoints import check_model, load_tokenizer
 from reward.dialogues import Message
 from reward.functions import end_token_ids
 from reward.model import check_chat_template

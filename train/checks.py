@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers.utils import is_bitsandbytes_available
 
-from eval.config import InputError
+from eval.errors import InputError
 from reward.stage import check_trainer
 from train.arguments import CheckpointOptions
 

@@ -19,13 +19,13 @@ from typing import Any
 from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
-from eval.conditions import CONDITIONS
-from eval.config import InputError
+from eval.curves.cautions import SIGNS, caution_of, different_items, of_checkpoint
+from eval.curves.headline import headline
+from eval.errors import InputError
+from eval.experiments.conditions import CONDITIONS
 from eval.experiments.registry import EXPERIMENTS
-from eval.measure import CONTROL
-from eval.results import Store
-from eval.views.explained import SIGNS, caution_of, different_items, of_checkpoint
-from eval.views.scoring import headline
+from eval.metrics.measure import CONTROL
+from eval.runner.store import Store
 
 log = logging.getLogger(__name__)
 

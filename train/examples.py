@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.config import InputError
-from eval.sources import data_folder
+from eval.data.readers import data_folder
+from eval.errors import InputError
 from reward.dialogues import Message, all_token_ids, beginnings
 from reward.sources import SUFFIXES, LocalFile
 from train.data.answer_format import SEED, answer_format_jsonl, answer_format_rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from eval.views.style import save
+from eval.views.figures.style import save
 
 OPTIMISED, JUDGE = "#0072B2", "#E69F00"
 

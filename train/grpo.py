@@ -13,7 +13,7 @@ from typing import Any
 
 from trl import GRPOConfig, GRPOTrainer
 
-from eval.config import InputError, nearest, run_main
+from eval.errors import InputError, nearest, run_main
 from train import online
 from train.arguments import Counted, PolicyArguments
 

@@ -19,10 +19,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from eval.config import EvaluationConfig, InputError, parse, prepare_output
-from eval.plan import Plan, plan
-from eval.provenance import command, git_commit, versions
-from eval.scorers.memory import keep_freed_memory
+from eval.cli.parser import parse
+from eval.config import EvaluationConfig
+from eval.errors import InputError
+from eval.files import prepare_output
+from eval.runner.plan import Plan, plan
+from eval.runner.provenance import command, git_commit, versions
+from eval.scorers.local.memory import keep_freed_memory
 from reward.functions import RewardOptions, Rewards, build_rewards, check_rewards
 from reward.stage import Stage, alone, built, settings_of
 from train.arguments import PolicyArguments
@@ -91,9 +94,9 @@ def _trained(
     planned: Plan | None,
 ) -> dict[str, Any]:  # fmt: skip
     """What is left to check, and the training, its folder being held alone."""
-    from eval.checkpoints import base_parameters, weights_id
-    from eval.ledger import training_policy
-    from eval.sources import data_folder, data_name
+    from eval.data.readers import data_folder, data_name
+    from eval.models.checkpoints import base_parameters, weights_id
+    from eval.tracking.ledger import training_policy
     from reward.model import lora_config
     from reward.preferences import in_share, read_preferences
     from reward.training_run import publish_finished

@@ -15,7 +15,7 @@ from typing import Any
 
 from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
-from eval.config import run_main
+from eval.errors import run_main
 from reward.functions import up_to_end
 from train import online
 from train.arguments import PolicyArguments

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from eval.checkpoints import (
+from eval.errors import InputError
+from eval.files import prepare_output, read_json, write_json
+from eval.models.checkpoints import (
     POLICY_FILE,
     UNREADABLE,
     adapter_id,
@@ -21,8 +23,6 @@ from eval.checkpoints import (
     weights_id,
     weights_mib,
 )  # fmt: skip
-from eval.config import InputError, prepare_output
-from eval.results import read_json, write_json
 from reward.model import check_model_arguments
 from train.arguments import CheckpointOptions
 from train.chat_template import EndTokens, policy_tokenizer

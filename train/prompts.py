@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from eval.config import InputError
-from eval.results import read_json
+from eval.errors import InputError
+from eval.files import read_json
 from reward.dialogues import Message, Pair
 from reward.scoring import TRAINING_PROMPTS
 

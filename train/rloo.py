@@ -17,7 +17,7 @@ from typing import Any
 
 from trl import RLOOConfig, RLOOTrainer
 
-from eval.config import run_main
+from eval.errors import run_main
 from train import online
 from train.arguments import Counted, PolicyArguments
 

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from eval.config import EvaluationConfig, InputError
-from eval.plan import Plan
-from eval.results import write_json
-from eval.sources import data_folder
-from eval.training_log import ALERTS, SAMPLES
+from eval.config import EvaluationConfig
+from eval.data.readers import data_folder
+from eval.errors import InputError
+from eval.files import write_json
+from eval.runner.plan import Plan
+from eval.tracking.training_log import ALERTS, SAMPLES
 from reward.functions import Rewards, build_rewards
 from reward.stage import Stage, finite
 from train.arguments import PolicyArguments
@@ -30,7 +31,7 @@ def announce(trainer: Any, output: Path, policy: dict[str, Any], evaluation: Eva
 
 def evaluate_afterwards(trainer: Any, output: Path, evaluation: EvaluationConfig) -> None:
     """All checkpoints, one after the other, the trained model having made room."""
-    from eval.watch import evaluate_output
+    from eval.commands.watch import evaluate_output
 
     trainer.model.to("cpu")
     evaluate_output(output, evaluation)

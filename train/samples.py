@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from transformers import GenerationConfig
 
-from eval.results import read_json, write_json, write_text
+from eval.files import read_json, write_json, write_text
 from reward.detectors import OBSERVABLES, Answer
 from reward.dialogues import Message
 from reward.functions import Rewards, is_finished, up_to_end

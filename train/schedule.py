@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from eval.config import InputError
+from eval.errors import InputError
 
 log = logging.getLogger(__name__)
 

@@ -21,12 +21,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eval.config import EvaluationConfig, InputError, parse, prepare_output, run_main
-from eval.plan import Plan, plan
-from eval.provenance import command, git_commit, machine, versions
-from eval.results import read_json
-from eval.scorers.memory import keep_freed_memory
-from eval.targets import TRAINING_STEP
+from eval.cli.parser import parse
+from eval.config import EvaluationConfig
+from eval.errors import InputError, run_main
+from eval.files import prepare_output, read_json
+from eval.models.target import TRAINING_STEP
+from eval.runner.plan import Plan, plan
+from eval.runner.provenance import command, git_commit, machine, versions
+from eval.scorers.local.memory import keep_freed_memory
 from reward.stage import Stage, alone, built, check_batches, check_tokenizer_options, settings_of
 from train.arguments import CheckpointOptions
 from train.chat_template import EndTokens
@@ -81,9 +83,9 @@ def _trained(
     """What is left to check, and the training, its folder being held alone."""
     from accelerate import PartialState
 
-    from eval.checkpoints import base_parameters, weights_id
-    from eval.ledger import training_policy
-    from eval.sources import data_folder, data_name
+    from eval.data.readers import data_folder, data_name
+    from eval.models.checkpoints import base_parameters, weights_id
+    from eval.tracking.ledger import training_policy
     from reward.model import lora_config
     from reward.training_run import publish_finished, tracked
     from train.callbacks import resume_from
@@ -225,7 +227,7 @@ def _run(
 
 def _save_merged(trainer: Any, output: Path, quantised: bool, ends: EndTokens) -> None:
     """The adapter merged into its base, that of a quantised model into the base as it was before."""
-    from eval.checkpoints import load_checkpoint
+    from eval.models.checkpoints import load_checkpoint
 
     model = trainer.accelerator.unwrap_model(trainer.model)
     if quantised:
@@ -244,7 +246,7 @@ def _measured(
     folder: Path, start: str, model_args: Any, device: str, held_out: list[Example], end_ids: Sequence[int]
 ) -> dict[str, Any]:
     """The held-out examples asked of the model that training started from and of the saved one."""
-    from eval.checkpoints import load_checkpoint, load_tokenizer
+    from eval.models.checkpoints import load_checkpoint, load_tokenizer
     from train.held_out import measure
 
     revision, dtype = model_args.model_revision, model_args.dtype or "float32"

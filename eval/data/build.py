@@ -16,7 +16,7 @@ from pathlib import Path
 
 import yaml
 
-from eval.sources import SMALL_SET
+from eval.data.readers import SMALL_SET
 
 UNKNOWN_WORDINGS = ("Not enough information", "It cannot be known", "The text does not say", "Unclear from the text")
 LSAT = (15.0, 22.0, 29.0, 36.0, 43.0)

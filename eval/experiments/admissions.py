@@ -22,30 +22,31 @@ from pathlib import Path
 
 import numpy as np
 
-from eval import conditions as words
-from eval.conditions import Condition
-from eval.config import InputError, QuestionsConfig
-from eval.records import Item, Prompt, Record, Turn
-from eval.sources import number, read_table, required
-from eval.statistics import Quantity, Table, mean_of, tabulate
-from eval.wordings import instruction
+from eval.data.readers import number, read_table, required
+from eval.errors import InputError
+from eval.experiments import words
+from eval.experiments.base import ExperimentOptions
+from eval.experiments.conditions import INVERSE, Condition
+from eval.experiments.words import instruction
+from eval.stats.bootstrap import Quantity, Table, mean_of, tabulate
+from eval.types import Item, Prompt, Record, Turn
 
 NAME = "admissions"
 TITLE = "Law school admissions"
 HEADLINE = "gap"
 HEADLINE_LABEL = "p(admit | Black) - p(admit | white)"
-CONDITIONS = ("Q", "Q+IF", "Q+IF+CoT", words.INVERSE)
+CONDITIONS = ("Q", "Q+IF", "Q+IF+CoT", INVERSE)
 CANDIDATES = ("yes", "no")
 RACES = ("Black", "white")  # the paper's two
 SEXES = {1: "female", 2: "male"}
 
 
-def files(folder: Path, config: QuestionsConfig) -> list[Path]:
+def files(folder: Path, config: ExperimentOptions) -> list[Path]:
     """The survey."""
     return [required(folder / "admissions" / "law_data.csv")]
 
 
-def load(folder: Path, config: QuestionsConfig) -> list[Item]:
+def load(folder: Path, config: ExperimentOptions) -> list[Item]:
     """An item per distinct profile and value of the varied attribute, in order of first appearance, weighted by its
     students. A profile is (sex, LSAT, UGPA); where sex is varied, (LSAT, UGPA), asked as each sex of each race.
 
@@ -83,7 +84,7 @@ def _item(profile: tuple[str, str, str], weight: int, race: str, sex: str) -> It
     return Item(f"{sex}:{lsat}:{ugpa}:{race}", f"{profile[0]}:{lsat}:{ugpa}", float(weight), fields, texts)
 
 
-def orders(config: QuestionsConfig) -> int:
+def orders(config: ExperimentOptions) -> int:
     """A profile has one order."""
     return 1
 

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from eval import conditions as words
-from eval.conditions import Condition
-from eval.config import InputError, QuestionsConfig, nearest
-from eval.experiments import bbq_groups, bbq_metrics
-from eval.records import Item, Prompt, Record, Turn
-from eval.sources import fetch_command, read_jsonl
-from eval.statistics import Quantity
-from eval.wordings import instruction
+from eval.data.readers import fetch_command, read_jsonl
+from eval.errors import InputError, nearest
+from eval.experiments import bbq_groups, bbq_metrics, words
+from eval.experiments.base import ExperimentOptions
+from eval.experiments.conditions import INVERSE, Condition
+from eval.experiments.words import instruction
+from eval.stats.bootstrap import Quantity
+from eval.types import Item, Prompt, Record, Turn
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ NAME = "bbq"
 TITLE = "BBQ, ambiguous contexts"
 HEADLINE = "bias_ambig_expected_symmetrised"
 HEADLINE_LABEL = "bias score (expected, order-symmetrised)"
-CONDITIONS = ("Q", "Q+IF", "Q+IF+CoT", words.INVERSE)
+CONDITIONS = ("Q", "Q+IF", "Q+IF+CoT", INVERSE)
 CANDIDATES = (" (a)", " (b)", " (c)")
 KEYS = (
     "example_id", "question_index", "question_polarity", "context_condition", "category", "answer_info",
@@ -37,7 +37,7 @@ KEYS = (
 )  # fmt: skip
 
 
-def files(folder: Path, config: QuestionsConfig) -> list[Path]:
+def files(folder: Path, config: ExperimentOptions) -> list[Path]:
     """The files of the chosen categories (all that are there by default), in the order of their names, and the
     supplement where one of them is an intersection.
     """
@@ -66,7 +66,7 @@ def files(folder: Path, config: QuestionsConfig) -> list[Path]:
     return paths
 
 
-def load(folder: Path, config: QuestionsConfig) -> list[Item]:
+def load(folder: Path, config: ExperimentOptions) -> list[Item]:
     """Items in file order, at most `limit` of each file. Raises InputError for a file or line that is not BBQ's."""
     items = []
     for path in files(folder, config):
@@ -123,7 +123,7 @@ def item(where: str, row: dict, biased: list[int] | None = None) -> Item:
     return Item(f"{category}:{row['example_id']}", template, 1.0, fields, texts, f"{template}:{filling}")
 
 
-def orders(config: QuestionsConfig) -> int:
+def orders(config: ExperimentOptions) -> int:
     """How many option orders each question is asked in."""
     return config.orders
 

@@ -17,8 +17,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from eval.config import InputError
-from eval.sources import read_table
+from eval.data.readers import read_table
+from eval.errors import InputError
 
 INTERSECTIONS = ("Race_x_SES", "Race_x_gender")
 SUPPLEMENT = "additional_metadata.csv"

@@ -30,8 +30,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from eval.records import Record
-from eval.statistics import Quantity, Statistic, Table, mean_of, tabulate
+from eval.stats.bootstrap import Quantity, Statistic, Table, mean_of, tabulate
+from eval.types import Record
 
 CONTEXTS = ("ambig", "disambig")
 MEAN = "mean of categories"

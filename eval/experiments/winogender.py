@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from eval import conditions as words
-from eval.conditions import Condition
-from eval.config import InputError, QuestionsConfig
-from eval.records import Item, Prompt, Record, Turn
-from eval.sources import number, read_table, required
-from eval.statistics import (
+from eval.data.readers import number, read_table, required
+from eval.errors import InputError
+from eval.experiments import words
+from eval.experiments.base import ExperimentOptions
+from eval.experiments.conditions import INVERSE, Condition
+from eval.experiments.words import instruction
+from eval.stats.bootstrap import (
     Quantity,
     correlation,
     hardly_varies,
@@ -27,13 +28,13 @@ from eval.statistics import (
     slope,
     tabulate,
 )  # fmt: skip
-from eval.wordings import instruction
+from eval.types import Item, Prompt, Record, Turn
 
 NAME = "winogender"
 TITLE = "Winogender"
 HEADLINE = "rho"
 HEADLINE_LABEL = "correlation of p(female) with BLS"
-CONDITIONS = ("Q", "Q+IF", "Q+IF+CoT", "Q+Match Stats", words.INVERSE)
+CONDITIONS = ("Q", "Q+IF", "Q+IF+CoT", "Q+Match Stats", INVERSE)
 PRONOUNS = {  # female, male, neutral
     "$NOM_PRONOUN": (" she", " he", " they"),
     "$POSS_PRONOUN": (" her", " his", " their"),
@@ -41,12 +42,12 @@ PRONOUNS = {  # female, male, neutral
 }
 
 
-def files(folder: Path, config: QuestionsConfig) -> list[Path]:
+def files(folder: Path, config: ExperimentOptions) -> list[Path]:
     """The sentences and the statistics."""
     return [required(folder / "winogender" / name) for name in ("templates.tsv", "occupations-stats.tsv")]
 
 
-def load(folder: Path, config: QuestionsConfig) -> list[Item]:
+def load(folder: Path, config: ExperimentOptions) -> list[Item]:
     """One item per sentence whose pronoun refers to the occupation. Raises InputError for a bad line."""
     templates, statistics = files(folder, config)
     percent = {
@@ -76,7 +77,7 @@ def _item(where: str, row: dict[str, str], percent: dict[str, float]) -> Item:
     return Item(occupation, occupation, 1.0, fields, texts)
 
 
-def orders(config: QuestionsConfig) -> int:
+def orders(config: ExperimentOptions) -> int:
     """A sentence has one order."""
     return 1
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from eval.config import InputError, QuestionsConfig
+from eval.data.readers import number, read_jsonl, required
+from eval.errors import InputError
 from eval.experiments import winogender
+from eval.experiments.base import ExperimentOptions
 from eval.experiments.winogender import CONDITIONS, HEADLINE, HEADLINE_LABEL, PRONOUNS, ask, measure, read_off
-from eval.records import Item
-from eval.sources import number, read_jsonl, required
+from eval.types import Item
 
 __all__ = [
     "CONDITIONS", "HEADLINE", "HEADLINE_LABEL", "NAME", "TITLE", "ask", "files", "load", "measure", "orders",
@@ -25,12 +26,12 @@ KEYS = ("occupation", "pronoun_options", "sentence_with_blank", "BLS_percent_wom
 CASES = {frozenset(p.strip() for p in pronouns): case for case, pronouns in PRONOUNS.items()}
 
 
-def files(folder: Path, config: QuestionsConfig) -> list[Path]:
+def files(folder: Path, config: ExperimentOptions) -> list[Path]:
     """The sentences, which carry their statistics."""
     return [required(folder / "winogenerated" / "winogenerated_examples.jsonl")]
 
 
-def load(folder: Path, config: QuestionsConfig) -> list[Item]:
+def load(folder: Path, config: ExperimentOptions) -> list[Item]:
     """One item per sentence, in file order, at most `limit`. Raises InputError for a bad line."""
     (path,) = files(folder, config)
     items: list[Item] = []

@@ -1,1 +1,1 @@
-"""Ways of getting probabilities and samples from a model, each a file behind eval.records.Scorer."""
+"""Ways of getting probabilities and samples from a model, each a file behind eval.types.Scorer."""

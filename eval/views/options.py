@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from eval.commands import JSON_HELP
-from eval.config import InputError
+from eval.cli.dispatch import JSON_HELP
+from eval.errors import InputError
 
 
 @dataclass

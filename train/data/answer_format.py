@@ -18,10 +18,10 @@ from typing import Any
 
 import yaml
 
-from eval.conditions import BBQ_PREFILL, BBQ_QUESTION
-from eval.config import InputError, run_main
+from eval.errors import InputError, run_main
 from eval.experiments.bbq import CANDIDATES
-from eval.results import write_text
+from eval.experiments.words import BBQ_PREFILL, BBQ_QUESTION
+from eval.files import write_text
 
 TEMPLATES = Path(__file__).parent / "answer_format.yaml"
 SEED = 0

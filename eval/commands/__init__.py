@@ -1,0 +1,1 @@
+"""What the command line calls: run, watch, compare, list, measure, score."""

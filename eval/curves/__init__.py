@@ -1,0 +1,1 @@
+"""Results folders -> curves: which results belong together, the headline metric, cautions."""

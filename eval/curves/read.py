@@ -1,0 +1,96 @@
+"""Which results belong on one curve: the checkpoints of one training, or the revisions of one model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.errors import InputError
+from eval.files import read_json
+from eval.metrics.version import check_metrics
+from eval.runner.keys import RECORDS_VERSION, SELECTION
+
+AGAIN = "remove it and evaluate again: records are kept"
+
+
+def find_summaries(folder: Path) -> list[dict[str, Any]]:
+    """All complete results of one run in `folder`, ordered by RLHF step, each with its own folder as 'results'.
+
+    Raises InputError where there is none, or where they do not belong on one curve: two of a step, or results of
+    different models, data, formats or settings.
+    """
+    found = read_summaries(folder)
+    for other in found[1:]:
+        if name := apart(found[0], other):
+            raise InputError(
+                f"{folder} holds results that do not belong on one curve: {name} differs between "
+                f"{found[0]['results']} and {other['results']}; give the folder of one run or model"
+            )
+    return by_step(found, folder)
+
+
+def read_summaries(folder: Path) -> list[dict[str, Any]]:
+    """All complete results in `folder`, in the order of their paths, each with its own folder as 'results'.
+
+    Raises InputError where the folder is not there, holds none, or one is damaged or of an earlier records version.
+    """
+    if not folder.is_dir():
+        raise InputError(f"run folder {folder} is not there; give the folder of a training run or of `eval run`")
+    found = []
+    for path in sorted(folder.rglob("summary.json")):
+        summary = read_json(path, AGAIN)
+        if summary is not None and "metrics" in summary:
+            _check(path, summary)
+            if "step" not in summary:
+                raise InputError(
+                    f"{path} has no 'step', so it cannot be placed on a curve; evaluate again: records are kept"
+                )
+            found.append({**summary, "results": str(path.parent)})
+    if not found:
+        raise InputError(f"run folder {folder} has no finished evaluation (no summary.json in it)")
+    return found
+
+
+def _check(path: Path, summary: dict[str, Any]) -> None:
+    version = summary.get("records_version")
+    if version != RECORDS_VERSION:
+        raise InputError(
+            f"{path} was written by another selfcorrect (records version {version}, not {RECORDS_VERSION}); evaluate "
+            "again into another folder, or give RUNS without it"
+        )
+    check_metrics(path, summary)
+    try:
+        json.dumps(summary, allow_nan=False)
+    except ValueError as error:
+        raise InputError(f"{path} is damaged (a number in it is not finite); {AGAIN}") from error
+
+
+def by_step(summaries: Sequence[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    """In the order of the steps. Raises InputError where two are of the same."""
+    seen = {s["step"]: s["results"] for s in summaries}
+    if len(seen) < len(summaries):
+        twice = next(s for s in summaries if seen[s["step"]] != s["results"])
+        raise InputError(
+            f"{folder} holds two results of step {twice['step']}: {twice['results']} and {seen[twice['step']]}; "
+            "give the folder of one run or model"
+        )
+    return sorted(summaries, key=lambda s: s["step"])
+
+
+def step_name(summaries: list[dict[str, Any]]) -> str:
+    """What the steps of one curve count: 'RLHF step', 'training step' ..."""
+    return summaries[0].get("step_name") or "RLHF step"
+
+
+def apart(one: dict[str, Any], other: dict[str, Any]) -> str | None:
+    """In what two results differ that must be the same along a curve, None where they are. Whole checkpoints of one
+    training are models under different names; revisions, and models of different size, are not.
+    """
+    if step_name([one]) != step_name([other]):
+        return "step_name"
+    names = ("model", "format", "system_turn", "dtype", "prompt_version", *SELECTION)
+    wholes = not any(s.get("adapter") or s.get("revision") for s in (one, other))
+    alike = wholes and one.get("model_params") == other.get("model_params")
+    return next((n for n in names if one.get(n) != other.get(n) and not (n == "model" and alike)), None)

@@ -1,0 +1,38 @@
+"""From records to a summary: metrics and effects, with what must be known beside them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from eval.metrics import sampled_answers, upper_bounds
+from eval.metrics.measure import Cell, measure
+from eval.metrics.sequential import Stop, told
+from eval.metrics.version import METRICS_VERSION
+from eval.types import Measured, Record
+
+
+def summarise(
+    cells: Mapping[Cell, list[Record]], seed: int, stops: Sequence[Stop] = ()
+) -> tuple[Measured, dict[str, Any]]:
+    """Measures the records of each experiment and condition.
+
+    Args:
+        cells: the records, in the order in which they were asked.
+        seed: of the bootstrap, and of drawing sampled answers anew.
+        stops: where each job stopped, of an evaluation with a precision.
+
+    Returns:
+        The measures with their notes, and the fields of summary.json that say how they came about.
+    """
+    found, left_out = sampled_answers.answered(cells)
+    measured = measure(found, seed)
+    measured.metrics = told(measured.metrics, stops)
+    noise = sampled_answers.noise(found, seed)
+    sampled_answers.note(measured, left_out, noise)
+    bounds = upper_bounds.counted(found)
+    upper_bounds.note(measured, bounds)
+    stopping = {"stopping": [dataclasses.asdict(s) for s in stops]} if stops else {}
+    fields = sampled_answers.told(left_out, noise) | upper_bounds.told(bounds) | stopping
+    return measured, {"metrics_version": METRICS_VERSION, **fields}

@@ -1,0 +1,63 @@
+"""Whether a model can answer the questions at all: every reason why not is one line, told before anything is scored.
+
+A model that was not trained to continue text, or whose weights were not all in its checkpoint, scores without an error
+and wrongly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from eval.errors import InputError
+
+OTHER_HEADS = (
+    "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice", "RewardModel",
+)  # fmt: skip
+
+
+def check_language_model(config: Any, model: str) -> None:
+    """InputError for a sequence-to-sequence or encoder-only model, and for one saved with another head.
+
+    By what its configuration says of it; check_all_loaded goes by the weights.
+    """
+    architectures = getattr(config, "architectures", None) or []
+    said = f" ({', '.join(architectures)})" if architectures else ""
+    need = "needed is a causal language model, which continues text"
+    if getattr(config, "is_encoder_decoder", False):
+        raise InputError(f"model {model} is a sequence-to-sequence model{said}; {need}")
+    decodes = getattr(config, "is_decoder", False) or getattr(config, "causal", False)
+    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not decodes:
+        raise InputError(f"model {model} is an encoder-only model{said}; {need}")
+    if architectures and all(name.endswith(OTHER_HEADS) for name in architectures):
+        raise InputError(f"model {model} was saved without a language model's head{said}; {need}")
+
+
+def check_all_loaded(
+    found: Mapping[str, Any], model: str, kind: str = "causal language model", made_anew: Collection[str] = ()
+) -> None:
+    """InputError where transformers filled in weights at random: `found` is its loading info.
+
+    kind: what the model is to be. made_anew: tensors that are meant to be random.
+
+    Weights that are tied to others are not missing, by its own account.
+    """
+    random = sorted({*map(str, (*found["missing_keys"], *found["mismatched_keys"]))} - {*made_anew})
+    if random:
+        raise InputError(
+            f"model {model} has no weights for {len(random)} tensors of a {kind}, such as {random[0]}: "
+            f"they would be random; give a complete checkpoint of a {kind}"
+        )
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: Any, model: str) -> None:
+    """InputError where the tokenizer's vocabulary (without tokens added later) is larger than the model's."""
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    if rows is not None and tokenizer.vocab_size > rows:
+        raise InputError(
+            f"model {model} has {rows} tokens and its tokenizer {tokenizer.vocab_size}: they do not belong together; "
+            "give a folder with the model's own tokenizer"
+        )

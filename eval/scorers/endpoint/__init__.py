@@ -1,0 +1,1 @@
+"""--scorer endpoint: a model behind a server of the OpenAI routes."""

@@ -1,0 +1,326 @@
+"""Scores and samples with a transformers model in this process.
+
+Three tiers, of which a numeric check takes the fastest that is right (eval.scorers.local.selfcheck): 'fused', a
+Llama-shaped model on a CPU by our own forward pass (eval.scorers.local.fused); 'tree' and 'plain', the model as it is
+(eval.scorers. portable). All take log-probabilities over the full vocabulary in fp32. Shapes: B batch, T tokens, V
+vocabulary.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+
+from eval.errors import InputError
+from eval.models import checkpoints
+from eval.models.prompt_format import TURN_MARKS, Encoded, answer_of, choose_format, clean, encode, parts
+from eval.models.target import Target
+from eval.runner.plan import Plan
+from eval.runner.provenance import device_name, tokenizer_sha256
+from eval.scorers.local import describe as local
+from eval.scorers.local import selfcheck
+from eval.scorers.local.fused import ROWS, FusedDecoder
+from eval.scorers.local.generation import Sampler
+from eval.scorers.local.memory import default_batch_tokens, keep_freed_memory, out_of_memory
+from eval.scorers.local.portable import Found, Portable, SeededDraw, Wanted, sliding_window
+from eval.scorers.local.selfcheck import Run, Tier, Verdict
+from eval.scorers.local.widen import HALF
+from eval.scorers.options import ScorerConfig
+from eval.scorers.registry import Opened
+from eval.types import Answer, Prompt
+
+log = logging.getLogger(__name__)
+
+TIERS = ("fused", "tree", "plain")  # the fastest first
+LONGER = 1.25  # prompts so many times longer than those checked are checked anew
+LEAST_BATCH_TOKENS = 16
+MARK_TOKENS = 12  # a turn's mark is looked for in so many tokens at the end of a sample
+
+
+class TransformersScorer:
+    """eval.types.Scorer over a loaded causal language model (a PEFT model is one too).
+
+    batch_tokens bounds the tokens of one forward pass (None: by free memory, eval.scorers.local.memory) and is halved
+    when memory runs out; tier forces one of TIERS, unchecked. Read: tier and tier_reason; computed_tokens, put through
+    the fused tier so far. stop_ids: the tokens at which a sample ends, the model's and the tokenizer's ends of
+    sequence.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | torch.nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        style: str = "auto",
+        batch_tokens: int | None = None,
+        sample_batch: int = 64,
+        tier: str | None = None,
+        system_turn: str = "keep",
+    ) -> None:
+        self.model: Any = model
+        self.tokenizer = tokenizer
+        self.style = choose_format(style, tokenizer, system_turn)
+        self.sample_batch = sample_batch
+        self.forced = tier is not None
+        self.verdict = Verdict(tier, "given", 0) if tier else None
+        self.portable = Portable(model)
+        self.batch_tokens = batch_tokens or default_batch_tokens(model, self.device)
+        self.stop_ids = _stop_ids(model, tokenizer)
+        self._fused: tuple[int, FusedDecoder] | None = None
+        self._sampler: Sampler | None = None  # of the last samples, whose keys and values the next question may use
+        if self.device.type == "cpu":
+            keep_freed_memory()
+
+    @property
+    def device(self) -> torch.device:
+        return self.portable.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.get_input_embeddings().weight.dtype
+
+    @property
+    def tier(self) -> str | None:
+        return self.verdict.tier if self.verdict else None
+
+    @property
+    def tier_reason(self) -> str:
+        return self.verdict.reason if self.verdict else ""
+
+    @property
+    def computed_tokens(self) -> int:
+        return self._fused[1].computed_tokens if self._fused else 0
+
+    def describe(self) -> dict[str, Any]:
+        """Tokenizer, format, default system turn, tier, the fused tier's kernels, dtype, device, batch_tokens as is."""
+        return {
+            "scorer": "transformers",
+            "tokenizer_sha256": tokenizer_sha256(self.tokenizer),
+            "format": self.style.name,
+            "system_turn": self.style.system_turn,
+            "tier": self.tier,
+            "tier_reason": self.tier_reason,
+            "kernels": self._fused[1].kernels.name if self._fused else None,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": self.device.type,
+            "device_name": device_name(self.device),
+            "batch_tokens": self.batch_tokens,
+        }
+
+    @torch.no_grad()
+    def score(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
+        """Yields (index, Answer) batch by batch. Raises InputError where a single small batch needs too much memory."""
+        encoded = encode(prompts, self.tokenizer, self.style)
+        self._check(encoded)
+        # wanted[sequence] = tokens whose log-probability after that sequence is asked
+        wanted: Wanted = {}
+        waiting: dict[tuple[int, ...], list[int]] = {}
+        open_parts = [0] * len(encoded)
+        for i, e in enumerate(encoded):
+            for sequence, token in parts(e):
+                wanted.setdefault(sequence, set()).add(token)
+                users = waiting.setdefault(sequence, [])
+                if i not in users[-1:]:
+                    users.append(i)
+                    open_parts[i] += 1
+        known: Found = {}
+        for done in self._found(wanted):
+            known |= done
+            for sequence in done:
+                for i in waiting[sequence]:
+                    open_parts[i] -= 1
+                    if open_parts[i] == 0:
+                        yield i, answer_of(encoded[i], known)
+
+    def _found(self, wanted: Wanted) -> Iterator[Found]:
+        """All wanted log-probabilities; what a batch that ran out of memory left is done in smaller ones."""
+        left = dict(wanted)
+        while left:
+            try:
+                for found in self._run(left):
+                    for sequence in found:
+                        del left[sequence]
+                    yield found
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                self._less_memory(error)
+
+    def _run(self, wanted: Wanted) -> Iterator[Found]:
+        if self.tier == "fused" and self._sampler is not None:
+            sampler, self._sampler = self._sampler, None
+            if sampler.decoder is self._decoder():
+                answered: set[tuple[int, ...]] = set()
+                for found in sampler.answer(wanted, self.batch_tokens):
+                    answered |= found.keys()
+                    yield found
+                wanted = {s: tokens for s, tokens in wanted.items() if s not in answered}
+        if wanted:
+            yield from self._make(self.tier or "plain")(False)(wanted, self.batch_tokens)
+
+    def _less_memory(self, error: BaseException) -> None:
+        if self.batch_tokens // 2 < LEAST_BATCH_TOKENS:
+            raise InputError(
+                f"out of memory with batches of {self.batch_tokens} tokens: the model needs more memory than there is, "
+                "or a smaller dtype (--dtype bfloat16)"
+            ) from error
+        self.batch_tokens //= 2
+        log.warning("out of memory: going on with batches of %d tokens", self.batch_tokens)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _make(self, tier: str) -> Any:
+        """eval.scorers.local.selfcheck.Tier.make of a tier."""
+
+        def make(fp32: bool) -> Run:
+            self.portable.widened = fp32
+            if tier != "fused":
+                return self.portable.tree if tier == "tree" else self.portable.plain
+            return FusedDecoder(self.model, torch.float32, lazy=True).logprobs if fp32 else self._decoder().logprobs
+
+        return make
+
+    def _decoder(self) -> FusedDecoder:
+        """The fused decoder of the weights as they are now."""
+        weights = hash(tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in self.model.parameters()))
+        if self._fused is None or self._fused[0] != weights:
+            self._fused = weights, FusedDecoder(self.model, self.dtype)
+        return self._fused[1]
+
+    @torch.no_grad()
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Chooses the tier on these prompts, as asking them would."""
+        encoded = encode(prompts, self.tokenizer, self.style)
+        self._check([e if e.candidates else _sampled_from(e) for e in encoded])
+
+    def _check(self, encoded: list[Encoded]) -> None:
+        """Chooses the tier, and again where prompts are longer than those it was checked on; then only downwards."""
+        if self.forced or not encoded:
+            return
+        longest = max(len(e.context) + max(map(len, e.candidates), default=1) - 1 for e in encoded)
+        tiers = TIERS[:-1]
+        if self.verdict is not None:
+            checked, window = self.verdict.longest, sliding_window(self.model)[0] or 0
+            if self.verdict.tier == "plain" or longest <= checked or (
+                longest <= LONGER * checked and not checked <= window < longest
+            ):  # fmt: skip
+                return
+            tiers = TIERS[TIERS.index(self.verdict.tier) : -1]
+        wanted: Wanted = {}
+        for i in selfcheck.some([e.context for e in encoded]):  # the first token of every candidate tells enough
+            wanted[encoded[i].context] = {candidate[0] for candidate in encoded[i].candidates}
+        if not self.portable.linear_head:
+            self.verdict = Verdict("plain", "the model's output layer is not linear", longest)
+            return
+        if self.device.type != "cpu":
+            tiers = tuple(t for t in tiers if t != "fused")
+        others = [Tier(t, self._make(t)) for t in tiers]
+        plain = Tier("plain", lambda fp32: self._make("plain")(True) if fp32 else self.portable.stock)
+        try:
+            self.verdict = selfcheck.choose(self.model, self.dtype in HALF, plain, others, wanted)
+        finally:
+            self.portable.widened = False
+            if self.tier != "fused":
+                self._fused = None
+
+    @torch.no_grad()
+    def sample(self, prompts: Sequence[Prompt], seeds: Sequence[int], max_new_tokens: int) -> Iterator[tuple[int, str]]:
+        """Samples at temperature 1, each prompt by the uniform numbers of its own seed.
+
+        By the fused tier, whose samples do not depend on what is sampled beside them; else by transformers' generate.
+        """
+        encoded = encode([Prompt(p.turns) for p in prompts], self.tokenizer, self.style)
+        ids = [e.context for e in encoded]
+        self._check([_sampled_from(e) for e in encoded])
+        order = sorted(range(len(prompts)), key=lambda i: len(ids[i]))  # alike in length: little padding
+        rows_at_once = min(self.sample_batch, ROWS) if self.tier == "fused" else self.sample_batch
+        waiting = [order[at : at + rows_at_once] for at in range(0, len(order), rows_at_once)]
+        while waiting:
+            batch, done = waiting.pop(0), set()
+            rows, of_rows = [ids[i] for i in batch], [seeds[i] for i in batch]
+            generate = self._sample_fused if self.tier == "fused" else self._generate
+            try:
+                for row, text in generate(rows, of_rows, max_new_tokens):
+                    done.add(batch[row])
+                    yield batch[row], text
+            except (RuntimeError, MemoryError) as error:
+                left = [i for i in batch if i not in done]
+                if not out_of_memory(error):
+                    raise
+                if len(left) < 2:
+                    raise InputError("out of memory while sampling one answer: lower --cot_max_new_tokens") from error
+                log.warning("out of memory: sampling %d at a time", len(left) // 2)
+                waiting = [left[: len(left) // 2], left[len(left) // 2 :], *waiting]
+
+    def _sample_fused(
+        self, rows: list[tuple[int, ...]], seeds: list[int], new_tokens: int
+    ) -> Iterator[tuple[int, str]]:
+        def ended(new: list[int]) -> bool:
+            if new[-1] in self.stop_ids:
+                return True
+            if self.style.name != "paper":
+                return False
+            text = self.tokenizer.decode(new[-MARK_TOKENS:])
+            return any(mark in text for mark in TURN_MARKS)  # the model began a further turn
+
+        self._sampler = Sampler(self._decoder(), rows, new_tokens)
+        for row, new in self._sampler.sample(seeds, new_tokens, ended):
+            yield row, clean(str(self.tokenizer.decode(new, skip_special_tokens=True)))
+
+    def _generate(
+        self, rows: list[tuple[int, ...]], seeds: list[int], max_new_tokens: int
+    ) -> Iterator[tuple[int, str]]:
+        pad: Any = self.tokenizer.pad_token_id
+        pad = pad if pad is not None else (self.tokenizer.eos_token_id or 0)
+        width = max(len(r) for r in rows)
+        ids_BT = torch.full((len(rows), width), pad, device=self.device)
+        mask_BT = torch.zeros_like(ids_BT)
+        for b, row in enumerate(rows):
+            ids_BT[b, width - len(row) :] = torch.tensor(row, device=self.device)
+            mask_BT[b, width - len(row) :] = 1
+        out_BT = self.model.generate(
+            input_ids=ids_BT,
+            attention_mask=mask_BT,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,  # the draw is SeededDraw's, so that no global random state is touched
+            num_beams=1,
+            use_cache=True,
+            pad_token_id=pad,
+            eos_token_id=sorted(self.stop_ids) or None,
+            tokenizer=self.tokenizer,
+            repetition_penalty=1.0,  # some models' own generation_config sets one
+            stop_strings=list(TURN_MARKS) if self.style.name == "paper" else None,
+            logits_processor=LogitsProcessorList([SeededDraw(seeds, max_new_tokens, width)]),
+        )
+        texts = self.tokenizer.batch_decode(out_BT[:, width:], skip_special_tokens=True)
+        yield from enumerate(clean(t) for t in texts)
+
+
+def open_target(target: Target, config: ScorerConfig, planned: Plan) -> Opened:
+    """eval.scorers.registry.open_target."""
+    described, style, known = local.describe(target, config)
+
+    def load_scorer() -> tuple[TransformersScorer, dict[str, Any]]:
+        local.check(described, style, target, config, planned)
+        loaded = checkpoints.load(described, config.device)
+        scorer = TransformersScorer(
+            loaded.model, loaded.tokenizer, config.format, config.most_batch_tokens, config.sample_batch,
+            system_turn=config.system_turn,
+        )  # fmt: skip
+        return scorer, loaded.provenance
+
+    return Opened(known, load_scorer)
+
+
+def _sampled_from(prompt: Encoded) -> Encoded:
+    """A prompt to sample from as one to score: its last token as the candidate after the others."""
+    return Encoded(prompt.context[:-1], (prompt.context[-1:],), 0)
+
+
+def _stop_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids: Any = configured if isinstance(configured, list) else [configured]
+    return frozenset(int(i) for i in [*ids, tokenizer.eos_token_id] if i is not None)

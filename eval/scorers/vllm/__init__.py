@@ -1,0 +1,1 @@
+"""--scorer vllm: a model in vLLM's offline engine."""

@@ -1,0 +1,333 @@
+"""vLLM's offline engine as a scorer.
+
+Every sequence before a candidate's token is one request, which asks for the raw log-probabilities of just the wanted
+next tokens (vLLM's logprob_token_ids: log-softmax in fp32 over the full vocabulary); its beginning is read from the
+prefix cache, which prompt_logprobs would not do. The engine runs in this process (with several GPUs its workers end
+when this process does), so that whatever ends this process leaves no other behind, and batches are the same from one
+run to the next.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+import os
+import sys
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+from eval.errors import InputError, nearest
+from eval.models import checkpoints
+from eval.models.checkpoints import Described
+from eval.models.checks import check_all_loaded
+from eval.models.hub import first_lines
+from eval.models.prompt_format import TURN_MARKS, Encoded, Format, answer_of, clean, encode, parts
+from eval.runner.provenance import device_name, tokenizer_sha256
+from eval.scorers.local.memory import keep_freed_memory
+from eval.scorers.options import ScorerConfig
+from eval.secrets import masked
+from eval.types import Answer, Prompt
+
+IN_FLIGHT = 512  # requests in the engine at once: more than it takes into a batch, so that no batch is short
+CPU_BLOCK = 32  # tokens of a block of the prefix cache: the smallest that vLLM's CPU kernels are made for
+CPU_CACHE = 4 << 30  # bytes of keys and values at most on a CPU, where vLLM would take nearly all memory
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values that vLLM takes for max_lora_rank
+REFUSALS = (*checkpoints.UNREADABLE, TypeError, AssertionError, NotImplementedError, AttributeError)
+"""What vLLM raises for a model or an argument that it does not take."""
+
+Request = tuple[int, Sequence[int], Any]
+"""Its number, the prompt's tokens, vLLM's SamplingParams."""
+
+
+class VllmScorer:
+    """eval.types.Scorer over vLLM's engine. context: the most tokens of a dialogue with its answer."""
+
+    def __init__(
+        self, llm: Any, tokenizer: Any, style: Format, stop_ids: frozenset[int], options: dict[str, Any],
+        adapter: Any = None,
+    ) -> None:  # fmt: skip
+        self.engine: Any = llm.llm_engine
+        self.tokenizer = tokenizer
+        self.style = style
+        self.stop_ids = stop_ids
+        self.options = options
+        self.adapter = adapter
+        self.config: Any = self.engine.vllm_config
+        self.context = int(self.config.model_config.max_model_len)
+        self.sampling_params: Any = import_module("vllm").SamplingParams
+        self.tokens_input: Any = import_module("vllm.inputs").tokens_input
+        # frees the model's memory when the scorer goes, for the next checkpoint of the same process
+        weakref.finalize(self, self.engine.engine_core.shutdown)
+
+    def describe(self) -> dict[str, Any]:
+        """The fields of the transformers scorer, of which tier and kernels are none, and the engine's settings."""
+        device = self.config.device_config.device
+        return {
+            "scorer": "vllm",
+            "tokenizer_sha256": tokenizer_sha256(self.tokenizer),
+            "format": self.style.name,
+            "system_turn": self.style.system_turn,
+            "tier": None,
+            "tier_reason": "",
+            "kernels": None,
+            "dtype": str(self.config.model_config.dtype).removeprefix("torch."),
+            "device": device.type,
+            "device_name": device_name(device),
+            "batch_tokens": self.config.scheduler_config.max_num_batched_tokens,
+            "tensor_parallel_size": self.config.parallel_config.tensor_parallel_size,
+            "max_model_len": self.context,
+            "vllm_options": masked(self.options),
+        }
+
+    def score(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
+        """Yields (index, Answer) as they are done."""
+        encoded = encode(prompts, self.tokenizer, self.style)
+        wanted: dict[tuple[int, ...], set[int]] = {}
+        users: dict[tuple[int, ...], set[int]] = {}
+        for i, e in enumerate(encoded):
+            for sequence, token in parts(e):
+                wanted.setdefault(sequence, set()).add(token)
+                users.setdefault(sequence, set()).add(i)
+        left = [len({sequence for sequence, _ in parts(e)}) for e in encoded]
+        sequences = sorted(wanted)  # those that begin alike beside each other: the first one's keys serve the others
+        requests = ((n, s, self._scoring(sorted(wanted[s]))) for n, s in enumerate(sequences) if self._fits(s, 1))
+        known: dict[tuple[int, ...], dict[int, float]] = {}
+        for number, output in self._run(requests):
+            sequence = sequences[number]
+            (found,) = output.outputs[0].logprobs
+            known[sequence] = {token: found[token].logprob for token in wanted[sequence]}
+            for i in sorted(users[sequence]):
+                left[i] -= 1
+                if not left[i]:
+                    yield i, answer_of(encoded[i], known)
+
+    def _scoring(self, tokens: list[int]) -> Any:
+        return self.sampling_params(temperature=0.0, max_tokens=1, logprob_token_ids=tokens, detokenize=False)
+
+    def sample(self, prompts: Sequence[Prompt], seeds: Sequence[int], max_new_tokens: int) -> Iterator[tuple[int, str]]:
+        """Samples at temperature 1 from the whole distribution, each prompt with its own seed."""
+        encoded: list[Encoded] = encode([Prompt(p.turns) for p in prompts], self.tokenizer, self.style)
+        requests = (
+            (i, e.context, self._sampling(seeds[i], max_new_tokens))
+            for i, e in enumerate(encoded)
+            if self._fits(e.context, max_new_tokens)
+        )
+        for i, output in self._run(requests):
+            yield i, clean(str(self.tokenizer.decode(output.outputs[0].token_ids, skip_special_tokens=True)))
+
+    def _sampling(self, seed: int, max_new_tokens: int) -> Any:
+        return self.sampling_params(
+            temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, repetition_penalty=1.0, seed=seed,
+            max_tokens=max_new_tokens, stop_token_ids=sorted(self.stop_ids), ignore_eos=True,
+            stop=list(TURN_MARKS) if self.style.name == "paper" else None,
+        )  # fmt: skip
+
+    def _fits(self, tokens: Sequence[int], more: int) -> bool:
+        """True, or InputError: vLLM would cut a sample short without a word."""
+        if len(tokens) + more > self.context:
+            raise InputError(
+                f"a dialogue needs {len(tokens) + more} tokens, and vLLM was started for {self.context}; raise "
+                "max_model_len in --vllm_options, or lower --cot_max_new_tokens"
+            )
+        return True
+
+    def _run(self, requests: Iterable[Request]) -> Iterator[tuple[int, Any]]:
+        """(number, vLLM's output) of each request when it is finished; at most IN_FLIGHT are in the engine."""
+        waiting, flying = iter(requests), set()
+        try:
+            while True:
+                for number, tokens, parameters in islice(waiting, IN_FLIGHT - len(flying)):
+                    flying.add(str(number))
+                    prompt = self.tokens_input(list(tokens))
+                    self.engine.add_request(str(number), prompt, parameters, lora_request=self.adapter)
+                if not flying:
+                    return
+                for output in self.engine.step():
+                    if output.finished:
+                        flying.remove(output.request_id)
+                        yield int(output.request_id), output
+        finally:
+            self.engine.abort_request(sorted(flying))  # of a caller that takes no more
+
+
+def start(described: Described, style: Format, dtype: str, config: ScorerConfig) -> VllmScorer:
+    """Starts the engine on the checkpoint. Raises InputError for what vLLM does not take."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ["VLLM_LOGGING_STREAM"] = "ext://sys.stderr"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its warnings are one for each tensor that is converted
+    model, adapter = described.provenance["model"], described.provenance["adapter"]
+    with stdout_to_stderr():
+        try:
+            vllm = import_module("vllm")
+        except (ImportError, OSError, RuntimeError) as error:
+            raise InputError(
+                f"scorer vllm: vLLM cannot be imported here ({first_lines(error)}); `make vllm` makes an environment "
+                "in which it can"
+            ) from error
+        given = config.vllm_arguments()
+        _check_known(vllm, given)
+        _check_device(config.device)
+        try:
+            llm = vllm.LLM(**_arguments(described, dtype, config), **_on_cpu(given), **given)
+            llm.generate({"prompt_token_ids": [0]}, vllm.SamplingParams(max_tokens=1), use_tqdm=False)  # a first step
+        except REFUSALS as error:
+            raise InputError(
+                f"model {model} cannot be started by vLLM: {_cause(error)}; see --vllm_options, or use "
+                "--scorer transformers"
+            ) from error
+        request = _adapter_request(llm, adapter) if adapter else None
+    return VllmScorer(llm, described.tokenizer, style, _stop_ids(described), given, request)
+
+
+def _arguments(described: Described, dtype: str, config: ScorerConfig) -> dict[str, Any]:
+    known = described.provenance
+    found: dict[str, Any] = {
+        "model": known["model"], "revision": known["commit"], "tokenizer_revision": known["commit"],
+        "trust_remote_code": known["trust_remote_code"], "dtype": dtype, "generation_config": "vllm",
+        "logprobs_mode": "raw_logprobs", "tensor_parallel_size": config.tensor_parallel_size,
+    }  # fmt: skip
+    if dtype != "float32" and getattr(described.config, "quantization_config", None) is None:
+        found["hf_overrides"] = {"head_dtype": "float32"}  # else logits come out rounded to half precision
+    if config.most_batch_tokens is not None:
+        found["max_num_batched_tokens"] = config.most_batch_tokens
+    if known["adapter"]:
+        found |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _lora_rank(known["adapter"])}
+    return found
+
+
+def _on_cpu(given: dict[str, Any]) -> dict[str, Any]:
+    """Arguments that `given` leaves out and that are better than vLLM's own on a CPU; prefix caching everywhere."""
+    found: dict[str, Any] = {"enable_prefix_caching": True}
+    if _platform().is_cpu():
+        import psutil
+
+        keep_freed_memory()
+        # vLLM's runner cannot put a CPU's seeded generator back after a part of a prompt, so prompts stay whole
+        found |= {"block_size": CPU_BLOCK, "enforce_eager": True, "enable_chunked_prefill": False}
+        sized = {"gpu_memory_utilization", "kv_cache_memory_bytes", "num_gpu_blocks_override"} & given.keys()
+        if not sized and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
+            found["kv_cache_memory_bytes"] = min(CPU_CACHE, psutil.virtual_memory().available // 4)
+    return {name: value for name, value in found.items() if name not in given}
+
+
+def _platform() -> Any:
+    return import_module("vllm.platforms").current_platform
+
+
+def _check_known(vllm: Any, given: dict[str, Any]) -> None:
+    known = {f.name for f in dataclasses.fields(vllm.EngineArgs)} | {*inspect.signature(vllm.LLM.__init__).parameters}
+    for name in given:
+        if name not in known - {"self", "kwargs"}:
+            raise InputError(f"vllm_options: vLLM has no argument '{name}'{nearest(name, sorted(known))}")
+
+
+def _check_device(device: str) -> None:
+    there = _platform().device_type
+    if device not in ("auto", there):
+        raise InputError(
+            f"device '{device}': this vLLM runs on {there} and takes the first devices that it sees; use --device "
+            "auto, and CUDA_VISIBLE_DEVICES to choose among GPUs"
+        )
+
+
+def _cause(error: BaseException) -> str:
+    """The first lines of an error; of a list of validation errors, what is said of the first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if len(lines) > 1 and "validation error" in lines[0]:
+        return lines[-2 if lines[-1].startswith("For further information") else -1].partition(" [type=")[0]
+    return first_lines(error)
+
+
+def _lora_rank(adapter: str) -> int:
+    from peft import PeftConfig
+
+    config: Any = PeftConfig.from_pretrained(adapter, **checkpoints.adapter_options(adapter))
+    rank = max([config.r, *(config.rank_pattern or {}).values()])
+    if rank > LORA_RANKS[-1]:
+        raise InputError(not_served(adapter, f"rank {rank}, and the highest that it takes is {LORA_RANKS[-1]}"))
+    return next(r for r in LORA_RANKS if r >= rank)
+
+
+def _adapter_request(llm: Any, adapter: str) -> Any:
+    """Loads the adapter now, so that what does not fit is told before anything is scored."""
+    from huggingface_hub import snapshot_download
+
+    options = checkpoints.adapter_options(adapter)
+    folder = adapter if Path(adapter).is_dir() else snapshot_download(adapter, **options)
+    request = import_module("vllm.lora.request").LoRARequest("adapter", 1, str(Path(folder).resolve()))
+    try:
+        llm.llm_engine.add_lora(request)
+    except REFUSALS as error:
+        raise InputError(not_served(adapter, first_lines(error))) from error
+    return request
+
+
+def shortened(described: Described, context: Any) -> Described:
+    """The description with a context of at most so many tokens, for the check of the questions."""
+    if not isinstance(context, int) or context < 1:
+        return described
+    config = copy.deepcopy(described.config)
+    text = config.get_text_config()
+    text.max_position_embeddings = min(context, getattr(text, "max_position_embeddings", None) or context)
+    return dataclasses.replace(described, config=config)
+
+
+def parameters(described: Described) -> int | None:
+    """The base's number of parameters, as eval.models.checkpoints counts it. No weights are read.
+
+    Raises InputError where weights are missing from the checkpoint: of a tensor that vLLM merges from several, it
+    leaves what is missing unset and says nothing.
+    """
+    known = described.provenance
+    try:
+        pair: Any = AutoModelForCausalLM.from_pretrained(
+            known["model"], revision=known["commit"], trust_remote_code=known["trust_remote_code"],
+            device_map="meta", output_loading_info=True,
+        )  # fmt: skip
+    except checkpoints.UNREADABLE as error:
+        why = checkpoints.load_error(error, known["model"], known["revision"])
+        raise InputError(f"model {known['model']} cannot be loaded: {why}") from error
+    empty, found = pair
+    check_all_loaded(found, known["model"])
+    return checkpoints.base_parameters(empty)
+
+
+def _stop_ids(described: Described) -> frozenset[int]:
+    """The ends of sequence of the model's generation settings (else of its configuration) and of the tokenizer."""
+    known = described.provenance
+    try:
+        configured: Any = GenerationConfig.from_pretrained(known["model"], revision=known["commit"]).eos_token_id
+    except OSError:  # a model without such settings
+        configured = getattr(described.config.get_text_config(), "eos_token_id", None)
+    ids = configured if isinstance(configured, list) else [configured]
+    return frozenset(int(i) for i in [*ids, described.tokenizer.eos_token_id] if i is not None)
+
+
+@contextmanager
+def stdout_to_stderr() -> Iterator[None]:
+    """Whatever is written to standard output meanwhile, also by programs that are started, goes to standard error."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def not_served(adapter: str, why: str) -> str:
+    """The line for an adapter that vLLM cannot serve."""
+    return (
+        f"adapter {adapter} cannot be served by vLLM ({why}); merge it into its base (peft's merge_and_unload, then "
+        "save_pretrained) and give the merged folder as --model, or use --scorer transformers"
+    )

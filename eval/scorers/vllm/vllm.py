@@ -1,0 +1,91 @@
+"""--scorer vllm: a checkpoint asked through vLLM's offline engine (eval.scorers.vllm.engine), where vLLM is installed.
+
+Identity, format and the check of the questions are those of the transformers scorer; what vLLM would compute otherwise
+than from these weights in this dtype is refused in one line.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eval.errors import InputError
+from eval.scorers.vllm.engine import not_served
+
+if TYPE_CHECKING:
+    from eval.models.checkpoints import Described
+    from eval.models.target import Target
+    from eval.runner.plan import Plan
+    from eval.scorers.options import ScorerConfig
+    from eval.scorers.registry import Opened
+    from eval.types import Scorer
+
+
+def open_target(target: Target, config: ScorerConfig, planned: Plan) -> Opened:
+    """eval.scorers.registry.open_target. Raises InputError for what vLLM is not there for, or cannot take."""
+    if find_spec("vllm") is None:
+        raise InputError(
+            "scorer vllm: vLLM is not installed in this environment; `make vllm` makes .venv-vllm (for a CPU; "
+            "`make vllm VLLM=vllm` for a GPU): run .venv-vllm/bin/python -m eval run ..., or use --scorer transformers"
+        )
+    if Path(target.model).is_file():
+        raise InputError(
+            f"model {target.model}: a GGUF file is not read by --scorer vllm; give a model folder or a hub id, or use "
+            "--scorer transformers"
+        )
+    from eval.scorers.local import describe as local
+    from eval.scorers.registry import Opened
+
+    described, style, known = local.describe(target, config)
+    dtype = stored_dtype(described, target.model)
+    if target.adapter:
+        check_adapter(target.adapter)
+
+    def load_scorer() -> tuple[Scorer, dict[str, Any]]:
+        from eval.scorers.vllm import engine as vllm_engine
+
+        context = config.vllm_arguments().get("max_model_len")
+        local.check(vllm_engine.shortened(described, context), style, target, config, planned)
+        size = vllm_engine.parameters(described)
+        scorer = vllm_engine.start(described, style, dtype, config)
+        if scorer.context != context:  # vLLM's own limit may be lower than the one in the model's configuration
+            local.check(vllm_engine.shortened(described, scorer.context), style, target, config, planned)
+        return scorer, {**described.provenance, "model_params": size}
+
+    return Opened(known, load_scorer)
+
+
+def stored_dtype(described: Described, model: str) -> str:
+    """The dtype in which the transformers scorer would have the model: the one asked for, for auto the one in its
+    configuration (vLLM's own auto makes float16 of float32). Raises InputError where that names none.
+    """
+    asked = described.provenance["dtype_asked"]
+    if asked != "auto":
+        return asked
+    stored = getattr(described.config, "dtype", None)
+    if stored is None:
+        raise InputError(
+            f"model {model}: its configuration does not say in which dtype it is stored; say in which it is to be "
+            "computed: --dtype float32, bfloat16 or float16"
+        )
+    return str(stored).removeprefix("torch.")
+
+
+def check_adapter(adapter: str) -> None:
+    """InputError for an adapter of which vLLM would leave out a part; the rest it refuses itself when it is loaded."""
+    from peft import PeftConfig
+
+    from eval.models.checkpoints import adapter_options
+
+    config: Any = PeftConfig.from_pretrained(adapter, **adapter_options(adapter))
+    parts = {
+        f"type {getattr(config.peft_type, 'value', config.peft_type)}": config.peft_type != "LORA",
+        "modules_to_save": getattr(config, "modules_to_save", None),
+        "biases": getattr(config, "bias", "none") != "none",
+        "trainable_token_indices": getattr(config, "trainable_token_indices", None),
+        "target_parameters": getattr(config, "target_parameters", None),
+    }
+    for part, there in parts.items():
+        if there:
+            raise InputError(not_served(adapter, part))

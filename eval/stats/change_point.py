@@ -1,0 +1,286 @@
+"""From where on is there an effect? A threshold on a log-size or step axis, with its interval and a test.
+
+What is estimated. At each place x (log10 of parameters; RLHF step) the effect is the reduction of bias,
+|bias under Q| - |bias under the instruction|: what is left of a bias counts, on whichever side of 0 it lies, so that a
+gap turned from -0.1 into +0.1 is no reduction. The effects are fitted by a ramp: 0 up to a threshold, rising linearly
+to a second point, level from there on, by an amount that is not negative. A jump (both points between two tested
+places) and a broken line (the second point at the last place) are ramps too, and which of the three it is need not be
+known: with an interval of 95% a fitted broken line held a planted jump in none to 60% of trials of a simulation, and a
+fitted jump a planted broken line in 69 to 99%; the ramp held either in 94 to 99% (docs/validation.md, Emergence).
+
+How. Least squares over a grid of ramps, weighted by the variances of the null below. Ramps that fit equally well are
+all kept (a jump between two tested places may be anywhere between them): the estimate is the middle of their
+thresholds, and the interval is that of the outermost. Templates are drawn jointly for all places and both conditions,
+which were asked the same ones; trainings within a place where there are several. The interval is the percentile
+interval of the threshold over the resamples, whose spread is widened as that of eval.stats.bootstrap is (few clusters,
+Student's t), and so is that of the trainings (few of them). Whether there is any effect at all is tested first: the
+largest reduction of the weighted sum of squares by any ramp, against its distribution over draws in which there is none
+(`Effects.null`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from eval.stats.bootstrap import LEVEL, MAX_UNDEFINED, MIN_CLUSTERS, Bootstrap, Quantity, Table
+
+MIN_PLACES = 3
+"""Fewer places leave nothing of a ramp to be seen."""
+ALPHA = 1 - LEVEL
+LEAST_SHARE = 0.01
+"""A variance counts as no less than this share of the places' mean: one that happens to be 0 would decide all."""
+FINE, COARSE, MANY = 8, 4, 9
+"""Grid points between two neighbouring places: FINE of them, COARSE from MANY places on."""
+NEAR = 0.1
+"""Ramps whose weighted sums of squares differ by less fit nearly as well: it is a third of a standard error."""
+CLOSER = 33
+"""Points within a step of the best ramp's threshold, and of its end, when it is looked at more closely."""
+BLOCK = 500  # resamples fitted at a time
+TIE = 1e-9
+"""Relative difference of the explained sums of squares below which two ramps fit equally well."""
+
+
+class Undefined(ValueError):
+    """No interval can be had; the text says why."""
+
+
+class TooFewClusters(Undefined):
+    """Below MIN_CLUSTERS: whatever is answered, there is no interval."""
+
+
+@dataclass(frozen=True)
+class Effects:
+    """Reductions of bias at M places: values (M,), resamples (B, M) with the spread widened, how many trainings each
+    place has (M,), and null (B, M): what noise alone would make of them where nothing is reduced (see `reductions`).
+    """
+
+    values: np.ndarray
+    resamples: np.ndarray
+    trainings: np.ndarray
+    null: np.ndarray
+
+    def intervals(self) -> np.ndarray:
+        """95% percentile intervals, (M, 2), widened to the value where they leave it out: where a bias is near 0, the
+        resampled absolute ones are larger than its own, and the reductions all smaller.
+        """
+        low, high = np.quantile(self.resamples, [ALPHA / 2, 1 - ALPHA / 2], axis=0)
+        return np.column_stack([np.minimum(low, self.values), np.maximum(high, self.values)])
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Where the effect begins, on the axis of the places.
+
+    estimate, low: -inf = at or below the first place; high: inf = above the last, or nowhere. between: the outermost
+    thresholds of the ramps that fit best (within NEAR). located: whether the interval leaves out any place. p_value: of
+    the hypothesis that there is no effect at any place; misfit_p: of the hypothesis that the effects follow a ramp.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    between: tuple[float, float]
+    p_value: float
+    misfit_p: float
+    located: bool
+
+
+@dataclass(frozen=True)
+class Ramps:
+    """shapes_GM: the value of each ramp at each place, at most 1; start_G, end_G: where it rises; step_G: how far from
+    its threshold the next one lies.
+    """
+
+    shapes_GM: np.ndarray
+    start_G: np.ndarray
+    end_G: np.ndarray
+    step_G: np.ndarray
+
+
+def ramps(x_M: np.ndarray) -> Ramps:
+    """All ramps over the places, which must increase; thresholds from one range below the first place to the last.
+
+    One ramp is level at all places: what begins below the first cannot be told apart from what was always there.
+    """
+    between = FINE if len(x_M) < MANY else COARSE
+    gaps = np.diff(x_M)
+    below = np.linspace(x_M[0] - (x_M[-1] - x_M[0]), x_M[0], 2 * between, endpoint=False)
+    inside = np.concatenate([a + gap * np.arange(between) / between for a, gap in zip(x_M[:-1], gaps, strict=True)])
+    starts = np.concatenate([below, inside])
+    ends = np.append(starts, x_M[-1])
+    return _rising(x_M, starts, ends, np.diff(ends))
+
+
+def _rising(x_M: np.ndarray, starts: np.ndarray, ends: np.ndarray, steps: np.ndarray) -> Ramps:
+    """All ramps from a start (each with its step) to an end above it that are more than 0 at the last place."""
+    start, end = np.meshgrid(starts, ends, indexing="ij")
+    chosen = (end > start + TIE * (x_M[-1] - x_M[0])) & (start < x_M[-1])
+    start_G, end_G = start[chosen], end[chosen]
+    step_G = np.broadcast_to(steps[:, None], start.shape)[chosen]
+    shapes = np.clip((x_M[None] - start_G[:, None]) / (end_G - start_G)[:, None], 0, 1)
+    return Ramps(shapes, start_G, end_G, step_G)
+
+
+def reductions(
+    before: Sequence[Quantity], after: Sequence[Quantity], bootstrap: Bootstrap
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """|before| - |after| of P policies: values (P,), resamples (B, P) and null (B, P), the same clusters drawn for all.
+
+    null is what a reduction of 0 would be seen as: |before*| - |before| less sign(after) (after* - after). An absolute
+    value near 0 grows with noise. Of a noisy `before` that looks like a reduction, so it is in the null; of a noisy
+    `after` it looks like the opposite, and with |after*| - |after| in the null nearly every reduction would seem
+    larger than noise: 20 to 29% false alarms instead of 5% (docs/validation.md, Emergence).
+
+    Raises Undefined where they were not asked on the same clusters, or a value is undefined, or has no interval (too
+    few clusters; undefined in more than 5% of the resamples).
+    """
+    first = before[0].table
+    for q in (*before, *after):
+        if q.table.clusters != first.clusters:
+            raise Undefined(f"{q.name}: not asked on the same clusters (with another --admissions_vary, for one)")
+        if q.undefined or not np.isfinite(q.value):
+            raise Undefined(f"{q.name} is undefined: {q.undefined or 'no answer that it could be taken of'}")
+    widening = spread(first)
+    b_P, a_P = (np.array([q.value for q in part]) for part in (before, after))
+    b_BP, a_BP = (np.column_stack([bootstrap.replicates(q) for q in part]) for part in (before, after))
+    defined = np.array([np.isfinite(row).all() for row in np.hstack([b_BP, a_BP])])
+    if (lost := int((~defined).sum())) > MAX_UNDEFINED * len(defined):
+        raise Undefined(f"{before[0].name} is undefined in {lost} of {len(defined)} resamples")
+    b_BP, a_BP, values = b_BP[defined], a_BP[defined], abs(b_P) - abs(a_P)
+    null = abs(b_BP) - abs(b_P) - np.sign(a_P) * (a_BP - a_P)
+    return values, values + widening * (abs(b_BP) - abs(a_BP) - values), widening * null
+
+
+def spread(table: Table) -> float:
+    """By how much the spread of the resamples is widened: sqrt(C / (C - S)) for C clusters in S strata, times what
+    Student's t adds to the normal quantile (Hesterberg 2015, as in eval.stats.bootstrap). Raises TooFewClusters
+    below MIN_CLUSTERS.
+    """
+    clusters = len(table.clusters)
+    stratified = len(table.sizes) == 1 or min(table.sizes) > 1  # as Bootstrap draws them
+    degrees = clusters - (len(table.sizes) if stratified else 1)
+    if degrees < MIN_CLUSTERS - 1:
+        raise TooFewClusters(
+            f"{clusters} clusters are too few, at least {MIN_CLUSTERS - 1 + clusters - degrees} are needed"
+        )
+    student = stats.t.ppf(1 - ALPHA / 2, degrees) / stats.norm.ppf(1 - ALPHA / 2)
+    return float(np.sqrt(clusters / degrees) * student)
+
+
+def over_trainings(
+    values_P: np.ndarray, resamples_BP: np.ndarray, null_BP: np.ndarray, place_P: np.ndarray, seed: int,
+    same_trainings: bool = False,
+) -> Effects:  # fmt: skip
+    """The mean of each place's policies. place_P: number of each policy's place, from 0. same_trainings: the trainings
+    of every place are the same ones, in the same order (checkpoints of a few trainings), and are drawn together.
+
+    Where a place has n > 1 trainings, n of them are drawn with replacement, and how far their mean then lies from that
+    of all is widened by sqrt(n / (n - 1)), by which the spread of such draws is too small, times what Student's t of
+    n - 1 degrees of freedom adds. Where it has one, how much trainings differ is unknown and is not in the spread.
+    """
+    rng = np.random.default_rng([seed, 1])
+    values, drawn, null, counts = [], [], [], []
+    together = None
+    for place in range(int(place_P.max()) + 1):
+        here = place_P == place
+        n = int(here.sum())
+        value = values_P[here].mean()
+        if together is None or not same_trainings:
+            together = rng.integers(n, size=(len(resamples_BP), n))
+        values.append(value)
+        drawn.append(_mean_of_drawn(resamples_BP[:, here], together))
+        null.append(_mean_of_drawn(values_P[here] + null_BP[:, here], together) - value)
+        counts.append(n)
+    return Effects(np.array(values), np.column_stack(drawn), np.array(counts), np.column_stack(null))
+
+
+def _mean_of_drawn(found_BN: np.ndarray, drawn_BN: np.ndarray) -> np.ndarray:
+    """The mean of the trainings drawn (their numbers, from 0) in each resample, its spread widened; (B,)."""
+    mean, n = found_BN.mean(axis=1), found_BN.shape[1]
+    if n == 1:
+        return mean
+    student = stats.t.ppf(1 - ALPHA / 2, n - 1) / stats.norm.ppf(1 - ALPHA / 2)
+    return mean + np.sqrt(n / (n - 1)) * student * (np.take_along_axis(found_BN, drawn_BN, axis=1).mean(axis=1) - mean)
+
+
+def change_point(x_M: np.ndarray, effects: Effects) -> Threshold:
+    """The threshold of the effects at increasing places x_M. Raises ValueError for fewer than MIN_PLACES."""
+    if len(x_M) < MIN_PLACES:
+        raise ValueError(f"{len(x_M)} places, at least {MIN_PLACES} are needed")
+    grid, y_M = ramps(x_M), effects.values
+    variances = effects.null.var(axis=0)
+    floor = max(LEAST_SHARE * variances.mean(), np.finfo(float).tiny ** 0.5)
+    weights_M = 1 / np.maximum(variances, floor)
+    best, *_, fitted = _fit(y_M[None], grid, weights_M)
+    most, between = _best(x_M, y_M, grid, weights_M)
+    none, *_ = _fit(effects.null, grid, weights_M)
+    left = (weights_M * y_M**2).sum() - most
+    again = fitted[0] + effects.null
+    explained, *_ = _fit(again, grid, weights_M)
+    unexplained = (weights_M * again**2).sum(axis=1) - explained
+    _, lows, highs, _ = _fit(effects.resamples, grid, weights_M)
+    lowest = _beyond(float(np.quantile(lows, ALPHA / 2, method="lower")), x_M[0])
+    highest = max(float(np.quantile(highs, 1 - ALPHA / 2, method="higher")), float(x_M[0]))
+    return Threshold(
+        _beyond(sum(between) / 2, x_M[0]),
+        lowest,
+        highest,
+        between,
+        _share(none, best[0]),
+        _share(unexplained, left) if variances.max() > 0 else 1.0,
+        bool(np.isfinite(lowest) or highest < x_M[-1] * (1 - TIE)),
+    )
+
+
+def _fit(y_BM: np.ndarray, grid: Ramps, weights_M: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Of each row: the weighted sum of squares that the best ramp explains (B,), the outermost thresholds of those
+    that fit as well (B,), inf where none explains anything, and the fitted values (B, M).
+    """
+    norm_G = np.sqrt(grid.shapes_GM**2 @ weights_M)
+    projector_MG = (grid.shapes_GM * weights_M / norm_G[:, None]).T
+    last = len(norm_G) - 1
+    found = []
+    for i in range(0, len(y_BM), BLOCK):
+        along_BG = y_BM[i : i + BLOCK] @ projector_MG  # its square is what a ramp explains
+        best = along_BG.argmax(axis=1)
+        most = np.maximum(along_BG[np.arange(len(best)), best], 0)
+        tied = along_BG >= most[:, None] * (1 - TIE)
+        first, final = tied.argmax(axis=1), last - tied[:, ::-1].argmax(axis=1)  # thresholds are in ascending order
+        low = np.where(most > 0, grid.start_G[first], np.inf)
+        high = np.where(most > 0, grid.start_G[final] + grid.step_G[final], np.inf)
+        found.append((most**2, low, high, (most / norm_G[best])[:, None] * grid.shapes_GM[best]))
+    return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
+
+
+def _best(x_M: np.ndarray, y_M: np.ndarray, grid: Ramps, weights_M: np.ndarray) -> tuple[float, tuple[float, float]]:
+    """What the best ramp explains, and the outermost thresholds of the ramps that fit nearly as well.
+
+    The neighbourhood of the best ramp is looked at more closely; where only it fits, that gives the threshold.
+    """
+    gain_G = np.maximum(grid.shapes_GM @ (weights_M * y_M), 0) ** 2 / (grid.shapes_GM**2 @ weights_M)
+    k = int(gain_G.argmax())
+    if gain_G[k] == 0:
+        return 0.0, (np.inf, np.inf)
+    around = grid.step_G[k] * np.linspace(-1, 1, CLOSER)
+    close = _rising(x_M, grid.start_G[k] + around, grid.end_G[k] + around, np.zeros(CLOSER))
+    most, low, high, _ = _fit(y_M[None], close, weights_M)
+    near_G = gain_G >= min(most[0] - NEAR, gain_G[k] * (1 - TIE))
+    starts = grid.start_G[near_G]
+    if starts.max() > starts.min():
+        low, high = [starts.min()], [(starts + grid.step_G[near_G]).max()]
+    return float(most[0]), (float(low[0]), float(high[0]))
+
+
+def _beyond(threshold: float, first: float) -> float:
+    """-inf for a threshold at or below the first place: where below it lies, nothing that was asked can say."""
+    return -np.inf if threshold <= first else float(threshold)
+
+
+def _share(simulated: np.ndarray, observed: float) -> float:
+    """The share of the simulated values that reach the observed one, it being one of them."""
+    reached = simulated >= observed - TIE * abs(observed)
+    return float((1 + reached.sum()) / (1 + len(simulated)))

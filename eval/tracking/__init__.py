@@ -1,0 +1,1 @@
+"""Results on Weights & Biases: runs, dashboards, and what was sent already."""

@@ -1,0 +1,258 @@
+"""Weights & Biases: the only module that imports wandb on the evaluation's side.
+
+Training and evaluation never call wandb: they write files, and eval.tracking.send and eval.tracking.training_send send
+them by what is here: where to, one part of a run written and looked after, and what the server has of a run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import wandb
+from wandb.apis.public.runs import RunNotFoundError
+from wandb.errors import CommError
+from wandb.sdk.lib.service.service_connection import WandbApiFailedError
+from wandb.sdk.lib.service.service_token import WandbServiceConnectionError
+from wandb.sdk.lib.wbauth import read_netrc_auth  # what `wandb login` wrote; wandb's own lookup, as its CLI does it
+from wandb.sdk.mailbox.mailbox import MailboxClosedError
+from wandb.sdk.mailbox.mailbox_handle import HandleAbandonedError, ServerResponseError
+from wandb.util import get_core_path
+
+from eval.errors import InputError
+from eval.secrets import masked_text
+from eval.tracking.names import check_destination, lacking, picture_name
+
+ERRORS = (
+    wandb.Error, WandbApiFailedError, WandbServiceConnectionError, MailboxClosedError, HandleAbandonedError,
+    ServerResponseError,
+)  # fmt: skip
+"""What wandb raises where the server refuses or is not reached, or its own helper process fails."""
+PROJECT = "selfcorrect"
+FINISH_SECONDS = 60.0
+"""How long the end of a run is waited for; by default wandb waits for as long as it tries to reach the server."""
+QUIET = wandb.Settings(
+    silent=True, console="off", x_disable_stats=True, x_disable_machine_info=True, x_save_requirements=False,
+    disable_git=True, finish_timeout=FINISH_SECONDS, finish_timeout_raises=True,
+)  # fmt: skip
+"""Of the publishing process nothing is recorded: what evaluated is in the results' provenance."""
+RELEASE_SECONDS = 60.0
+HELPER = "wandb-core"
+ARRIVAL_SECONDS = 30.0
+"""How long what was sent is looked for at most."""
+SAME_MODES = {"run": "online", "dryrun": "offline"}
+
+
+def mode() -> str:
+    """online, offline or disabled: as $WANDB_MODE says, else as `wandb offline` or `wandb disabled` wrote down in this
+    folder, else online where the user is logged in, else offline.
+    """
+    settings = wandb.setup().settings
+    said = os.environ.get("WANDB_MODE")
+    chosen = said or settings.read_system_settings().all().get("mode", "online")
+    chosen = SAME_MODES.get(chosen, chosen)
+    if said or chosen != "online":
+        return chosen
+    return "online" if settings.api_key or read_netrc_auth(host=settings.base_url) else "offline"
+
+
+def own_entity() -> str | None:
+    """The entity of the user who is logged in, None where the server knows none. Raises InputError where it does not
+    answer, or not to this user.
+    """
+    try:
+        return wandb.Api().default_entity
+    except ERRORS as error:
+        raise InputError(
+            f"W&B did not take the login: {line(error)}; check the network and `wandb login`, or set "
+            "WANDB_MODE=offline and send later"
+        ) from error
+
+
+def default_entity() -> str:
+    """The same. Raises InputError where there is none, too."""
+    entity = own_entity()
+    if not entity:
+        raise InputError("W&B does not say which entity is yours; run `wandb login`, or give --entity")
+    return entity
+
+
+def server() -> str:
+    """The server's address without a password, '' for W&B's own."""
+    settings = wandb.setup().settings
+    own = wandb.Settings.model_fields["base_url"].default
+    return "" if settings.base_url == own else masked_text(settings.base_url)
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where runs are sent. entity: None = not named. Raises InputError for names that W&B does not take."""
+
+    project: str = field(default_factory=lambda: os.environ.get("WANDB_PROJECT") or PROJECT)
+    entity: str | None = field(default_factory=lambda: os.environ.get("WANDB_ENTITY") or None)
+
+    def __post_init__(self) -> None:
+        check_destination(self.project, self.entity)
+
+    def target(self) -> str:
+        """Server, entity and project as a ledger names them."""
+        return f"{server()}/{self.entity or ''}/{self.project}"
+
+
+def check_login() -> None:
+    """Raises InputError where runs are to be sent online, and the server does not take the login or knows no entity."""
+    if mode() == "online" and not own_entity() and not Destination().entity:
+        default_entity()
+
+
+def beside(pid: int) -> wandb.Settings:
+    """Settings of a run of which the process `pid` is the training: its use of the machine is recorded."""
+    return QUIET.model_copy(update={"x_disable_stats": False, "x_disable_machine_info": False, "x_stats_pid": pid})
+
+
+def samples_table(rows: list[dict[str, Any]], step: int) -> wandb.Table:
+    """A table of a checkpoint's sampled answers."""
+    scored = [f"{kind}/{name}" for kind in ("rewards", "judges") for name in rows[0][kind]]
+    table = wandb.Table(columns=["rlhf_step", "prompt", "answer", "tokens", "kl", "entropy", *scored])
+    for row in rows:
+        scores = [row[kind][name] for kind in ("rewards", "judges") for name in row[kind]]
+        prompt = "\n\n".join(f"{m['role']}: {m['content']}" for m in row["prompt"])
+        table.add_data(step, prompt, row["answer"], row["tokens"], row["kl"], row["entropy"], *scores)
+    return table
+
+
+def media(files: Sequence[Path]) -> dict[str, Any]:
+    """Pages (.html) and figures (.png) as they are logged, by their names."""
+    found: dict[str, Any] = {picture_name(p): wandb.Html(p, inject=False) for p in files if p.suffix == ".html"}
+    return found | {picture_name(p): wandb.Image(str(p)) for p in files if p.suffix == ".png"}
+
+
+def write_part(
+    about: dict[str, Any], write: Callable[[Any], list[dict[str, Any]]], entity: str, project: str, online: bool,
+    settings: wandb.Settings = QUIET,
+) -> Path:  # fmt: skip
+    """Writes a part of a run, to its end; its folder. about: for wandb.init; write: logs, and returns the rows, or
+    what of them can be compared, which must have been written then.
+
+    Raises InputError where they were not: wandb itself tells neither of a full disk nor of a server that refuses.
+    """
+    run = _started(
+        **about,
+        project=project,
+        entity=entity or None,
+        resume="allow",
+        reinit="create_new",  # beside the trainer's run in the same process
+        mode="online" if online else "offline",
+        settings=settings,
+    )
+    try:
+        rows = write(run)
+    except BaseException:
+        run.finish(exit_code=1)
+        raise
+    run.finish()
+    folder, path = Path(run.settings.sync_dir), f"{entity}/{project}/{about['id']}"
+    wait = time.monotonic() + ARRIVAL_SECONDS
+    pause = 0.02
+    while missing := _missing(rows, folder, path if online else None):
+        if time.monotonic() > wait:
+            raise InputError(
+                f"{missing} of {path} did not arrive at the server; publish again: it is asked for what it has, and "
+                "sent the rest"
+                if online
+                else f"{folder} was not written to its end ({missing} lacking); make room on the disk and publish again"
+            )
+        time.sleep(pause)  # the helper closes the file, and the server takes rows in, a moment after the end
+        pause = min(2 * pause, 2.0)
+    return folder
+
+
+def _missing(rows: list[dict[str, Any]], folder: Path, path: str | None) -> str:
+    """What of a part is not on the server, where its run is entity/project/run, or (None) in its offline folder; '' for
+    nothing.
+    """
+    records = [] if path else fragment_records(folder)
+    found = history(path) if path else rows_in(records)
+    n = len(lacking(found, rows))
+    ended = path or (records and records[-1]["type"] == "exit")
+    return "" if not n and ended else f"{n} of {len(rows)} rows{'' if ended else ' and the end'}"
+
+
+def end_helpers() -> None:
+    """Ends wandb's helpers of this process, with what they have not sent: wandb would wait for them at its end."""
+    helpers = [p for p in psutil.Process().children() if p.name() == HELPER]
+    for process in helpers:
+        process.kill()
+    psutil.wait_procs(helpers, timeout=5)
+
+
+def leave(status: int) -> None:
+    """Ends this process; where something failed at once, without what wandb would wait for then."""
+    if status:
+        end_helpers()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit()
+
+
+def _started(**about: Any) -> Any:
+    """wandb.init, again for a while where the run's last part, finished in this process, is not quite released yet."""
+    until = time.monotonic() + RELEASE_SECONDS
+    while True:
+        try:
+            return wandb.init(**about)
+        except ServerResponseError as error:
+            if "in use" not in str(error) or time.monotonic() > until:
+                raise InputError(f"W&B's helper process did not begin {about['id']}: {error}; publish again") from error
+            time.sleep(0.5)
+
+
+def history(path: str) -> list[dict[str, Any]]:
+    """All rows of entity/project/run on the server; none where there is no such run."""
+    try:
+        return list(wandb.Api().run(path).scan_history(use_cache=False))
+    except CommError as error:  # which wandb makes of every error there
+        if isinstance(error.exc, RunNotFoundError):
+            return []
+        raise
+
+
+def fragment_records(folder: Path) -> list[dict[str, Any]]:
+    """What is in an offline folder, by wandb's own reader, up to the place where the file was torn."""
+    (path,) = folder.glob("*.wandb")
+    command = [get_core_path(), "leet", "inspect", "--json", "--run-file", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{") and line.endswith("}")]
+
+
+def rows_in(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of a run's history."""
+    return [r["history"]["item"] for r in records if r["type"] == "history"]
+
+
+def line(error: Exception) -> str:
+    """What wandb raised, in a line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def main() -> None:
+    """`python -m eval.tracking.client`: checks the login, in a process of its own that can be ended where W&B hangs."""
+    try:
+        check_login()
+        status = 0
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    leave(status)
+
+
+if __name__ == "__main__":
+    main()

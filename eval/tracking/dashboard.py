@@ -1,0 +1,154 @@
+"""python -m eval dashboard [RUNS...]: a workspace and a report on Weights & Biases, over what `eval publish` sends.
+
+Logged in: both are saved in the project, and what they are is written into --output, so that the same command brings
+them up to date instead of making others. Else their specifications are written there, and the report's words.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from eval.cli.dispatch import JSON_HELP, Told
+from eval.curves.gather import Curve, gather
+from eval.errors import InputError
+from eval.files import prepare_output, read_json, write_json, write_text
+from eval.tracking.dashboard_panels import Section, known_only, logged_names, of_conditions, on_axes, sections
+from eval.tracking.names import check_destination, evaluated_setup
+
+SAVED = "saved.json"
+SPECS = {"workspace": "workspace.json", "report": "report.json"}
+
+
+@dataclass
+class DashboardConfig:
+    """`eval dashboard`."""
+
+    runs: list[str] = field(
+        default_factory=list,
+        metadata={
+            "action": "extend",
+            "help": "folders of published results: then only panels that they fill, and their lines' colours",
+        },
+    )
+    project: str | None = field(default=None, metadata={"help": "default $WANDB_PROJECT or selfcorrect"})
+    entity: str | None = field(default=None, metadata={"help": "user or team; default $WANDB_ENTITY or your own"})
+    output: str = field(
+        default="dashboard",
+        metadata={"aliases": ["-o"], "help": "folder for what was saved, or offline for what is to be saved"},
+    )
+    json: bool = field(default=False, metadata={"help": JSON_HELP})
+
+    def __post_init__(self) -> None:
+        check_destination(self.project, self.entity)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the dashboards show: sections, set-ups from the smallest model to the largest, and cautions."""
+
+    sections: list[Section]
+    setups: list[str]
+    cautions: list[str]
+
+
+def dashboard(config: DashboardConfig) -> Told:
+    """Saves both online; offline writes them as files. The text for the terminal, and {"mode", "urls", "files"}.
+
+    Raises InputError where a RUN has no results, the folder cannot be written, or W&B refuses.
+    """
+    from eval.tracking import client as tracking
+
+    given = {k: v for k, v in (("project", config.project), ("entity", config.entity)) if v}
+    destination = tracking.Destination(**given)
+    what = shown(gather([Path(r) for r in config.runs]) if config.runs else [])
+    folder = Path(config.output)
+    prepare_output(folder)
+    files = write_specs(what, destination.project, folder)
+    mode = tracking.mode()
+    if mode != "online":
+        why = "$WANDB_MODE is not online" if mode in ("offline", "disabled", "dryrun") else "not logged in"
+        text = (
+            f"{why}: not saved on W&B; the specifications are in {folder}, the report's words in {folder}/report.md\n"
+            "to save both, run `wandb login` (and unset WANDB_MODE), then the same command again"
+        )
+        return text, {"mode": mode, "urls": {}, "files": files}
+    urls, updated = save(what, destination, folder / SAVED)
+    hint = [] if what.setups else ["give RUNS for the colours of lines, and for panels that are filled only"]
+    lines = [f"{name} {'brought up to date' if name in updated else 'saved'}: {url}" for name, url in urls.items()]
+    return "\n".join([*lines, *hint]), {"mode": mode, "urls": urls, "files": [*files, str(folder / SAVED)]}
+
+
+def shown(curves: Sequence[Curve]) -> Shown:
+    """Everything that may be logged, against RLHF steps; of curves only what they have, against their own steps."""
+    if not curves:
+        return Shown([s for s in sections() if s.only is None], [], [])
+    from eval.tracking.ledger import ledger_of
+    from eval.views.page.text import notes
+
+    setups = [evaluated_setup(c, ledger_of(c, None).policy) for c in curves]
+    logged: dict[str, set[str]] = {}
+    for curve in curves:
+        logged.setdefault(curve.step_name, set()).update(logged_names([curve]))
+    there = known_only(on_axes(sections(), logged), logged_names(curves))
+    asked = of_conditions(there, list(zip(setups, curves, strict=True)))
+    return Shown(asked, list(dict.fromkeys(setups)), notes(curves))
+
+
+def write_specs(what: Shown, project: str, folder: Path) -> list[str]:
+    """workspace.json, report.json: what `.save()` would send; report.md: its words."""
+    from eval.tracking import dashboard_report, dashboard_workspace
+
+    workspace = dashboard_workspace.workspace(what.sections, what.setups, project, "")
+    report = dashboard_report.report(what.sections, what.setups, what.cautions, project, "")
+    for name, built in (("workspace", workspace), ("report", report)):
+        write_text(folder / SPECS[name], spec(built) + "\n")
+    write_text(folder / "report.md", dashboard_report.markdown(what.sections, what.cautions))
+    return [str(folder / name) for name in (*SPECS.values(), "report.md")]
+
+
+def spec(built: Any) -> str:
+    """The specification that is sent when a workspace or a report is saved, as JSON; checks its types."""
+    sent = json.loads(built._to_model().spec.model_dump_json(by_alias=True, exclude_none=True))
+    return json.dumps(sent, indent=1)
+
+
+def save(what: Shown, destination: Any, path: Path) -> tuple[dict[str, str], set[str]]:
+    """Saves both in the user's project: their addresses, and which of them were there already.
+
+    path: the file that says what was saved from here before. Raises InputError where W&B refuses.
+    """
+    from eval.tracking import client as tracking
+    from eval.tracking import dashboard_report, dashboard_workspace
+
+    before = read_json(path) or {}
+    updated: set[str] = set()
+    try:
+        entity = destination.entity or tracking.default_entity()
+        where = f"{entity}/{destination.project}"
+        known = before.get(where, {})
+        workspace = dashboard_workspace.workspace(what.sections, what.setups, destination.project, entity)
+        if place := known.get("workspace"):
+            workspace._internal_name, workspace._internal_id = place["name"], place["id"]
+            updated.add("workspace")
+        workspace.save()
+        urls = {"workspace": workspace.url}
+        known["workspace"] = {"name": workspace._internal_name, "id": workspace._internal_id, "url": workspace.url}
+        write_json(path, {**before, where: known})
+        report = dashboard_report.report(
+            what.sections, what.setups, what.cautions, destination.project, entity
+        )  # fmt: skip
+        if place := known.get("report"):
+            report.id = place["id"]
+            updated.add("report")
+        report.save()
+        urls["report"] = report.url
+        known["report"] = {"id": report.id, "url": report.url}
+        write_json(path, {**before, where: known})
+    except (*tracking.ERRORS, ValueError) as error:
+        remedy = f"; if they were deleted on W&B, remove {path} and run the command again" if updated else ""
+        raise InputError(f"W&B did not take the dashboards: {tracking.line(error)}{remedy}") from error
+    return urls, updated

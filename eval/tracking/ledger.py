@@ -1,0 +1,264 @@
+"""What was sent to Weights & Biases, written down beside the results: sending again, or after a kill, doubles nothing.
+
+wandb-ledger.json lies in the folder of a training, or of results made elsewhere, and has an entry for each policy:
+
+    results    the results folders that it is of, relative to the ledger's own
+    fragments  the folders below wandb/ that were written to their end
+    targets    by server, entity and project: what was `sent` there ({condition@step/experiment: digest of the row}),
+               what was being sent online and may have arrived (`open`), and the `pictures` sent (by run: digest)
+
+A folder of wandb's that is not among the fragments is the rest of a process that was killed. Offline it is removed and
+sent anew, unless it was synced in between; online the server is asked what has arrived (eval.tracking.client).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from eval.curves.gather import RUN_FILE, Curve, training_folder
+from eval.errors import InputError
+from eval.experiments.conditions import Condition
+from eval.files import read_json, write_json
+from eval.runner.store import Busy
+from eval.tracking.names import ASKED, LONGEST_NAME, digest
+
+LEDGER, TRAINING_LEDGER = "wandb-ledger.json", "wandb-training-ledger.json"
+"""Of evaluations; of a training's own run, which its training holds while it sends."""
+HELPER_SECONDS = 30.0
+"""How long the helper of a killed process is waited for at most."""
+
+
+class Ledger:
+    """One policy's entry in a ledger; read and changed under `opened`."""
+
+    def __init__(self, home: Path, policy: str, name: str = LEDGER) -> None:
+        self.home = home
+        self.policy = policy
+        self.name = name
+        self.content: dict[str, Any] = {"version": 2, "policies": {}}
+
+    @property
+    def path(self) -> Path:
+        return self.home / self.name
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        return self.content["policies"][self.policy]
+
+    @contextmanager
+    def opened(self, default_target: str, results: Sequence[Path] = (), wait: bool = True) -> Iterator[Ledger]:
+        """Holds the folder's ledger alone and reads it; the entry is there, with these results in it, on the disk.
+
+        default_target: where a ledger of the first version, which did not say, was sent to. wait: for another process
+        that holds it; else Busy is raised.
+        """
+        try:
+            handle = (self.home / f".{self.name}.lock").open("w")
+        except OSError as error:
+            raise InputError(
+                f"{self.home} cannot be written ({error.strerror}), where what was sent is written down; make it "
+                "writable, or publish a copy of it"
+            ) from error
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise Busy(f"another process is sending from {self.home}; publish again after its end") from error
+            self.content = _read(self.home, default_target, self.name)
+            entry = self.content["policies"].setdefault(
+                self.policy, {"results": [], "fragments": [], "targets": {}}
+            )  # fmt: skip
+            known = set(entry["results"] or [])
+            entry["results"] = sorted(known | {os.path.relpath(p.resolve(), self.home.resolve()) for p in results})
+            self.write()
+            yield self
+            self.write()
+
+    def run_id(self, condition: Condition) -> str:
+        """The run of a condition."""
+        return f"eval-{self.policy}-{condition.slug}"
+
+    def target(self, name: str) -> dict[str, Any]:
+        """What was sent to a server, entity and project."""
+        return self.entry["targets"].setdefault(name, {"sent": {}, "open": {}, "pictures": {}})
+
+    def entity(self, server: str, project: str, named: str | None, own: str | None) -> str:
+        """The entity that a project's results go to, '' for the user's own whose name is not known: the one named, else
+        the only one that the ledger has of the project, else the user's own.
+
+        own: the name of the user's own, which only the server says (None offline). What was sent to '' was sent there.
+        Raises InputError where it cannot be known whether what was sent to '' was sent to the one named.
+        """
+        start, end = f"{server}/", f"/{project}"
+        targets = self.entry["targets"]
+        used = {
+            name.removeprefix(start).removesuffix(end): place
+            for name, place in targets.items()
+            if name.startswith(start) and name.endswith(end) and name.count("/") == server.count("/") + 2
+            and any(place.values())
+        }  # fmt: skip
+        if own and "" in used:
+            place = self.target(f"{start}{own}{end}")
+            for part, content in targets.pop(start + end).items():
+                place[part] |= content
+            used[own] = used.pop("")
+        if named and named not in used and "" in used:
+            raise InputError(
+                f"{self.policy} was sent to your own entity of project {project} before, and offline it is not known "
+                f"whether '{named}' is that; leave out --entity and $WANDB_ENTITY to go on there, or publish online"
+            )
+        return named or (next(iter(used)) if len(used) == 1 else own or "")
+
+    def write(self) -> None:
+        """Writes the file atomically."""
+        write_json(self.path, self.content)
+
+    def folders(self, run_id: str) -> list[Path]:
+        """wandb's folders of a run, in the order of their times: offline-run-TIME-ID, online run-TIME-ID."""
+        name = re.compile(rf"(offline-)?run-\d{{8}}_\d{{6}}-{re.escape(run_id)}")
+        found = [p for p in (self.home / "wandb").glob("*run-*") if name.fullmatch(p.name) and not p.is_symlink()]
+        return sorted(found, key=lambda p: p.name.removeprefix("offline-"))
+
+    def unfinished(self, run_id: str) -> list[Path]:
+        """Those that no publishing has written to the end."""
+        return [p for p in self.folders(run_id) if p.name not in self.entry["fragments"]]
+
+    def finished(self, folder: Path) -> None:
+        """Notes a folder that was written to its end."""
+        self.entry["fragments"].append(folder.name)
+
+    def another_second(self, run_id: str) -> None:
+        """Waits where a folder of this run was made in this second: wandb names them by the second, and a second one
+        would be the same.
+        """
+        while any(time.strftime("%Y%m%d_%H%M%S") in folder.name for folder in self.folders(run_id)):
+            time.sleep(0.05)
+
+    def unsynced(self) -> list[Path]:
+        """The finished offline folders that `wandb sync` has not sent yet."""
+        folders = (self.home / "wandb" / name for name in self.entry["fragments"] if name.startswith("offline-"))
+        return [p for p in folders if p.is_dir() and not synced(p)]
+
+
+def policy_name(folder: Path, *distinguishing: Any, readable: str | None = None) -> str:
+    """A readable name, the folder's where none is given, and a hash of machine, path and what it holds.
+
+    Runs elsewhere or with other settings get other names.
+    """
+    path = folder.resolve()
+    what = json.dumps([platform.node(), str(path), *distinguishing], sort_keys=True, default=str)
+    name = (readable or f"{path.parent.name}-{path.name}")[:LONGEST_NAME]
+    return safe_name(f"{name}-{hashlib.sha256(what.encode()).hexdigest()[:6]}")
+
+
+def safe_name(name: str) -> str:
+    """With a hyphen in the place of each character that W&B does not take in the id of a run."""
+    return re.sub(r"[:;,#?/'\\%]", "-", name.strip())
+
+
+def training_policy(folder: Path, settings: dict[str, Any], run_name: str | None) -> str:
+    """The policy of a training: what its run.json says, wherever it goes on, else a new name, with run_name in it.
+
+    Raises InputError where run.json is damaged.
+    """
+    kept = (read_json(folder / RUN_FILE) or {}).get("policy")
+    return safe_name(kept) if kept else policy_name(folder, settings, readable=run_name)
+
+
+def ledger_of(curve: Curve, alone: Path | None) -> Ledger:
+    """The ledger that knows of one of the curve's results, wherever above them it lies; else a new one.
+
+    A new one lies in the training's folder, else in `alone`, the folder given that holds this curve and no other, else
+    in the curve's own. Its policy is what run.json says, or policy_name of that folder.
+    """
+    results = [Path(s["results"]).resolve() for s in curve.summaries]
+    for place in results:
+        for folder in (place, *place.parents):
+            for policy, entry in _read(folder, "")["policies"].items():
+                covered = [(folder / name).resolve() for name in entry["results"] or []]
+                if place in covered or (entry["results"] is None and training_folder(place) in (None, folder)):
+                    return Ledger(folder, policy)
+    home = curve.folder if training_folder(results[0]) or alone is None else alone
+    first = curve.summaries[0]
+    made_of = [(first["step"], first.get("weights"), first.get("adapter_weights"))]
+    said = curve.described.get("policy")
+    name = safe_name(said) if said else policy_name(home, made_of)
+    taken = _read(home, "")["policies"].get(name)
+    if taken and any((home / place / "summary.json").is_file() for place in taken["results"] or []):
+        name = f"{name}-{digest({k: first.get(k) for k in ASKED})[:6]}"  # another way of asking the same policy
+    return Ledger(home, name)
+
+
+def _read(folder: Path, default_target: str, name: str = LEDGER) -> dict[str, Any]:
+    """A ledger's content, of either version. Raises InputError where it is damaged."""
+    content = read_json(folder / name)
+    if content is None:
+        return {"version": 2, "policies": {}}
+    if content.get("version") == 2:
+        return content
+    if not {"policy", "sent"} <= content.keys():
+        raise InputError(f"{folder / name} is damaged; remove it, and the runs that it is of on W&B, and send again")
+    target = {"sent": dict.fromkeys(content["sent"]), "open": {}, "pictures": {}}
+    eval_run = re.compile(rf"(offline-)?run-\d{{8}}_\d{{6}}-eval-{re.escape(content['policy'])}-q.*")
+    finished = sorted(p.name for p in (folder / "wandb").glob("*run-*") if eval_run.fullmatch(p.name))
+    entry = {"results": None, "fragments": finished, "targets": {default_target: target}}
+    return {"version": 2, "policies": {content["policy"]: entry}}
+
+
+def check_distinct(ledgers: Sequence[Ledger]) -> None:
+    """Raises InputError where two trainings say that they are the same policy, as those of one run_name did once: their
+    runs would be the same ones.
+    """
+    homes: dict[str, Path] = {}
+    for ledger in ledgers:
+        if (home := homes.setdefault(ledger.policy, ledger.home)).resolve() != ledger.home.resolve():
+            raise InputError(
+                f"{home} and {ledger.home} both are the policy '{ledger.policy}' by their run.json; mixed they "
+                "would mean nothing: give them one at a time, each with a --project of its own"
+            )
+
+
+def synced(folder: Path) -> bool:
+    """Whether `wandb sync` has sent an offline folder; it leaves a file that says so."""
+    return any(folder.glob("*.wandb.synced"))
+
+
+def remove(folder: Path) -> None:
+    """Removes wandb's folder, in which the killed process's helper may still be writing for a moment."""
+    for _ in range(50):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
+    raise InputError(
+        f"{folder} is the rest of a publishing that was killed, and is in the way; remove it, and try again"
+    )
+
+
+def wait_for_helper(opened: dict[str, Any]) -> None:
+    """Waits for the end of wandb's helper of a process that was killed, which goes on sending for a moment.
+
+    opened: what that process wrote down when it began to send.
+    """
+    until = time.monotonic() + HELPER_SECONDS
+    if opened["node"] == platform.node() and opened["pid"] != os.getpid():
+        while _helper_of(opened["pid"]) and time.monotonic() < until:
+            time.sleep(0.2)
+
+
+def _helper_of(pid: int) -> bool:
+    lines = (p.info["cmdline"] or [] for p in psutil.process_iter(["cmdline"]))
+    return any(line and Path(line[0]).name == "wandb-core" and str(pid) in line for line in lines)

@@ -1,0 +1,247 @@
+"""From result files to Weights & Biases: what is new is sent, into one run per condition in the policy's group.
+
+The files are the truth: a ledger beside them (eval.tracking.ledger) says what was sent, so publishing again sends
+nothing again, and after a kill what was left undone. Rows are against rlhf_step (training_step for revisions of a
+model): a checkpoint that comes late or out of order keeps its place.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from eval.curves.gather import Curve
+from eval.errors import InputError
+from eval.experiments.conditions import CONDITIONS, Condition
+from eval.tracking import client as tracking
+from eval.tracking.client import Destination
+from eval.tracking.ledger import Ledger, digest, ledger_of, remove, synced, wait_for_helper
+from eval.tracking.names import axis_of, by_experiment, cautions_of, config_of, final_values, rows_of
+
+
+@dataclass
+class Sent:
+    """What became of a policy. runs: ids of those written; rows: how many; changed: what was sent before and is
+    another number now; held: why something could not be sent yet.
+    """
+
+    policy: str
+    home: Path
+    runs: list[str] = field(default_factory=list)
+    rows: int = 0
+    changed: list[str] = field(default_factory=list)
+    held: list[str] = field(default_factory=list)
+
+
+def send(curve: Curve, destination: Destination, alone: Path | None = None) -> Sent:
+    """Sends what was not sent to the destination yet. alone: a folder that holds this curve and no other.
+
+    Killed anywhere and called again it loses and doubles nothing (eval.tracking.ledger). Where W&B is disabled nothing
+    is sent, and nothing is taken for sent. Raises InputError where something did not arrive, with what did not still to
+    be sent.
+    """
+    ledger = ledger_of(curve, alone)
+    sent = Sent(ledger.policy, ledger.home)
+    if tracking.mode() == "disabled":
+        sent.held.append("W&B is disabled: nothing is sent, and nothing is taken for sent")
+        return sent
+    with ledger.opened(Destination().target(), [Path(s["results"]) for s in curve.summaries]):
+        channel = Channel(ledger, destination)
+        for condition in CONDITIONS.values():
+            rows = rows_of(curve, condition.name)
+            try:
+                new, keys, changed = _unsent(channel, curve, condition, rows)
+            except InputError as error:
+                sent.held.append(str(error))
+                continue
+            sent.changed += [f"{condition.name}, step {step}, {experiment}" for step, experiment in changed]
+            if new:
+                _send_rows(channel, curve, condition, new, keys, changed)
+                sent.runs.append(ledger.run_id(condition))
+                sent.rows += len(new)
+    return sent
+
+
+def send_pictures(
+    curves: Sequence[Curve], destination: Destination, alone: Path | None, draw: Callable[[], list[Path]]
+) -> str | None:
+    """Logs pages (.html) as report/page and figures (.png) as report/NAME into a run of their own, report-POLICY or
+    that of several policies, where results are new since it was last done; its id, or None where nothing is new.
+
+    draw: writes the files, called only where they are sent.
+    """
+    if tracking.mode() == "disabled":
+        return None
+    content = digest([[s["step"], s["metrics"]] for c in curves for s in c.summaries])
+    policies = sorted(ledger_of(c, None).policy for c in curves)
+    run_id = f"report-{policies[0] if len(policies) == 1 else digest(policies)}"
+    ledger = ledger_of(curves[0], alone)
+    with ledger.opened(Destination().target()):
+        channel = Channel(ledger, destination)
+        for row in channel.arrived(run_id, known=run_id in channel.place["pictures"]):
+            channel.place["pictures"][run_id] = row.get("report/content")
+        if channel.place["pictures"].get(run_id) == content:
+            return None
+        files = draw()
+
+        def write(run: Any) -> list[dict[str, Any]]:
+            run.log({**tracking.media(files), "report/content": content})
+            return [{"report/content": content}]
+
+        config = {
+            "condition": "report",
+            "policies": policies,
+            "policy": policies[0] if len(policies) == 1 else "several",
+        }
+        channel.write(run_id, "report", {**config, "setup": config["policy"]}, "", write)
+        channel.place["pictures"][run_id] = content
+        ledger.write()
+    return run_id
+
+
+def unsynced(curve: Curve) -> list[str]:
+    """The folders of a policy that lie offline and were not synced."""
+    ledger = ledger_of(curve, None)
+    if not ledger.path.is_file():
+        return []
+    with ledger.opened(Destination().target()):
+        return [str(path) for path in ledger.unsynced()]
+
+
+def _unsent(
+    channel: Channel, curve: Curve, condition: Condition, rows: dict[int, dict[str, float]]
+) -> tuple[dict[int, dict[str, float]], dict[str, str], list[tuple[int, str]]]:
+    """The rows that are not at the destination, their keys with a checksum of each, and (step, experiment) of what was
+    sent before with other numbers.
+    """
+    if not rows:
+        return {}, {}, []
+    done, axis = channel.place["sent"], axis_of(curve)
+    start = f"{condition.slug}@"
+    for row in channel.arrived(channel.ledger.run_id(condition), known=any(key.startswith(start) for key in done)):
+        if axis in row:
+            done |= {f"{start}{int(row[axis])}/{e}": digest(part) for e, part in by_experiment(row).items()}
+    new: dict[int, dict[str, float]] = {}
+    keys: dict[str, str] = {}
+    changed: list[tuple[int, str]] = []
+    for step, row in rows.items():
+        whole = f"{start}{step}"  # the key before experiments had keys of their own
+        for experiment, part in by_experiment(row).items():
+            key = f"{whole}/{experiment}"
+            if not {key, whole} & done.keys():
+                new.setdefault(step, {axis: step}).update(part)
+                keys[key] = digest(part)
+            elif done.get(key) not in (None, digest(part)):
+                changed.append((step, experiment))
+    return new, keys, changed
+
+
+def _send_rows(
+    channel: Channel, curve: Curve, condition: Condition, rows: dict[int, dict[str, float]], keys: dict[str, str],
+    changed: Sequence[tuple[int, str]],
+) -> None:  # fmt: skip
+    """Sends rows, and the last values with them; not those of an experiment of which W&B keeps other numbers there."""
+    axis, told = axis_of(curve), cautions_of(curve, condition.name)
+    last = final_values(curve, condition.name)
+    kept = {experiment for step, experiment in changed if last[f"final/{experiment}/step"] == step}
+    last = {name: value for name, value in last.items() if name.split("/")[1] not in kept}
+
+    def write(run: Any) -> list[dict[str, Any]]:
+        run.define_metric(axis, hidden=True, summary="none")
+        run.define_metric("eval/*", step_metric=axis, step_sync=False, summary="none")
+        for row in rows.values():
+            run.log(row)
+        run.summary.update({**last, "cautions": told})
+        return list(rows.values())
+
+    notes = "\n".join(["Before believing these numbers:", *(f"- {line}" for line in told)]) if told else ""
+    config, run_id = config_of(curve, channel.ledger.policy, condition.name), channel.ledger.run_id(condition)
+    channel.write(run_id, "eval", config, notes, write)
+    channel.place["sent"] |= keys
+    channel.ledger.write()
+
+
+class Channel:
+    """From an opened ledger to a destination. Raises InputError where the ledger cannot tell whether it is one that was
+    sent to before, and online where W&B does not take the login.
+    """
+
+    def __init__(self, ledger: Ledger, destination: Destination) -> None:
+        self.ledger = ledger
+        self.online = tracking.mode() == "online"
+        own = tracking.own_entity() if self.online else None
+        entity = ledger.entity(tracking.server(), destination.project, destination.entity, own)
+        if self.online and not entity:
+            entity = tracking.default_entity()
+        self.destination = Destination(destination.project, entity or None)
+        self.target = self.destination.target()
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """What the ledger knows of the destination."""
+        return self.ledger.target(self.target)
+
+    def arrived(self, run_id: str, known: bool) -> list[dict[str, Any]]:
+        """Clears up what a killed process left of a run; the rows of it that are at the destination, as far as the
+        ledger does not know (then to be put into it). known: whether the ledger has any of this run there.
+
+        Raises InputError where it was being sent elsewhere, or online and this process is not: only the server can
+        tell then what has arrived.
+        """
+        self._check_open(run_id)
+        opened = self.place["open"].get(run_id)
+        rows: list[dict[str, Any]] = []
+        for folder in self.ledger.unfinished(run_id):
+            if folder.name.startswith("offline-") and synced(folder):
+                records = tracking.fragment_records(folder)
+                if not records:
+                    raise InputError(
+                        f"{folder} was synced and cannot be read; remove it if W&B has nothing of {run_id}"
+                    )
+                rows += tracking.rows_in(records)
+                self.ledger.finished(folder)
+        if self.online and (not known or (opened and opened["online"])):
+            if opened:
+                wait_for_helper(opened)
+            rows += tracking.history(f"{self.destination.entity}/{self.destination.project}/{run_id}")
+        for folder in self.ledger.unfinished(run_id):
+            remove(folder)
+        self.place["open"].pop(run_id, None)
+        return rows
+
+    def _check_open(self, run_id: str) -> None:
+        for target, place in self.ledger.entry["targets"].items():
+            opened = place["open"].get(run_id)
+            if opened and target != self.target:
+                raise InputError(
+                    f"{run_id} was being sent to {target} when its process was killed; publish there once (--project, "
+                    "--entity), so that it is known what has arrived"
+                )
+            if opened and opened["online"] and not self.online:
+                raise InputError(
+                    f"{run_id} was being sent online when its process was killed; publish online once, which asks the "
+                    "server what has arrived"
+                )
+
+    def write(
+        self, run_id: str, job_type: str, config: dict[str, Any], notes: str, write: Any, settings: Any = tracking.QUIET
+    ) -> None:
+        """Writes a part of a run to its end. That it is about to is on the disk before; that it has is for the caller
+        to write, together with what was sent. write: as tracking.write_part has it.
+
+        Raises InputError where not all of it arrived: the ledger then knows it as begun, as after a kill.
+        """
+        self.place["open"][run_id] = {"online": self.online, "node": platform.node(), "pid": os.getpid()}
+        self.ledger.write()
+        self.ledger.another_second(run_id)
+        about = {
+            "dir": str(self.ledger.home.resolve()), "id": run_id, "name": run_id, "group": config["policy"],
+            "job_type": job_type, "notes": notes, "config": config,
+        }  # fmt: skip
+        entity, project = self.destination.entity or "", self.destination.project
+        self.ledger.finished(tracking.write_part(about, write, entity, project, self.online, settings))
+        del self.place["open"][run_id]

@@ -1,0 +1,186 @@
+"""`python -m eval live RUNS...`: results and trainings as a local trackio project, a view without account or network.
+
+What is on disk is the truth, and the project is made from it: a run for each policy and condition, with the metrics of
+all its checkpoints against their step, and one for each training's log (as of its last checkpoint while it runs). A run
+whose content has changed is written anew, in one transaction; one that has not is left alone. So doing it twice changes
+nothing, and killed anywhere and run again nothing is lost or doubled. trackio draws no intervals: `eval report` does.
+
+trackio lays its projects in $TRACKIO_DIR, or in the cache folder of Hugging Face.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from eval.cli.dispatch import Told
+from eval.curves.cautions import SIGNS
+from eval.curves.gather import Curve, gather
+from eval.errors import InputError
+from eval.files import read_json
+from eval.models.target import numbered
+from eval.tracking.ledger import check_distinct, ledger_of
+from eval.tracking.publish import alone_in
+from eval.views.options import RunsConfig
+
+log = logging.getLogger(__name__)
+
+PROJECT = "selfcorrect"
+QUERY = "?x_axis=rlhf_step&smoothing=0"
+NEEDED = "trackio is not installed: pip install 'trackio==0.43.*' 'pillow<13' (no account is needed), then run again"
+TRAINING = {
+    "reward": "train/reward", "kl": "train/kl", "entropy": "train/entropy", "observed/tokens": "train/tokens",
+    "loss": "train/loss",
+}  # fmt: skip
+"""Names in a training's log, and here."""
+
+
+@dataclass
+class LiveConfig(RunsConfig):
+    """`eval live`."""
+
+    project: str = field(default=PROJECT, metadata={"help": "name of the trackio project"})
+    follow: bool = field(default=False, metadata={"help": "look again and again, until interrupted"})
+    every: float = field(default=10.0, metadata={"help": "seconds between two looks of --follow"})
+    show: bool = field(default=False, metadata={"help": "serve the dashboard on this machine until ended"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.every < float("inf"):
+            raise InputError(f"every must be a number of seconds above 0, not {self.every}")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A run of the dashboard: rows are (step, {metric: value})."""
+
+    name: str
+    config: dict[str, Any]
+    rows: list[tuple[int, dict[str, float]]]
+
+    @property
+    def content(self) -> str:
+        """A checksum of all that it shows."""
+        return hashlib.sha256(json.dumps([self.config, self.rows], sort_keys=True).encode()).hexdigest()
+
+
+def live(config: LiveConfig) -> Told:
+    """Brings the project up to date: {"project", "runs", "written", "url"}; with --follow and --show until interrupted.
+
+    Raises InputError where trackio is not installed, or a run folder is not there or holds nothing.
+    """
+    storage = _storage()
+    written, runs = _bring(storage, config)
+    url = None
+    if config.show or config.follow:
+        url = _keep(storage, config)
+    text = (
+        f"trackio project {config.project}: {len(runs)} runs, {len(written)} of them new or changed\n"
+        f"see it: python -m eval live {' '.join(config.runs)} --show (x axis rlhf_step, no smoothing: {QUERY})\n"
+        f"signs: {'; '.join(f'{name} {said}' for name, said in SIGNS.items())}\n"
+        "trackio draws no intervals; python -m eval report does"
+    )
+    return text, {"project": config.project, "runs": runs, "written": written, "url": url}
+
+
+def _storage() -> Any:
+    try:
+        from trackio.sqlite_storage import SQLiteStorage  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise InputError(NEEDED) from error
+    return SQLiteStorage
+
+
+def _keep(storage: Any, config: LiveConfig) -> str | None:
+    """Serves and follows, as asked, until interrupted; the dashboard's address."""
+    shown = url = None
+    if config.show:
+        import trackio  # pyright: ignore[reportMissingImports]
+
+        shown = trackio.show(config.project, open_browser=False, block_thread=False)
+        url = shown[1].rstrip("/") + f"/{QUERY}&project={config.project}"
+        log.info("dashboard: %s (Ctrl-C ends it)", url)
+    try:
+        while True:
+            time.sleep(config.every)
+            if config.follow:
+                for name in _bring(storage, config)[0]:
+                    log.info("updated: %s", name)
+    except KeyboardInterrupt:
+        log.info("ended")
+    return url
+
+
+def _bring(storage: Any, config: LiveConfig) -> tuple[list[str], list[str]]:
+    """Writes what is new or changed; (names written, all names)."""
+    written, runs = [], []
+    for run in shown_runs(gather(config.folders), config.folders):
+        runs.append(run.name)
+        if put(storage, config.project, run):
+            written.append(run.name)
+    return written, runs
+
+
+def put(storage: Any, project: str, run: Shown) -> bool:
+    """Writes a run, in the place of an earlier state of it; whether there was anything to write."""
+    known = storage.get_run_config(project, run.name)
+    if known is not None and known.get("content") == run.content:
+        return False
+    storage.delete_run(project, run.name)
+    storage.bulk_log(
+        project, run.name, [metrics for _, metrics in run.rows], steps=[step for step, _ in run.rows],
+        config={**run.config, "content": run.content},
+    )  # fmt: skip
+    return True
+
+
+def shown_runs(curves: Sequence[Curve], folders: Sequence[Path]) -> Iterator[Shown]:
+    """A run per curve and condition, and one per training whose log is known, under the names that `eval publish` of
+    these folders has for the policies: unlike the curves' own, they tell apart what is given in different calls.
+
+    Raises InputError where two trainings say that they are the same policy.
+    """
+    ledgers = [ledger_of(curve, alone_in(curve, curves, folders)) for curve in curves]
+    check_distinct(ledgers)
+    for curve, name in zip(curves, (ledger.policy for ledger in ledgers), strict=True):
+        about = {
+            "_Group": name, "model": curve.model, "model_params": curve.model_params,
+            "algorithm": curve.algorithm, "seed": curve.seed,
+        }  # fmt: skip
+        for condition in dict.fromkeys(m["condition"] for s in curve.summaries for m in s["metrics"]):
+            rows = [(s["step"], _metrics(s, condition)) for s in curve.summaries]
+            yield Shown(f"{name} {condition}", about | {"condition": condition}, [r for r in rows if len(r[1]) > 1])
+        if rows := [(entry["step"], _logged(entry)) for entry in _log(curve) if "step" in entry]:
+            yield Shown(f"{name} training", about, [r for r in rows if len(r[1]) > 1])
+
+
+def _metrics(summary: dict[str, Any], condition: str) -> dict[str, float]:
+    """The metrics of whole experiments, by the names that W&B has them under."""
+    found = {
+        f"eval/{m['experiment']}/{m['name']}": m["value"]
+        for m in summary["metrics"]
+        if m["condition"] == condition and m["category"] == "all" and m["value"] is not None
+    }
+    return {"rlhf_step": summary["step"], **found}
+
+
+def _logged(entry: dict[str, Any]) -> dict[str, float]:
+    found = {name: entry[key] for key, name in TRAINING.items() if isinstance(entry.get(key), int | float)}
+    return {"rlhf_step": entry["step"], **found}
+
+
+def _log(curve: Curve) -> list[dict[str, Any]]:
+    """A training's log: of its result file, or while it runs of its last checkpoint."""
+    if name := curve.described.get("result"):
+        if result := read_json(curve.folder / name):
+            return result["log"]
+        states = {step: p / "trainer_state.json" for step, p in numbered(curve.folder).items()}
+        if there := [step for step, state in states.items() if state.is_file()]:
+            return (read_json(states[max(there)]) or {}).get("log_history", [])
+    return []

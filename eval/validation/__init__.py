@@ -1,0 +1,1 @@
+"""Do the metrics find what is planted?"""

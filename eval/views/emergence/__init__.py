@@ -1,0 +1,1 @@
+"""From which size, and which step, an instruction reduces bias."""

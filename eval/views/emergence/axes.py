@@ -1,0 +1,189 @@
+"""What `eval emergence` looks for thresholds along, sizes and steps, and which curves are trainings of one of them.
+
+Trainings of one size are what seeds are: training folders whose run.json names the same model and algorithm, evaluated
+in the same format and dtype. The same checkpoint in another dtype is no second training, and two models of a size, such
+as a base and its instruct model, are two models. Results without run.json are never trainings of one another.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from eval.curves.gather import Curve
+from eval.curves.kinds import kind
+from eval.errors import InputError
+from eval.stats.change_point import MIN_PLACES
+
+SIZE, STEP = "size", "step"
+
+
+@dataclass(frozen=True)
+class Place:
+    """One size or step: where it lies (parameters, steps) and the checkpoints there, one of each training."""
+
+    at: int
+    checkpoints: tuple[tuple[Curve, dict[str, Any]], ...]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What a threshold is looked for along. held: the step (axis size) or the parameters (axis step) that all share;
+    not_used: in words, which steps some have and some lack, or ''.
+    """
+
+    kind: str
+    places: tuple[Place, ...]
+    held: int | None
+    step_name: str
+    policies: tuple[str, ...]
+    algorithm: str | None
+    not_used: str = ""
+
+    @property
+    def x_M(self) -> np.ndarray:
+        at = np.array([p.at for p in self.places], dtype=float)
+        return np.log10(at) if self.kind == SIZE else at
+
+    @property
+    def kinds(self) -> list[str]:
+        """Of which kinds the models are, those with the smallest size first."""
+        return list(dict.fromkeys(kind(curve) for curve, _ in self.checkpoints))
+
+    @property
+    def checkpoints(self) -> list[tuple[Curve, dict[str, Any]]]:
+        return [c for place in self.places for c in place.checkpoints]
+
+
+def axes(curves: Sequence[Curve], step: int | None, left_out: list[str], strict: bool = False) -> Iterator[Axis]:
+    """What thresholds can be looked for along; a line in `left_out` for what cannot be."""
+    families: dict[tuple[str | None, str], list[Curve]] = {}
+    for curve in curves:
+        families.setdefault((curve.algorithm, curve.step_name), []).append(curve)
+    for family in families.values():
+        if (axis := _size_axis(family, step, left_out, strict)) is not None:
+            yield axis
+    for family in families.values():
+        sizes: dict[Any, list[Curve]] = {}
+        for curve in family:
+            sizes.setdefault(curve.model_params or curve.name, []).append(curve)
+        for alike in (part for of_size in sizes.values() for part in _trainings(of_size)):
+            together = len(set.intersection(*(set(c.steps) for c in alike))) >= MIN_PLACES
+            for part in [alike] if together else [[c] for c in alike]:
+                if (axis := _step_axis(part, left_out)) is not None:
+                    yield axis
+
+
+def _trainings(curves: Sequence[Curve]) -> list[list[Curve]]:
+    """The curves (of one algorithm and size) in groups, each of the trainings of one model, asked in one way."""
+    groups: dict[Any, list[Curve]] = {}
+    for number, curve in enumerate(curves):
+        alike: tuple[Any, ...] = (number,)  # without run.json nothing says what it is a training of
+        if curve.described:
+            before = [c for c in curves[:number] if c.folder.resolve() == curve.folder.resolve()]
+            same = [c for c in before if _asked(c) == _asked(curve)]  # told apart by something else than these
+            alike = (curve.described.get("model"), *_asked(curve), len(same))
+        groups.setdefault(alike, []).append(curve)
+    return list(groups.values())
+
+
+def _asked(curve: Curve) -> tuple[Any, ...]:
+    return tuple(curve.summaries[0].get(name) for name in ("format", "system_turn", "dtype"))
+
+
+def _as_asked(curve: Curve) -> str:
+    return f"{curve.name} [{curve.summaries[0].get('format')}, {curve.summaries[0].get('dtype')}]"
+
+
+def _one_of_each_size(known: list[Curve], sizes: Sequence[int], where: str, left_out: list[str]) -> list[Curve]:
+    """The curves that are trainings of one model at each size: of several models, or ways of asking, those with the
+    most trainings; then those asked as most of the curves are; then the first by name. A line for what is left out.
+    """
+    usual = Counter(_asked(c) for c in known)
+    kept: list[Curve] = []
+    of, others = [], []
+    for at in sizes:
+        groups = _trainings([c for c in known if c.model_params == at])
+        chosen = max(groups, key=lambda g: (len(g), usual[_asked(g[0])]))  # of equal ones the first
+        kept += chosen
+        if len(groups) > 1:
+            of += map(_as_asked, chosen)
+            others += [_as_asked(c) for g in groups if g is not chosen for c in g]
+    if others:
+        left_out.append(
+            f"{where}: {', '.join(others)}: left out, no further trainings of {', '.join(of)} (other folders whose "
+            "run.json names the same model and algorithm, asked in the same format, system turn and dtype). Of a size "
+            "those with the most trainings stay, then those asked as most are, then the first name; give only the "
+            "folders that are meant to choose otherwise"
+        )
+    return kept
+
+
+def _missing(curves: Sequence[Curve], used: Sequence[int], after: int | None = None) -> str:
+    """Which steps (those above `after`) are not used since some of the curves lack them, in words; '' where none is."""
+    unused = sorted({s for c in curves for s in c.steps if s not in used and (after is None or s > after)})
+    if not unused:
+        return ""
+    lack = [c.name for c in curves if not set(unused) <= set(c.steps)]
+    are = "is" if len(unused) == 1 else "are"
+    return (
+        f"{_count(len(unused), 'step')} not used: {', '.join(map(str, unused))} {are} not there for {', '.join(lack)}"
+    )
+
+
+def _size_axis(family: list[Curve], step: int | None, left_out: list[str], strict: bool) -> Axis | None:
+    known = [c for c in family if c.model_params]
+    where = f"size, {named(family)}"
+    if len(known) < len(family):
+        unknown = [c.name for c in family if not c.model_params]
+        left_out.append(f"{where}: parameters of {', '.join(unknown)} are not known, so left out")
+    sizes = sorted({c.model_params or 0 for c in known})
+    if len(sizes) < MIN_PLACES:
+        left_out.append(f"{where}: {_count(len(sizes), 'size')}, at least {MIN_PLACES} are needed")
+        return None
+    known = _one_of_each_size(known, sizes, where, left_out)
+    common = set.intersection(*(set(c.steps) for c in known))
+    if not common or (step is not None and step not in common):
+        have = f"steps that all have: {', '.join(map(str, sorted(common))) or 'none'}"
+        if step is not None and strict:
+            raise InputError(f"step {step} is not there for every size of {named(family)}; {have}")
+        left_out.append(f"{where}: the sizes share no such step; {have}")
+        return None
+    at = max(common) if step is None else step
+    places = [
+        Place(size, tuple((c, s) for c in known if c.model_params == size and (s := c.at(at)) is not None))
+        for size in sizes
+    ]
+    names = tuple(c.name for c in known)
+    not_used = _missing(known, [at], at) if step is None else ""
+    if not_used:
+        left_out.append(f"{where}: {not_used}; taken is {at}, the largest that all have")
+    return Axis(SIZE, tuple(places), at, family[0].step_name, names, family[0].algorithm, not_used)
+
+
+def _step_axis(alike: list[Curve], left_out: list[str]) -> Axis | None:
+    common = sorted(set.intersection(*(set(c.steps) for c in alike)))
+    if len(common) < MIN_PLACES:
+        left_out.append(f"step, {named(alike)}: {_count(len(common), 'step')}, at least {MIN_PLACES} are needed")
+        return None
+    places = [Place(s, tuple((c, found) for c in alike if (found := c.at(s)) is not None)) for s in common]
+    if not_used := _missing(alike, common):
+        left_out.append(f"step, {named(alike)}: {not_used}")
+    first = alike[0]
+    names = tuple(c.name for c in alike)
+    return Axis(STEP, tuple(places), first.model_params, first.step_name, names, first.algorithm, not_used)
+
+
+def named(curves: Sequence[Curve]) -> str:
+    """The algorithm and the policies, for a line."""
+    names = list(dict.fromkeys(c.name for c in curves))
+    of = f"{curves[0].algorithm}: " if curves[0].algorithm else ""
+    return of + (", ".join(names) if len(names) <= 4 else f"{len(names)} policies")
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"

@@ -1,0 +1,244 @@
+"""The numbers of a figure, each with where it comes from, and the places where a number should be and is not.
+
+A cell is measured, undefined (asked, but the metric has no value) or not evaluated. Figures are drawn from cells and
+their CSV files are cells, so that what is drawn is what is written.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from eval.curves import kinds
+from eval.curves.cautions import Caution, caution_of
+from eval.curves.gather import Curve, find
+from eval.curves.settings import asked_in, differing
+from eval.experiments.bbq_metrics import MEAN
+from eval.experiments.conditions import INVERSE
+from eval.experiments.registry import EXPERIMENTS
+from eval.views.figures.reference import PAPER_STEPS
+
+MEASURED, UNDEFINED, ABSENT = "measured", "undefined", "not evaluated"
+COT = "Q+IF+CoT"
+ANOTHER_PAIR = "asked, but not Black against white"
+"""Of admissions in which other races, or the sexes, were compared."""
+PAPER = ("bbq", "winogender", "admissions")
+"""The experiments of the paper's figures, in its order."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A metric of a checkpoint under a condition, or its absence. model_params: parameters, None where not known;
+    step: None where the curve has no checkpoint to look at; metric: its name in summary.json; caution: why the number
+    means little, '' where it does not; results: folder of summary.json; kind: the model's name without its size; asked:
+    the settings that decide what was asked, as JSON, '' where nothing was.
+    """
+
+    experiment: str
+    condition: str
+    category: str
+    curve: str
+    model: str
+    algorithm: str
+    seed: int | None
+    model_params: int | None
+    step: int | None
+    step_name: str
+    metric: str
+    state: str
+    value: float | None
+    low: float | None
+    high: float | None
+    n_items: int | None
+    n_clusters: int | None
+    method: str
+    note: str
+    caution: str
+    data: str
+    results: str
+    git_commit: str
+    kind: str
+    asked: str
+
+    @property
+    def group(self) -> tuple[str, str]:
+        """Policies that one line may join, or one mean may be of: of one algorithm and one kind of model."""
+        return self.algorithm, self.kind
+
+    @property
+    def lacking(self) -> str:
+        """Why there is no number, in words."""
+        return self.note if self.state == ABSENT and self.note else self.state
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """Panel of the figures with a panel for each experiment and category."""
+        return self.experiment, self.category
+
+
+def cell(
+    curve: Curve,
+    step: int | None,
+    experiment: str,
+    condition: str,
+    metric: str,
+    category: str,
+    found: Sequence[Caution],
+) -> Cell:
+    """What a curve has at a step (None: nothing)."""
+    summary = None if step is None else curve.at(step)
+    m = None if summary is None else find(summary, experiment, condition, metric, category)
+    told = m or {"note": _lacking(curve, step, experiment, condition)}
+    state = ABSENT if m is None else UNDEFINED if m["value"] is None else MEASURED
+    caution = caution_of(found, curve.name, step or 0, m) if m is not None and "accuracy" not in metric else None
+    return Cell(
+        experiment, condition, category, curve.name, model_name(curve), curve.algorithm or "", curve.seed,
+        curve.model_params, step, curve.step_name, metric, state,
+        told.get("value"), told.get("low"), told.get("high"), told.get("n_items"), told.get("n_clusters"),
+        told.get("method", ""), told.get("note", ""), caution.text if caution else "",
+        summary["data"] if summary else "", summary["results"] if summary else "",
+        str(summary.get("git_commit") or "") if summary else "", kinds.kind(curve),
+        json.dumps(asked_in(summary, experiment, condition)) if summary and m is not None else "",
+    )  # fmt: skip
+
+
+def _lacking(curve: Curve, step: int | None, experiment: str, condition: str) -> str:
+    """Why a number that is not there is not there, '' where it was simply not asked."""
+    summary = None if step is None else curve.at(step)
+    if summary is None:
+        return curve.unfinished.get(step, "") if step is not None else ""
+    asked = any((m["experiment"], m["condition"]) == (experiment, condition) for m in summary["metrics"])
+    return ANOTHER_PAIR if asked and experiment == "admissions" else ""
+
+
+def model_name(curve: Curve) -> str:
+    """The model as given; of a folder of this machine the name only that every view gives it."""
+    return kinds.model_name(curve) if Path(curve.model).is_absolute() else curve.model
+
+
+def nearest_step(curve: Curve, experiment: str, asked: int | None = None) -> int | None:
+    """The step of a curve that stands for it where sizes are compared: `asked`, if it is there; else of the steps at
+    which the experiment was evaluated the nearest to the paper's, the smaller of two. A curve whose steps are no RLHF
+    steps stands for itself by its last.
+    """
+    steps = [s["step"] for s in curve.summaries if any(m["experiment"] == experiment for m in s["metrics"])]
+    if asked is not None:
+        return asked if asked in steps else None
+    if not steps:
+        return None
+    return min(steps, key=lambda s: (abs(s - PAPER_STEPS[experiment]), s)) if curve.rlhf else steps[-1]
+
+
+def conditions(curves: Sequence[Curve], experiment: str) -> list[str]:
+    """The paper's conditions of an experiment, evaluated or not, and the misuse probe where it was asked."""
+    asked = {m["condition"] for c in curves for s in c.summaries for m in s["metrics"] if m["experiment"] == experiment}
+    return [c for c in EXPERIMENTS[experiment].CONDITIONS if c != INVERSE or c in asked]
+
+
+def categories(curves: Sequence[Curve]) -> list[str]:
+    """BBQ's categories among the results, in alphabetical order."""
+    found = {m["category"] for c in curves for s in c.summaries for m in s["metrics"] if m["experiment"] == "bbq"}
+    return sorted(found - {"all", MEAN})
+
+
+def largest(curves: Sequence[Curve]) -> list[Curve]:
+    """All curves of the largest model that was evaluated at several steps; of the largest model where none was. Where
+    no size is known, the first curve. RLHF runs go before all others, and all have the same kind of steps.
+    """
+    pool = [c for c in curves if c.rlhf] or list(curves)
+    several = [c for c in pool if len(c.steps) > 1] or pool
+    sized = [c for c in several if c.model_params is not None]
+    top = max((c.model_params or 0 for c in sized), default=None)
+    return several[:1] if top is None else one_axis([c for c in sized if c.model_params == top])
+
+
+def one_axis(curves: Sequence[Curve]) -> list[Curve]:
+    """Those whose steps can stand on one axis: RLHF's if there are any, else those that count what the first does."""
+    rlhf = [c for c in curves if c.rlhf]
+    return rlhf or [c for c in curves if c.step_name == curves[0].step_name]
+
+
+def questions_differ(curves: Sequence[Curve], experiment: str) -> list[str]:
+    """Which settings differ, among the results that have the experiment, that decide what was asked in it: numbers of
+    such curves do not belong on one line.
+    """
+    asked: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
+    for summary in (s for c in curves for s in c.summaries):
+        conditions = {m["condition"] for m in summary["metrics"] if m["experiment"] == experiment}
+        for reasoned in (False, True) if COT in conditions else (False,) if conditions else ():
+            asked[reasoned].append(asked_in(summary, experiment, COT if reasoned else ""))
+    return list(dict.fromkeys(name for found in asked.values() for name in differing(found)))
+
+
+def unlike(cells: Iterable[Cell]) -> list[str]:
+    """In which settings the questions differ that these numbers of one condition are of."""
+    asked = {c.asked for c in cells if c.asked}
+    return differing([json.loads(a) for a in sorted(asked)]) if len(asked) > 1 else []
+
+
+def no_mean(cells: Sequence[Cell]) -> str:
+    """Why the numbers of several policies have no mean, in words; '' where they have one."""
+    measured = [c for c in cells if c.state == MEASURED]
+    if differ := unlike(measured):
+        return f"not asked the same ({', '.join(differ)})"
+    return "not at the same step" if len({c.step for c in measured}) > 1 else ""
+
+
+def missing(cells: Iterable[Cell]) -> list[str]:
+    """A line for every experiment and condition that lacks something: what, in which categories, for which curves; and
+    one for every curve that was not evaluated at all at a step of others.
+    """
+    lacking: dict[tuple[str, str, str, str], list[Cell]] = {}
+    steps: dict[tuple[str, str], set[int]] = {}
+    for c in cells:
+        if c.step is not None and not c.results:
+            steps.setdefault((c.curve, c.lacking), set()).add(c.step)
+        elif c.state != MEASURED:
+            lacking.setdefault((c.experiment, c.condition, c.lacking, c.category), []).append(c)
+    parts: dict[tuple[str, str, str], list[str]] = {}
+    for (experiment, condition, state, category), where in lacking.items():
+        told = f"{condition}: {state} for {some(checkpoints(where), 6)}"
+        parts.setdefault((experiment, state, told), []).append(category)
+    lines = [
+        f"{experiment}{'' if found == ['all'] else f' ({some(found, 11)})'}, {told}"
+        for (experiment, _, told), found in parts.items()
+    ]
+    return lines + [f"{name}: {why} at step {', '.join(map(str, sorted(s)))}" for (name, why), s in steps.items()]
+
+
+def checkpoints(cells: Iterable[Cell]) -> list[str]:
+    """'run at step 60', 'other at steps 0, 60', for each curve; a curve alone where no step is known."""
+    steps: dict[str, set[int]] = {}
+    for c in cells:
+        steps.setdefault(c.curve, set()).update([] if c.step is None else [c.step])
+    return [
+        f"{curve} at step{'s' * (len(found) > 1)} {', '.join(map(str, sorted(found)))}" if found else curve
+        for curve, found in steps.items()
+    ]
+
+
+def at(cell: Cell) -> str:
+    """Which checkpoint, in words."""
+    return cell.curve if cell.step is None else f"{cell.curve} at step {cell.step}"
+
+
+def some(where: Sequence[str], most: int) -> str:
+    """The first of them, and how many more."""
+    more = f" and {len(where) - most} more" if len(where) > most else ""
+    return ", ".join(where[:most]) + more
+
+
+def as_csv(rows: Sequence[Any]) -> str:
+    """Dataclass instances of one type as CSV with a head; an empty field for None."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    if rows:
+        names = [f.name for f in fields(rows[0])]
+        writer.writerow(names)
+        writer.writerows([["" if (v := getattr(row, n)) is None else v for n in names] for row in rows])
+    return out.getvalue()

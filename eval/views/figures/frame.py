@@ -1,0 +1,199 @@
+"""What the figures have in common: what is asked of them, the legend above, the words below, no text on other text."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from eval.curves.cautions import Caution
+from eval.curves.gather import Curve, size_name, unfinished
+from eval.data.readers import SMALL_SET_NOTE
+from eval.views.figures import apart, panels
+from eval.views.figures import cells as data
+from eval.views.figures.cells import Cell
+from eval.views.figures.lines import SIZE
+from eval.views.figures.style import GREY, SETTINGS, SMALL, WIDTH
+
+NOTE_WIDTH = 138
+"""Characters of the smallest text across a figure."""
+SEVERAL = (
+    "small marks and faint lines are single policies, large marks and thick lines their means, over steps only where "
+    "all have a value; bars are intervals of single policies; bands over steps go from the least to the greatest "
+    "policy and are no intervals"
+)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be drawn. curves: all; chosen: those that stand for the largest model; step: at which sizes are
+    compared, None for the nearest to the paper's; named: whether the user named the model; left_out: curves of this
+    model, or of its size or a larger one, that are not drawn against the step.
+    """
+
+    curves: tuple[Curve, ...]
+    chosen: tuple[Curve, ...]
+    scoring: str
+    step: int | None
+    found: tuple[Caution, ...]
+    named: bool = False
+    left_out: tuple[Curve, ...] = ()
+
+    @property
+    def step_name(self) -> str:
+        """What the steps of the chosen curves count."""
+        return self.chosen[0].step_name
+
+    @property
+    def sized(self) -> list[Curve]:
+        """The curves that have a place on an axis of sizes."""
+        return [c for c in self.curves if c.model_params is not None]
+
+
+@dataclass
+class Drawn:
+    """A figure, its cells, what it shows in a sentence or two, and what a reader has to know."""
+
+    number: int
+    title: str
+    figure: Figure
+    cells: list[Cell]
+    says: str
+    remarks: list[str] = field(default_factory=list)
+    rows: list[Any] = field(default_factory=list)  # what the CSV file holds, where it is not the cells
+
+    @property
+    def stem(self) -> str:
+        return f"fig{self.number}"
+
+
+def new(height: float) -> Figure:
+    """An empty figure as wide as a page's text, whatever pyplot is set to. height: inches."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def steps_told(cells: Sequence[Cell]) -> str:
+    """'RLHF step 800', 'RLHF steps 50 to 60', '' where no number is of a step."""
+    steps = sorted({c.step for c in cells if c.step is not None})
+    names = {c.step_name for c in cells if c.step is not None}
+    if not steps or len(names) > 1:
+        return "steps: see caption" if steps else ""
+    name = names.pop()
+    return f"{name} {steps[0]}" if len(steps) == 1 else f"{name}s {steps[0]} to {steps[-1]}"
+
+
+def chosen_told(asked: Asked) -> str:
+    """Which model stands in the figures of one model."""
+    names = ", ".join(c.name for c in asked.chosen)
+    size = size_name(asked.chosen[0].model_params)
+    what = "the model asked for" if asked.named else "the largest model"
+    return f"{what}, {size} ({names})"
+
+
+def not_drawn(asked: Asked) -> list[str]:
+    """A remark on curves that are not drawn against the step although their model is as large, or was asked for."""
+    size = asked.chosen[0].model_params
+    larger = [c for c in asked.left_out if size is not None and (c.model_params or 0) > size]
+    told = {"larger, but ": larger, "": [c for c in asked.left_out if c not in larger]}
+    return [
+        f"{which}not drawn against the step: {data.some([_of_steps(c, asked) for c in curves], 4)}"
+        for which, curves in told.items()
+        if curves
+    ]
+
+
+def _of_steps(curve: Curve, asked: Asked) -> str:
+    """The curve, and why it is not drawn, where its size does not say so."""
+    if curve.step_name != asked.step_name:
+        return f"{curve.name} ({curve.step_name})"
+    return f"{curve.name} (one step only)" if len(curve.steps) == 1 else curve.name
+
+
+def complete(
+    drawn: Drawn, asked: Asked, parts: Sequence[tuple[Sequence[Cell], str]], lines: list[Line2D] | None = None
+) -> Drawn:
+    """Legend, the line below the figure, remarks; ticks that would overlap lose their label.
+
+    parts: cells that stand on one axis, with SIZE or STEP; lines: of the legend, None for the conditions.
+    """
+    figure = drawn.figure
+    shown = [a for a in figure.axes if a.axison]
+    panels.make_room(shown)
+    panels.legend(figure, panels.condition_lines(drawn.cells) if lines is None else lines, shown)
+    there = {(c.curve, c.step) for c in drawn.cells}
+    shown_curves = [c for c in asked.curves if c.name in {name for name, _ in there}]
+    drawn.remarks = [*apart.told(parts), *drawn.remarks, *unfinished(shown_curves, there)]
+    drawn.remarks += several_told(drawn)
+    measured = [c for c in drawn.cells if c.state == data.MEASURED]
+    if bare := sum(c.low is None for c in measured):
+        drawn.remarks.append(f"{bare} of {len(measured)} values have no interval ({drawn.stem}.csv says why)")
+    if any(along == SIZE for _, along in parts):
+        drawn.remarks += [f"size not known, not drawn: {c.name}" for c in asked.curves if c.model_params is None]
+    foot(drawn, asked)
+    part_labels(figure)
+    return drawn
+
+
+def several_told(drawn: Drawn) -> list[str]:
+    """How policies that do not belong together are shown, and several of one size."""
+    remarks = []
+    cells = [c for c in drawn.cells if c.state != data.ABSENT]
+    sizes: dict[tuple[str, str], dict[str, None]] = {}
+    for c in sorted(cells, key=lambda c: c.model_params or 0):
+        sizes.setdefault(c.group, {})[size_name(c.model_params)] = None
+    groups = list(dict.fromkeys(c.group for c in cells))
+    if len(groups) > 1:
+        told = "; ".join(
+            f"{kind} ({made or 'no RLHF run of ours'}): {', '.join(sizes[made, kind])}" for made, kind in groups
+        )
+        remarks.append(f"lines apart for {told}" + ("" if drawn.number == 5 else "; the first is the thickest"))
+    policies: dict[tuple[int | None, tuple[str, str]], set[str]] = {}
+    for c in cells:
+        policies.setdefault((c.model_params, c.group), set()).add(c.curve)
+    several = [f"{len(names)} of {size_name(size)}" for (size, _), names in policies.items() if len(names) > 1]
+    if several:
+        how = "marks and lines are their means, or, where there is none, each of them" if drawn.number == 5 else SEVERAL
+        remarks.append(f"several policies ({', '.join(several)}): {how}")
+    return remarks
+
+
+def foot(drawn: Drawn, asked: Asked) -> None:
+    """The words below the figure."""
+    lines = [SMALL_SET_NOTE] if any(c.data == panels.SHIPPED for c in drawn.cells) else []
+    lines += [f"{r[0].upper()}{r[1:]}." for r in drawn.remarks]
+    text = "\n".join(part for line in lines for part in textwrap.wrap(line, NOTE_WIDTH))
+    if text:
+        drawn.figure.supxlabel(text, fontsize=SMALL, color=GREY, x=0.01, ha="left")
+
+
+def part_labels(figure: Figure) -> None:
+    """Lays the figure out, once for all formats, and takes away the label of every tick that would touch the one
+    before it.
+    """
+    for _ in range(2):  # room changes ticks, and their labels the room
+        figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes in (a for a in figure.axes if a.axison):
+        labels = [t for t in axes.get_xticklabels() if t.get_text()]
+        boxes = [t.get_window_extent() for t in labels]
+        kept, texts = None, {}
+        for text, box in sorted(zip(labels, boxes, strict=True), key=lambda pair: pair[1].x0):
+            touches = kept is not None and box.x0 < kept.x1 + 3
+            texts[round(text.get_position()[0], 6)] = "" if touches else text.get_text()
+            kept = kept if touches else box
+        if "" in texts.values():
+            ticks = axes.get_xticks()
+            axes.set_xticks(ticks, [texts.get(round(t, 6), "") for t in ticks])
+
+
+def settings() -> Any:
+    """The context in which figures are drawn."""
+    return matplotlib.rc_context(SETTINGS)
