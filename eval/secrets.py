@@ -69,9 +69,9 @@ def masked(value: Any, name: str = "") -> Any:
 
 def masked_text(text: str) -> str:
     """The text with MASK in place of secrets: in addresses, JSON, `name=value`, `name: value` and `--name value`."""
-    if text.lstrip().startswith(("{", "[")) and (found := _read(text)) is not None:
-        shown = masked(found)
-        return text if shown == found else json.dumps(shown)
+    if text.lstrip().startswith(("{", "[")) and (parsed := _parse_mapping(text)) is not None:
+        shown = masked(parsed)
+        return text if shown == parsed else json.dumps(shown)
     text = CREDENTIALS.sub(f"{MASK}@", text)
     parts, end = [], 0
     for named in NAME.finditer(text):
@@ -85,14 +85,14 @@ def masked_text(text: str) -> str:
     return "".join([*parts, text[end:]])
 
 
-def _read(text: str) -> Any:
+def _parse_mapping(text: str) -> Any:
     """The mapping or list that a text is in JSON or YAML; None where it is neither."""
     for read in (json.loads, yaml.safe_load):
         try:
-            found = read(text)
+            parsed = read(text)
         except (ValueError, yaml.YAMLError):
             continue
-        return found if isinstance(found, dict | list) else None
+        return parsed if isinstance(parsed, dict | list) else None
     return None
 
 
@@ -129,18 +129,18 @@ def conceal(args: Any) -> None:
             shown = masked(value)
             if shown != value:
                 setattr(args, field.name, shown)
-    _seal(getattr(getattr(args, "hf_deepspeed_config", None), "config", None))
+    _wrap_secrets(getattr(getattr(args, "hf_deepspeed_config", None), "config", None))
 
 
-def _seal(part: Any) -> None:
+def _wrap_secrets(part: Any) -> None:
     """Makes each secret in a mapping a Secret, in place: others hold the same mapping."""
     if isinstance(part, list):
         for entry in part:
-            _seal(entry)
+            _wrap_secrets(entry)
     if not isinstance(part, dict):
         return
     for key, value in part.items():
         if is_secret(str(key)) and isinstance(value, str):
             part[key] = Secret(value)
         else:
-            _seal(value)
+            _wrap_secrets(value)

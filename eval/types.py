@@ -36,8 +36,8 @@ def prompt_sha256(prompts: Sequence[Prompt]) -> str:
     It is taken before a dialogue format is put on them: of the JSON list [[[[role, text], ...], [candidate, ...]], ...]
     without spaces, in ASCII.
     """
-    asked = [[[[t.role, t.text] for t in p.turns], list(p.candidates)] for p in prompts]
-    return hashlib.sha256(json.dumps(asked, separators=(",", ":")).encode()).hexdigest()
+    content = [[[[t.role, t.text] for t in p.turns], list(p.candidates)] for p in prompts]
+    return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class Scorer(Protocol):
 
 
 @runtime_checkable
-class AnswersAlone(Scorer, Protocol):
+class IndependentScorer(Scorer, Protocol):
     """A scorer whose answer to a question is the same whatever is asked beside it: each is kept as soon as it is there,
     and only what is missing is asked again.
     """

@@ -45,12 +45,12 @@ def parse(types: Sequence[type], argv: Sequence[str], prog: str) -> tuple[Any, .
     parser.add_argument("--size", help="which size, where the YAML file holds several (configs/ladders/)")
     known = [f.name for t in types for f in fields(t) if f.init]
     hide_arguments()
-    argv, config = _take(list(argv), "--config", "the path of a YAML file", prog)
-    argv, size = _take(argv, "--size", "the name of a size in the YAML file", prog)
+    argv, config = _take_option(list(argv), "--config", "the path of a YAML file", prog)
+    argv, size = _take_option(argv, "--size", "the name of a size in the YAML file", prog)
     if size is not None and config is None:
         raise InputError(f"{prog}: --size {size} chooses among the sizes of a YAML file; add --config FILE")
     _check_flags(argv, known, prog)
-    given = {_option(argument) for argument in argv if argument.startswith("--")}
+    given = {_option_name(argument) for argument in argv if argument.startswith("--")}
     argv = (yaml_arguments(Path(config), size, known, given) if config else []) + argv
     try:
         # a key of TRL's that its __post_init__ refuses raises ValueError there with a text of its own
@@ -64,14 +64,14 @@ def parse(types: Sequence[type], argv: Sequence[str], prog: str) -> tuple[Any, .
     return tuple(values[: len(types)])
 
 
-def _take(argv: list[str], option: str, what: str, prog: str) -> tuple[list[str], str | None]:
+def _take_option(argv: list[str], option: str, what: str, prog: str) -> tuple[list[str], str | None]:
     """Takes `option VALUE` or `option=VALUE` out of argv; the value is None where the option is not there."""
-    found, rest, i = None, [], 0
+    taken, rest, i = None, [], 0
     while i < len(argv):
         name, _, value = argv[i].partition("=")
         if name != option:
             rest.append(argv[i])
-        elif found is not None:
+        elif taken is not None:
             raise InputError(f"{prog}: {option} is given twice; give one")
         else:
             if not value:
@@ -79,20 +79,20 @@ def _take(argv: list[str], option: str, what: str, prog: str) -> tuple[list[str]
                 if i == len(argv):
                     raise InputError(f"{prog}: {option} needs {what}")
                 value = argv[i]
-            found = value
+            taken = value
         i += 1
-    return rest, found
+    return rest, taken
 
 
 def _check_flags(argv: list[str], known: list[str], prog: str) -> None:
     for argument in argv:
         if argument.startswith("--"):
-            name = _option(argument)
+            name = _option_name(argument)
             if name not in known and name.removeprefix("no_") not in known and name != "help":
                 raise InputError(f"{prog}: unknown option --{argument[2:].partition('=')[0]}{nearest(name, known)}")
 
 
-def _option(argument: str) -> str:
+def _option_name(argument: str) -> str:
     """The key that an argument gives: '--batch-tokens=64' -> 'batch_tokens'."""
     return argument[2:].partition("=")[0].replace("-", "_")
 
@@ -136,39 +136,39 @@ def yaml_arguments(path: Path, size: str | None, known: Sequence[str], given: se
     missing, unknown, or asked of a file without sizes.
     """
     arguments = []
-    for key, value in _chosen(path, read_yaml(path), size, known).items():
+    for key, value in _settings_of_size(path, read_yaml(path), size, known).items():
         if key in given:
             continue
         if isinstance(value, list):
-            arguments += [f"--{key}", *(json.dumps(v) if isinstance(v, dict | list) else _text(v) for v in value)]
+            arguments += [f"--{key}", *(json.dumps(v) if isinstance(v, dict | list) else _yaml_text(v) for v in value)]
         else:
-            arguments.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else _text(value)}")
+            arguments.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else _yaml_text(value)}")
     return arguments
 
 
-def _chosen(path: Path, values: dict[str, Any], size: str | None, known: Sequence[str]) -> dict[str, Any]:
+def _settings_of_size(path: Path, values: dict[str, Any], size: str | None, known: Sequence[str]) -> dict[str, Any]:
     """The mapping of one size, all keys of all sizes being checked."""
     if SIZES in known or SIZES not in values:
         if size is not None:
             raise InputError(f"{path} has no sizes; leave --size out")
-        _check(path, values, known)
+        _check_keys(path, values, known)
         return values
     sizes = values.pop(SIZES)
-    if not isinstance(sizes, dict) or not sizes or not all(isinstance(own, dict) for own in sizes.values()):
+    if not isinstance(sizes, dict) or not sizes or not all(isinstance(settings, dict) for settings in sizes.values()):
         raise InputError(f"{path}: '{SIZES}' must hold a mapping of keys to values for each size")
-    _check(path, values, known)
-    own_of = {str(name): own for name, own in sizes.items()}
-    for name, own in own_of.items():
-        _check(path, own, known, f" in size {name}")
-    names = ", ".join(own_of)
+    _check_keys(path, values, known)
+    settings_of = {str(name): settings for name, settings in sizes.items()}
+    for name, settings in settings_of.items():
+        _check_keys(path, settings, known, f" in size {name}")
+    names = ", ".join(settings_of)
     if size is None:
         raise InputError(f"{path} holds several sizes; add --size with one of: {names}")
-    if size not in own_of:
+    if size not in settings_of:
         raise InputError(f"{path} has no size {size}; its sizes: {names}")
-    return values | own_of[size]
+    return values | settings_of[size]
 
 
-def _check(path: Path, values: dict[str, Any], known: Sequence[str], where: str = "") -> None:
+def _check_keys(path: Path, values: dict[str, Any], known: Sequence[str], where: str = "") -> None:
     for key, value in values.items():
         if key not in known:
             raise InputError(f"{path}: unknown key '{key}'{where}{nearest(str(key), known)}")
@@ -176,5 +176,5 @@ def _check(path: Path, values: dict[str, Any], known: Sequence[str], where: str 
             raise InputError(f"{path}: '{key}'{where} has no value; give one or leave the line out")
 
 
-def _text(value: object) -> str:
+def _yaml_text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)

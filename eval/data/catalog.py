@@ -49,18 +49,18 @@ class Pinned:
     def dataset(self) -> str:
         return self.path.partition("/")[0]
 
-    def found(self, file: Path) -> str:
+    def checksum_of(self, file: Path) -> str:
         """The checksum of `file`, of the same kind as the pinned one."""
         return blob_id(file) if self.checksum.startswith("git:") else "sha256:" + _digest(file, hashlib.sha256())
 
-    def agrees(self, file: Path) -> bool:
+    def matches(self, file: Path) -> bool:
         """Whether `file` has the pinned content."""
-        return self.found(file) == self.checksum
+        return self.checksum_of(file) == self.checksum
 
     def state(self, folder: Path) -> str:
         """right, wrong or missing in a data folder."""
         file = folder / self.path
-        return MISSING if not file.is_file() else RIGHT if self.agrees(file) else WRONG
+        return MISSING if not file.is_file() else RIGHT if self.matches(file) else WRONG
 
 
 def blob_id(file: Path) -> str:
@@ -74,7 +74,7 @@ def _digest(file: Path, start: Any) -> str:
         return hashlib.file_digest(handle, lambda: start).hexdigest()
 
 
-def known(file: Path) -> Pinned | None:
+def pin_of(file: Path) -> Pinned | None:
     """The pin of a file in a data folder, by its last folder and name; None for a file that is no public data."""
     name = "/".join(file.parts[-2:])
     return next((p for p in PINNED if p.path == name), None)
@@ -182,10 +182,10 @@ def inventory(config: DataConfig, pins: Sequence[Pinned] = PINNED) -> dict[str, 
             for p in pins
             if p.dataset in datasets
         ]
-        lying = [q.relative_to(folder).as_posix() for d in datasets for q in (folder / d).rglob("*") if q.is_file()]
+        present = [q.relative_to(folder).as_posix() for d in datasets for q in (folder / d).rglob("*") if q.is_file()]
     except OSError as error:
         raise InputError(f"data folder {folder} cannot be read ({error}); mend its permissions") from error
-    others = sorted(set(lying) - {p.path for p in pins})
+    others = sorted(set(present) - {p.path for p in pins})
     return {"folder": str(folder), "files": files, "others": others}
 
 
@@ -197,10 +197,10 @@ def _size(folder: Path, pinned: Pinned) -> int | None:
 
 def verify(config: DataConfig, pins: Sequence[Pinned] = PINNED) -> dict[str, Any]:
     """The inventory with "error": one line where a file is wrong or a wanted one is missing, else None."""
-    found = inventory(config, pins)
+    listing = inventory(config, pins)
     wanted = {p.path for p in config.chosen(pins)}
-    wrong = [f["path"] for f in found["files"] if f["state"] == WRONG]
-    missing = [f["path"] for f in found["files"] if f["state"] == MISSING and f["path"] in wanted]
+    wrong = [f["path"] for f in listing["files"] if f["state"] == WRONG]
+    missing = [f["path"] for f in listing["files"] if f["state"] == MISSING and f["path"] in wanted]
     parts = [
         f"{len(names)} {text}: {', '.join(names)}" for names, text in ((wrong, WRONG), (missing, MISSING)) if names
     ]
@@ -209,21 +209,21 @@ def verify(config: DataConfig, pins: Sequence[Pinned] = PINNED) -> dict[str, Any
         if parts
         else None
     )
-    return {**found, "error": error}
+    return {**listing, "error": error}
 
 
-def table(found: dict[str, Any]) -> str:
+def table(listing: dict[str, Any]) -> str:
     """The inventory as text; checksums and commits are shortened (--json has them whole)."""
     rows = [("file", "state", "bytes", "licence", "checksum", "source")]
-    for f in found["files"]:
+    for f in listing["files"]:
         kind, _, digest = f["checksum"].partition(":")
         repository, _, commit = f["source"].partition("@")
         size = "unknown" if f["size"] is None else str(f["size"])
         state = f["state"] + (" (optional)" if f["optional"] and f["state"] == MISSING else "")
         rows.append((f["path"], state, size, f["licence"], f"{kind}:{digest[:12]}", f"{repository}@{commit[:12]}"))
-    lines = [f"data folder {found['folder']}", columns(rows)]
-    if found["others"]:
-        lines.append("not of the public data: " + ", ".join(_remark(name) for name in found["others"]))
+    lines = [f"data folder {listing['folder']}", columns(rows)]
+    if listing["others"]:
+        lines.append("not of the public data: " + ", ".join(_remark(name) for name in listing["others"]))
     return "\n".join(lines)
 
 

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 RETRIES = 5
 """Attempts after the first one; counted anew whenever more of the file has come than ever before."""
 LONGEST_WAIT = 60.0  # seconds that a server's Retry-After may ask for
-PASSING = (408, 425, 429, 500, 502, 503, 504)
+TRANSIENT_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 
 
 class FetchError(Exception):
@@ -46,7 +46,7 @@ class UnreachableError(FetchError):
     """Its host could not be connected to, so the other files of that host are not tried."""
 
 
-class _AgainError(Exception):
+class _RetryError(Exception):
     """This answer is of no use, the next one may be; `wait` is what the server asks for, in seconds."""
 
     def __init__(self, text: str, wait: float = 0.0) -> None:
@@ -84,9 +84,9 @@ def fetch(config: FetchConfig, pins: Sequence[Pinned] = PINNED, pause: float = 1
     folder, files, unreachable = config.folder, [], {}
     prepare_output(folder)
     try:
-        with _alone(folder), _client(config.timeout) as client:
+        with _locked(folder), _client(config.timeout) as client:
             for pinned in config.chosen(pins):
-                url, target = _address(pinned, config.mirror), folder / pinned.path
+                url, target = _url_of(pinned, config.mirror), folder / pinned.path
                 host, problem = url.host, None
                 try:
                     if host in unreachable and pinned.state(folder) != RIGHT:
@@ -115,17 +115,18 @@ def fetch(config: FetchConfig, pins: Sequence[Pinned] = PINNED, pause: float = 1
     return {"folder": str(folder), "files": files, "error": error if failed else None}
 
 
-def summary(found: dict[str, Any]) -> str:
+def summary(result: dict[str, Any]) -> str:
     """What was done, and how to use it."""
-    counts = {o: sum(f["outcome"] == o for f in found["files"]) for o in ("fetched", "right", "failed")}
+    counts = {o: sum(f["outcome"] == o for f in result["files"]) for o in ("fetched", "right", "failed")}
     text = f"{counts['fetched']} fetched, {counts['right']} were there and right, {counts['failed']} failed"
     return (
-        f"{found['folder']}: {text}\nuse it: --data-dir {found['folder']}, or export SELFCORRECT_DATA={found['folder']}"
+        f"{result['folder']}: {text}\nuse it: --data-dir {result['folder']}, or export "
+        f"SELFCORRECT_DATA={result['folder']}"
     )
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[None]:
     """Holds the folder's lock; waits for another fetch that holds it. A killed one leaves no lock behind."""
     lock = FileLock(folder / ".fetch.lock")
     try:
@@ -170,30 +171,30 @@ def _is_address(text: str) -> bool:
     return url.scheme in ("http", "https") and bool(url.host)
 
 
-def _address(pinned: Pinned, mirror: str) -> httpx.URL:
+def _url_of(pinned: Pinned, mirror: str) -> httpx.URL:
     url = httpx.URL(pinned.url)
     return httpx.URL(mirror.rstrip("/") + url.raw_path.decode("ascii")) if mirror else url
 
 
 def _fetch_one(client: httpx.Client, url: httpx.URL, pinned: Pinned, target: Path, pause: float) -> bool:
     """Whether the file had to be fetched; False where it was there and right. Raises FetchError, OSError."""
-    if target.is_file() and pinned.agrees(target):
+    if target.is_file() and pinned.matches(target):
         return False
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + PARTIAL)
-    if not (part.is_file() and pinned.agrees(part)):
-        pieced = _transfer(client, url, pinned, part, pause)
-        if pieced and not pinned.agrees(part):
+    if not (part.is_file() and pinned.matches(part)):
+        resumed = _transfer(client, url, pinned, part, pause)
+        if resumed and not pinned.matches(part):
             log.info("%s: what was fetched before does not fit the rest; beginning anew", pinned.path)
             part.unlink()
             _transfer(client, url, pinned, part, pause)
-        if not pinned.agrees(part):
-            found = pinned.found(part)
-            aside = _aside(target, found)
+        if not pinned.matches(part):
+            checksum = pinned.checksum_of(part)
+            aside = _refused_path(target, checksum)
             part.replace(aside)
-            raise FetchError(f"wrong checksum, refused: expected {pinned.checksum}, found {found}; kept as {aside}")
+            raise FetchError(f"wrong checksum, refused: expected {pinned.checksum}, found {checksum}; kept as {aside}")
     if target.is_file():
-        aside = _aside(target, pinned.found(target))
+        aside = _refused_path(target, pinned.checksum_of(target))
         if not aside.exists():
             shutil.copy2(target, aside)
         log.info("%s: the file that lay there was not the pinned one; kept as %s", pinned.path, aside)
@@ -202,8 +203,8 @@ def _fetch_one(client: httpx.Client, url: httpx.URL, pinned: Pinned, target: Pat
     return True
 
 
-def _aside(target: Path, found: str) -> Path:
-    return target.with_name(target.name + ASIDE + found.partition(":")[2][:8])
+def _refused_path(target: Path, checksum: str) -> Path:
+    return target.with_name(target.name + ASIDE + checksum.partition(":")[2][:8])
 
 
 def _sync(folder: Path) -> None:
@@ -220,12 +221,12 @@ def _transfer(client: httpx.Client, url: httpx.URL, pinned: Pinned, part: Path, 
 
     Raises FetchError where the server refuses, or RETRIES attempts in a row brought nothing new.
     """
-    most, failures = _bytes(part), 0
+    most, failures = _size_of(part), 0
     while True:
         try:
             return _receive(client, url, pinned, part)
-        except (httpx.TransportError, _AgainError) as error:
-            have = _bytes(part)
+        except (httpx.TransportError, _RetryError) as error:
+            have = _size_of(part)
             most, failures = (have, 0) if have > most else (most, failures + 1)
             reason = str(error) or type(error).__name__
             if failures > RETRIES:
@@ -234,8 +235,8 @@ def _transfer(client: httpx.Client, url: httpx.URL, pinned: Pinned, part: Path, 
                     remedy = "check the network, HTTPS_PROXY and SSL_CERT_FILE, or give a --mirror"
                     raise UnreachableError(f"{url.host} cannot be reached ({reason}); {remedy}") from error
                 raise FetchError(text) from error
-            asked = error.wait if isinstance(error, _AgainError) else 0.0
-            wait = max(pause * 2 ** max(failures - 1, 0), asked)
+            retry_after = error.wait if isinstance(error, _RetryError) else 0.0
+            wait = max(pause * 2 ** max(failures - 1, 0), retry_after)
             log.info("%s: %s; %d bytes have come, again in %g s", pinned.path, reason, have, wait)
             time.sleep(wait)
         except httpx.RequestError as error:
@@ -247,7 +248,7 @@ def _receive(client: httpx.Client, url: httpx.URL, pinned: Pinned, part: Path) -
 
     Raises _AgainError or httpx.TransportError where another attempt may help, FetchError where none will.
     """
-    have = _bytes(part)
+    have = _size_of(part)
     headers = {"Range": f"bytes={have}-"} if have else {}
     with client.stream("GET", url, headers=headers) as response:
         status = response.status_code
@@ -255,17 +256,19 @@ def _receive(client: httpx.Client, url: httpx.URL, pinned: Pinned, part: Path) -
             first, total = _content_range(response)
             if first != have:
                 part.unlink()
-                raise _AgainError(f"asked for byte {have} and the server sends from {first}; beginning anew")
+                raise _RetryError(f"asked for byte {have} and the server sends from {first}; beginning anew")
         elif status == 200:
             have, total = 0, _length(response)
         elif status == 416 and have:
-            if pinned.agrees(part):
+            if pinned.matches(part):
                 return True
             part.unlink()
-            raise _AgainError(f"the server's file has no byte {have}; beginning anew")
-        elif status in PASSING:
-            asked = response.headers.get("Retry-After", "")
-            raise _AgainError(f"HTTP status {status}", min(float(asked), LONGEST_WAIT) if asked.isdigit() else 0.0)
+            raise _RetryError(f"the server's file has no byte {have}; beginning anew")
+        elif status in TRANSIENT_STATUSES:
+            retry_after = response.headers.get("Retry-After", "")
+            raise _RetryError(
+                f"HTTP status {status}", min(float(retry_after), LONGEST_WAIT) if retry_after.isdigit() else 0.0
+            )
         else:
             raise FetchError(f"{response.url}: HTTP status {status} {response.reason_phrase}")
         _write(response, part, have, total, pinned)
@@ -288,7 +291,7 @@ def _write(response: httpx.Response, part: Path, have: int, total: int | None, p
         size = handle.tell()
         os.fsync(handle.fileno())
     if size < (total or pinned.size or 0):
-        raise _AgainError(f"the connection ended after {size} of {total or pinned.size} bytes")
+        raise _RetryError(f"the connection ended after {size} of {total or pinned.size} bytes")
 
 
 def _content_range(response: httpx.Response) -> tuple[int | None, int | None]:
@@ -303,5 +306,5 @@ def _length(response: httpx.Response) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-def _bytes(part: Path) -> int:
+def _size_of(part: Path) -> int:
     return part.stat().st_size if part.is_file() else 0

@@ -58,11 +58,11 @@ def load(folder: Path, config: ExperimentOptions) -> list[Item]:
         if n == config.limit:
             break
         profiles[student(where, row, config.admissions_vary)] += 1
-    asked = [(race, sex) for race in config.admissions_races for sex in SEXES.values()]
+    combinations = [(race, sex) for race in config.admissions_races for sex in SEXES.values()]
     return [
         _item(profile, weight, race, sex)
         for profile, weight in profiles.items()
-        for race, sex in asked
+        for race, sex in combinations
         if profile[0] in (sex, "any")
     ]
 
@@ -103,8 +103,8 @@ def sample(items: list[Item], n: int) -> list[Item]:
 def ask(item: Item, condition: Condition, order: int = 0, reasoning: str | None = None) -> Prompt:
     """The prompt with the candidates yes and no, which follow an opening quotation mark. Table 3 of the paper."""
     parts = [words.ADMISSIONS_FACTS.format(**item.texts)]
-    if said := instruction(NAME, condition):
-        parts.append(said)
+    if instruction_text := instruction(NAME, condition):
+        parts.append(instruction_text)
     parts.append(words.ADMISSIONS_QUESTION)
     human = "\n\n".join(parts)
     if not condition.reasoning:
@@ -170,7 +170,7 @@ def _columns(p: np.ndarray, values: list[tuple[str, str]], races: list[str]) -> 
 
 
 def _quantities(
-    columns: dict[str, np.ndarray], clusters: list[str], first: list[Record], asked: int
+    columns: dict[str, np.ndarray], clusters: list[str], first: list[Record], n_values: int
 ) -> Iterator[Quantity]:
     values = np.column_stack(list(columns.values()))
     weights = np.array([r["weight"] for r in first])
@@ -179,11 +179,11 @@ def _quantities(
     cells = tabulate(values, [f"{r['LSAT']} x {r['UGPA']}" for r in first], weights)
     how = "weighted by students, bootstrap over profiles"
     for k, name in enumerate(columns, 1):
-        yield Quantity(name, table, mean_of(k), asked * len(clusters), how, per_cluster="sex:LSAT:UGPA")
+        yield Quantity(name, table, mean_of(k), n_values * len(clusters), how, per_cluster="sex:LSAT:UGPA")
         for sex in [s for s in SEXES.values() if (sexes == s).any()]:
             part: Table = table.select(sexes == sex)
-            yield Quantity(name, part, mean_of(k), asked * len(part.clusters), how, sex)
+            yield Quantity(name, part, mean_of(k), n_values * len(part.clusters), how, sex)
         yield Quantity(
-            name, cells, mean_of(k), asked * len(clusters), how, "LSAT x UGPA", per_cluster="LSAT x UGPA",
+            name, cells, mean_of(k), n_values * len(clusters), how, "LSAT x UGPA", per_cluster="LSAT x UGPA",
             reported=False,
         )  # fmt: skip

@@ -41,26 +41,26 @@ def files(folder: Path, config: ExperimentOptions) -> list[Path]:
     """The files of the chosen categories (all that are there by default), in the order of their names, and the
     supplement where one of them is an intersection.
     """
-    found = {p.stem: p for p in sorted((folder / "bbq").glob("*.jsonl"))}
+    available = {p.stem: p for p in sorted((folder / "bbq").glob("*.jsonl"))}
     for name in config.categories:
-        if name not in found:
-            known = nearest(name, list(found))
+        if name not in available:
+            hint = nearest(name, list(available))
             raise InputError(
-                f"BBQ file {folder / 'bbq' / name}.jsonl is missing{known}; get all of BBQ's by {fetch_command(folder)}"
+                f"BBQ file {folder / 'bbq' / name}.jsonl is missing{hint}; get all of BBQ's by {fetch_command(folder)}"
             )
-    if not found:
+    if not available:
         raise InputError(
             f"data folder {folder} has no bbq/*.jsonl; get them by {fetch_command(folder)}, or give --data-dir a "
             "folder that has them"
         )
-    chosen = config.categories or list(found)
-    paths = [found[c] for c in chosen]
+    chosen = config.categories or list(available)
+    paths = [available[c] for c in chosen]
     if crossed := [c for c in chosen if c in bbq_groups.INTERSECTIONS]:
         supplement = bbq_groups.supplement_path(folder)
         if supplement is None:
             raise InputError(
-                f"{found[crossed[0]]} needs {folder / 'bbq' / bbq_groups.SUPPLEMENT} (BBQ's supplement, which says the "
-                f"target of each row); get it by {fetch_command(folder)}, or name the other files with --categories"
+                f"{available[crossed[0]]} needs {folder / 'bbq' / bbq_groups.SUPPLEMENT} (BBQ's supplement, which says "
+                f"the target of each row); get it by {fetch_command(folder)}, or name the other files with --categories"
             )
         paths.append(supplement)
     return paths
@@ -84,12 +84,12 @@ def _load_file(path: Path, folder: Path, limit: int | None) -> list[Item]:
     assert supplement is not None  # `files` has seen it
     rows = list(read_jsonl(path, KEYS))
     biased = bbq_groups.Supplement(supplement).biased(rows)
-    asked = rows[:limit]
-    known = [(where, row) for where, row in asked if biased[str(row["example_id"])]]
-    if len(known) < len(asked):
-        n = len(asked) - len(known)
-        log.warning("%d of %d rows of %s have no target in %s and are left out", n, len(asked), path.stem, supplement)
-    return [item(where, row, biased[str(row["example_id"])]) for where, row in known]
+    limited = rows[:limit]
+    with_target = [(where, row) for where, row in limited if biased[str(row["example_id"])]]
+    if len(with_target) < len(limited):
+        n = len(limited) - len(with_target)
+        log.warning("%d of %d rows of %s have no target in %s and are left out", n, len(limited), path.stem, supplement)
+    return [item(where, row, biased[str(row["example_id"])]) for where, row in with_target]
 
 
 def item(where: str, row: dict, biased: list[int] | None = None) -> Item:
@@ -142,8 +142,8 @@ def ask(item: Item, condition: Condition, order: int = 0, reasoning: str | None 
     """The prompt; with order r, letter j stands at option (j + r) mod 3. Table 1 of the paper."""
     options = {f"ans{j}": item.texts[f"ans{(j + order) % 3}"] for j in range(3)}
     question = words.BBQ_QUESTION.format(context=item.texts["context"], question=item.texts["question"], **options)
-    if said := instruction(NAME, condition):
-        question += "\n\n" + said
+    if instruction_text := instruction(NAME, condition):
+        question += "\n\n" + instruction_text
     if not condition.reasoning:
         return Prompt((Turn("human", question), Turn("assistant", words.BBQ_PREFILL)), CANDIDATES)
     if reasoning is None:

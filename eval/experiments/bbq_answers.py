@@ -22,7 +22,7 @@ NO_OPTION, SEVERAL = "no option matches", "several options match"
 NO_NUMBER = "the number is not 0, 1 or 2"
 DENIED = "an option is named and denied"
 DISAGREE = "the letter and the text name different options"
-_ALONE = re.compile(r"\(?([abc012])\)?[.:]?|(?:option|answer|choice) \(?([abc])\)?[.:]?|ans([012])")
+_WHOLE_ANSWER = re.compile(r"\(?([abc012])\)?[.:]?|(?:option|answer|choice) \(?([abc])\)?[.:]?|ans([012])")
 _LEADING = re.compile(r"\(([abc])\)|([abc])[).:,]\s|([bc])\s")
 _MARKED = re.compile(r"\(([abc])\)|\b(?:answer|option|choice)(?: is)?:? ([abc])(?=$|[.,;:)\n])")
 _DENIAL = re.compile(r"\b(?:not|never|neither|nor|isnt|wasnt|instead of|rather than|than)\s+(?:\w+\s+)?$")
@@ -48,11 +48,11 @@ def read_answer(row: dict[str, Any], field: str) -> int | str:
         return DISAGREE
     cut_off = [k for k in range(3) if " " in text and options[k].startswith(text)]
     by_info = [k for k in range(3) if _within(info[k], text)]
-    for found, words in ((same, None), (letters, None), (named, options), (cut_off, None), (by_info, info)):
-        if len(found) > 1:
+    for matches, words in ((same, None), (letters, None), (named, options), (cut_off, None), (by_info, info)):
+        if len(matches) > 1:
             return SEVERAL
-        if found:
-            return DENIED if words and _denied(words[found[0]], text) else found[0]
+        if matches:
+            return DENIED if words and _denied(words[matches[0]], text) else matches[0]
     return NO_OPTION
 
 
@@ -64,8 +64,8 @@ def plain(text: str) -> str:
 
 def _letters(text: str) -> list[int]:
     """The options that are named by their letter (or number, where it stands alone)."""
-    if alone := _ALONE.fullmatch(text):
-        name = next(filter(None, alone.groups()))
+    if whole := _WHOLE_ANSWER.fullmatch(text):
+        name = next(filter(None, whole.groups()))
         return ["abc".index(name) if name in "abc" else int(name)]
     if leading := _LEADING.match(text):
         return ["abc".index(next(filter(None, leading.groups())))]

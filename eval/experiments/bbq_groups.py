@@ -25,7 +25,7 @@ SUPPLEMENT = "additional_metadata.csv"
 _SAME = {"man": "m", "men": "m", "boy": "m", "boys": "m", "woman": "f", "women": "f", "girl": "f", "girls": "f"}
 
 
-def names_of(text: str) -> set[str]:
+def group_names(text: str) -> set[str]:
     """All names that a group goes by: 'M-Black' -> {'m-black', 'm', 'black'}; 'lowSES' and 'low SES' -> {'lowses'}."""
     whole = text.strip().lower().replace(" ses", "ses")
     prefixed = re.fullmatch(r"(?:(?P<ses>(?:low|high)ses)-)?(?:(?P<sex>[mf])-)?(?P<rest>.*)", whole)
@@ -41,7 +41,7 @@ def options(where: str, row: dict[str, Any]) -> tuple[int, list[int], list[int]]
     """
     try:
         stereotyped: set[str] = set().union(
-            *(names_of(str(g)) for g in row["additional_metadata"]["stereotyped_groups"])
+            *(group_names(str(g)) for g in row["additional_metadata"]["stereotyped_groups"])
         )
         infos = [[str(x) for x in row["answer_info"][f"ans{k}"]] for k in range(3)]
         unknown = [k for k in range(3) if infos[k][1].strip().lower() == "unknown"]
@@ -50,7 +50,7 @@ def options(where: str, row: dict[str, Any]) -> tuple[int, list[int], list[int]]
     if len(unknown) != 1:
         raise InputError(f"{where}: {len(unknown)} options have the group 'unknown'; exactly one must")
     persons = [k for k in range(3) if k not in unknown]
-    targets = [k for k in persons if stereotyped & set().union(*map(names_of, infos[k]))]
+    targets = [k for k in persons if stereotyped & set().union(*map(group_names, infos[k]))]
     return unknown[0], persons, targets
 
 
@@ -74,7 +74,7 @@ class Supplement:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.targets = _read(path)
+        self.targets = _read_targets(path)
 
     def biased(self, rows: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, list[int]]:
         """{example_id: biased options} of the rows of one intersection; none where the target is NA (as released: such
@@ -87,8 +87,8 @@ class Supplement:
             if key not in self.targets:
                 raise InputError(f"{where}: {self.path} has no line for {key[0]} {key[1]}; fetch both files again")
             targets[key[1]] = self.targets[key]
-        applied = self._polarity_is_applied([row for _, row in rows], targets)
-        found = {}
+        polarity_applied = self._polarity_is_applied([row for _, row in rows], targets)
+        biased_by_id = {}
         for where, row in rows:
             name = str(row["example_id"])
             target = targets[name]
@@ -96,11 +96,11 @@ class Supplement:
             if target == unknown:
                 raise InputError(f"{where}: {self.path} names the UNKNOWN option as target; fetch both files again")
             if target is None:
-                found[name] = []
+                biased_by_id[name] = []
             else:
-                polarity = "neg" if applied else row["question_polarity"]
-                found[name] = biased_options(persons, [target], polarity)
-        return found
+                polarity = "neg" if polarity_applied else row["question_polarity"]
+                biased_by_id[name] = biased_options(persons, [target], polarity)
+        return biased_by_id
 
     def _polarity_is_applied(self, rows: list[dict[str, Any]], targets: dict[str, int | None]) -> bool:
         persons: dict[tuple[Any, ...], dict[str, str]] = {}
@@ -120,7 +120,7 @@ class Supplement:
         return flipped >= 0.9 * len(pairs)
 
 
-def _read(path: Path) -> dict[tuple[str, str], int | None]:
+def _read_targets(path: Path) -> dict[tuple[str, str], int | None]:
     targets: dict[tuple[str, str], int | None] = {}
     for where, row in read_table(path, ("category", "example_id", "target_loc"), ","):
         key, text = (row["category"], row["example_id"]), row["target_loc"]

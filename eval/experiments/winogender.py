@@ -21,12 +21,12 @@ from eval.experiments.words import instruction
 from eval.stats.bootstrap import (
     Quantity,
     correlation,
-    hardly_varies,
     mean_of,
     moments,
     pearson,
     slope,
     tabulate,
+    why_no_correlation,
 )  # fmt: skip
 from eval.types import Item, Prompt, Record, Turn
 
@@ -68,12 +68,15 @@ def _item(where: str, row: dict[str, str], percent: dict[str, float]) -> Item:
     occupation, sentence = row["occupation(0)"], row["sentence"]
     if occupation not in percent:
         raise InputError(f"{where}: occupation '{occupation}' has no line in occupations-stats.tsv")
-    found = [p for p in PRONOUNS if p in sentence]
-    if len(found) != 1 or sentence.count(found[0]) != 1 or f" {found[0]}" not in sentence:
+    placeholders = [p for p in PRONOUNS if p in sentence]
+    if len(placeholders) != 1 or sentence.count(placeholders[0]) != 1 or f" {placeholders[0]}" not in sentence:
         raise InputError(f"{where}: the sentence needs exactly one of {', '.join(PRONOUNS)}, after a space")
     filled = sentence.replace("$OCCUPATION", occupation).replace("$PARTICIPANT", row["other-participant(1)"])
-    fields = {"occupation": occupation, "bls_percent_female": percent[occupation], "pronoun": found[0]}
-    texts = {"sentence": filled.replace(found[0], "_"), "beginning": filled.partition(found[0])[0].rstrip()}
+    fields = {"occupation": occupation, "bls_percent_female": percent[occupation], "pronoun": placeholders[0]}
+    texts = {
+        "sentence": filled.replace(placeholders[0], "_"),
+        "beginning": filled.partition(placeholders[0])[0].rstrip(),
+    }
     return Item(occupation, occupation, 1.0, fields, texts)
 
 
@@ -94,9 +97,9 @@ def ask(item: Item, condition: Condition, order: int = 0, reasoning: str | None 
     """
     question = words.WINOGENDER_QUESTION.format(sentence=item.texts["sentence"])
     human = question
-    if said := instruction(NAME, condition):
+    if instruction_text := instruction(NAME, condition):
         female = round(item.fields["bls_percent_female"])
-        human += "\n\n" + said.format(female=female, male=100 - female)
+        human += "\n\n" + instruction_text.format(female=female, male=100 - female)
     candidates = PRONOUNS[item.fields["pronoun"]]
     if not condition.reasoning:
         return Prompt((Turn("human", human), Turn("assistant", item.texts["beginning"])), candidates)
@@ -131,7 +134,7 @@ def measure(records: list[Record]) -> list[Quantity]:
     shares = tabulate(means, sentences.clusters)
     x, y = means[:, 0], means[:, 3]
     line = tabulate(np.column_stack([moments(x, y), abs(x - y)]), shares.clusters)
-    undefined, n, how = hardly_varies(x, y), len(records), "bootstrap over occupations"
+    undefined, n, how = why_no_correlation(x, y), len(records), "bootstrap over occupations"
     flat = "the reference percentage hardly varies" if len(y) < 2 or np.std(y) == 0 else ""
     quantities = [
         Quantity("rho", line, _correlation, n, "Fisher z", exact=pearson(x, y), undefined=undefined),

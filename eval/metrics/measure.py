@@ -26,12 +26,15 @@ def measure(cells: dict[Cell, list[Record]], seed: int, resamples: int = N_RESAM
     bootstrap = Bootstrap(seed, resamples)
     quantities = {cell: EXPERIMENTS[cell[0]].measure(records) for cell, records in cells.items()}
     metrics = [
-        to_metric(cell, q, bootstrap.estimate(q)) for cell, found in quantities.items() for q in found if q.reported
+        to_metric(cell, q, bootstrap.estimate(q))
+        for cell, measured in quantities.items()
+        for q in measured
+        if q.reported
     ]
-    metrics += over_wordings(cells, quantities, bootstrap)
+    metrics += wording_metrics(cells, quantities, bootstrap)
     effects = list(compare(cells, quantities, bootstrap))
-    correct(effects)
-    rows = [row for cell, found in quantities.items() for row in break_down(cell, found)]
+    correct_p_values(effects)
+    rows = [row for cell, measured in quantities.items() for row in break_down(cell, measured)]
     return Measured(metrics, effects, rows)
 
 
@@ -43,7 +46,7 @@ def to_metric(cell: Cell, quantity: Quantity, estimate: Estimate) -> Metric:
     )  # fmt: skip
 
 
-def over_wordings(
+def wording_metrics(
     cells: dict[Cell, list[Record]], quantities: dict[Cell, list[Quantity]], bootstrap: Bootstrap
 ) -> Iterator[Metric]:
     """<metric>_wordings_mean (with its interval) and _wordings_sd over the paper's wording and ours, where asked, on
@@ -55,20 +58,27 @@ def over_wordings(
         worded = [c for c in quantities if c[0] == experiment and c[1].startswith(f"{name} (wording ")]
         if not worded:
             continue
-        first, *rest = on_shared(cells, quantities, [(experiment, name), *worded])
+        first, *rest = on_shared_questions(cells, quantities, [(experiment, name), *worded])
         for quantity in (q for q in first if q.reported and q.category == "all"):
-            asked = [quantity, *(q for found in rest for q in found if (q.name, q.category) == (quantity.name, "all"))]
-            estimate = bootstrap.mean(asked)
+            worded_quantities = [
+                quantity,
+                *(q for others in rest for q in others if (q.name, q.category) == (quantity.name, "all")),
+            ]
+            estimate = bootstrap.mean(worded_quantities)
             spread = replace(estimate, low=None, high=None)
             if estimate.value is not None:
-                values = [q.value for q in asked]
-                said = f"{len(asked)} wordings, the paper's and ours: {min(values):.4f} to {max(values):.4f}"
-                spread = replace(spread, value=float(np.std(values, ddof=1)), note=said)
-            for suffix, told in (("mean", estimate), ("sd", spread)):
-                named = replace(
-                    quantity, name=f"{quantity.name}_wordings_{suffix}", method=f"over {len(asked)} wordings"
+                values = [q.value for q in worded_quantities]
+                note = (
+                    f"{len(worded_quantities)} wordings, the paper's and ours: {min(values):.4f} to {max(values):.4f}"
                 )
-                yield to_metric((experiment, name), named, told)
+                spread = replace(spread, value=float(np.std(values, ddof=1)), note=note)
+            for suffix, statistic in (("mean", estimate), ("sd", spread)):
+                named = replace(
+                    quantity,
+                    name=f"{quantity.name}_wordings_{suffix}",
+                    method=f"over {len(worded_quantities)} wordings",
+                )
+                yield to_metric((experiment, name), named, statistic)
 
 
 def compare(
@@ -79,21 +89,21 @@ def compare(
         control = (experiment, CONTROL)
         if name == CONTROL or name not in CONDITIONS or control not in cells:
             continue
-        before, after = on_shared(cells, quantities, [control, (experiment, name)])
-        for first, second in paired(before, after):
+        before, after = on_shared_questions(cells, quantities, [control, (experiment, name)])
+        for first, second in pair_quantities(before, after):
             yield effect(experiment, CONTROL, name, first, second, bootstrap)
 
 
-def on_shared(
+def on_shared_questions(
     cells: dict[Cell, list[Record]], quantities: dict[Cell, list[Quantity]], chosen: Sequence[Cell]
 ) -> list[list[Quantity]]:
     """The quantities of the chosen cells of one experiment, measured on the questions that all of them have; none where
     they have none in common.
     """
-    asked = [{_question(r) for r in cells[cell]} for cell in chosen]
-    if all(questions == asked[0] for questions in asked):
+    question_sets = [{_question(r) for r in cells[cell]} for cell in chosen]
+    if all(questions == question_sets[0] for questions in question_sets):
         return [quantities[cell] for cell in chosen]
-    shared = set.intersection(*asked)
+    shared = set.intersection(*question_sets)
     if not shared:
         return [[] for _ in chosen]
     return [EXPERIMENTS[cell[0]].measure([r for r in cells[cell] if _question(r) in shared]) for cell in chosen]
@@ -103,11 +113,11 @@ def _question(record: Record) -> tuple[str, int]:
     return record["item"], record["order"]
 
 
-def paired(before: Sequence[Quantity], after: Sequence[Quantity]) -> list[tuple[Quantity, Quantity]]:
+def pair_quantities(before: Sequence[Quantity], after: Sequence[Quantity]) -> list[tuple[Quantity, Quantity]]:
     """The reported quantities that both have, by name and category; rho_bootstrap, which is rho again, is left out."""
-    found = {(q.name, q.category): q for q in before}
+    before_by_name = {(q.name, q.category): q for q in before}
     wanted = [q for q in after if q.reported and not q.name.endswith("_bootstrap")]
-    return [(found[q.name, q.category], q) for q in wanted if (q.name, q.category) in found]
+    return [(before_by_name[q.name, q.category], q) for q in wanted if (q.name, q.category) in before_by_name]
 
 
 def effect(experiment: str, before: str, after: str, first: Quantity, second: Quantity, bootstrap: Bootstrap) -> Effect:
@@ -124,7 +134,7 @@ def _defined(quantity: Quantity) -> float | None:
     return None if quantity.undefined or not np.isfinite(quantity.value) else quantity.value
 
 
-def correct(effects: list[Effect]) -> None:
+def correct_p_values(effects: list[Effect]) -> None:
     """Sets p_holm: Holm's correction over the experiments, for each condition.
 
     The family of a metric is it and the primary metric of each other experiment, which is the first that the experiment

@@ -32,7 +32,7 @@ SAMPLED = "sampled answers:"
 """How the note of a metric begins that says how much of its spread is sampling."""
 
 
-def answered(cells: Mapping[Cell, list[Record]]) -> tuple[dict[Cell, list[Record]], dict[Cell, dict[str, Any]]]:
+def drop_unanswered(cells: Mapping[Cell, list[Record]]) -> tuple[dict[Cell, list[Record]], dict[Cell, dict[str, Any]]]:
     """The records of questions that have an answer, in every order, and what was left out of each cell:
     {"questions": items, "records", "of": items in all, "unread": {reason: number of sampled answers},
     "unreasoned": {reason: records without the reasoning that they ask for}}.
@@ -58,7 +58,7 @@ def answered(cells: Mapping[Cell, list[Record]]) -> tuple[dict[Cell, list[Record
     return kept, left_out
 
 
-def note(measured: Measured, left_out: Mapping[Cell, dict[str, Any]], noise: Sequence[dict[str, Any]]) -> None:
+def add_notes(measured: Measured, left_out: Mapping[Cell, dict[str, Any]], noise: Sequence[dict[str, Any]]) -> None:
     """Puts what was left out beside every metric and effect, and the noise beside the headline metrics; tells both."""
     for (experiment, condition), lost in left_out.items():
         if lost["unread"]:
@@ -68,14 +68,14 @@ def note(measured: Measured, left_out: Mapping[Cell, dict[str, Any]], noise: Seq
                         lost["samples"], reasons)  # fmt: skip
     for line in left_out_lines(left_out):
         log.warning("%s", line)
-    put_beside(measured, {cell: _left_out(lost) for cell, lost in left_out.items()})
+    add_cell_notes(measured, {cell: _left_out_text(lost) for cell, lost in left_out.items()})
     for entry in noise:
-        said = (
+        text = (
             f"{SAMPLED} drawing them anew moves the value by {entry['sd']:.4f} (standard deviation, in the interval "
             f"already) and by {entry['shift']:+.4f} on average"
         )
         measured.metrics = [
-            replace(m, note=_joined(said, m.note))
+            replace(m, note=_join_notes(text, m.note))
             if (m.experiment, m.condition, m.name, m.category)
             == (entry["experiment"], entry["condition"], entry["metric"], "all")
             else m
@@ -85,41 +85,42 @@ def note(measured: Measured, left_out: Mapping[Cell, dict[str, Any]], noise: Seq
 
 def left_out_lines(left_out: Mapping[Cell, dict[str, Any]]) -> list[str]:
     """A line for every experiment and condition of which questions were left out."""
-    return [f"{e}, {c}: {said}" for (e, c), lost in left_out.items() if (said := _left_out(lost))]
+    return [f"{e}, {c}: {text}" for (e, c), lost in left_out.items() if (text := _left_out_text(lost))]
 
 
-def told(left_out: Mapping[Cell, dict[str, Any]], noise: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def summary_fields(left_out: Mapping[Cell, dict[str, Any]], noise: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What the summary says of both, where there is anything to say."""
-    lost = [{"experiment": e, "condition": c, **found} for (e, c), found in left_out.items()]
+    lost = [{"experiment": e, "condition": c, **counts} for (e, c), counts in left_out.items()]
     return ({"left_out": lost} if lost else {}) | ({"sampling_noise": list(noise)} if noise else {})
 
 
-def put_beside(measured: Measured, said: Mapping[Cell, str]) -> None:
+def add_cell_notes(measured: Measured, notes_by_cell: Mapping[Cell, str]) -> None:
     """Adds what is said of a cell to the notes of its metrics, and of the effects from it and to it."""
 
     def noted(e: Effect) -> Effect:
-        both = [f"{c}: {line}" for c in (e.before, e.after) if (line := said.get((e.experiment, c)))]
-        return replace(e, note=_joined(e.note, *both))
+        both = [f"{c}: {line}" for c in (e.before, e.after) if (line := notes_by_cell.get((e.experiment, c)))]
+        return replace(e, note=_join_notes(e.note, *both))
 
     measured.metrics = [
-        replace(m, note=_joined(m.note, said.get((m.experiment, m.condition), ""))) for m in measured.metrics
+        replace(m, note=_join_notes(m.note, notes_by_cell.get((m.experiment, m.condition), "")))
+        for m in measured.metrics
     ]
     measured.effects = [noted(e) for e in measured.effects]
 
 
-def _left_out(lost: dict[str, Any]) -> str:
+def _left_out_text(lost: dict[str, Any]) -> str:
     if not lost["questions"]:
         return ""
     why = ", ".join(f"{n} {reason}" for reason, n in lost.get("unreasoned", {}).items())
-    said = f"{lost['questions']} of {lost['of']} questions have no answer that could be read and are left out"
-    return f"{said} (reasoning that the server did not give: {why})" if why else said
+    text = f"{lost['questions']} of {lost['of']} questions have no answer that could be read and are left out"
+    return f"{text} (reasoning that the server did not give: {why})" if why else text
 
 
-def _joined(*notes: str) -> str:
+def _join_notes(*notes: str) -> str:
     return "; ".join(filter(None, notes))
 
 
-def noise(cells: Mapping[Cell, list[Record]], seed: int) -> list[dict[str, Any]]:
+def sampling_noise(cells: Mapping[Cell, list[Record]], seed: int) -> list[dict[str, Any]]:
     """Of each cell of sampled answers {"experiment", "condition", "metric", "sd", "shift"} of its headline metric.
 
     Each question's answers are drawn anew, as many as could be read, with the probabilities that were counted: sd is
@@ -127,7 +128,7 @@ def noise(cells: Mapping[Cell, list[Record]], seed: int) -> list[dict[str, Any]]
     attenuates, such as a correlation, has been shifted by about as much already.
     """
     rng = np.random.default_rng(seed)
-    found = []
+    entries = []
     for (experiment, condition), records in cells.items():
         if not all("counts" in r for r in records):
             continue
@@ -143,8 +144,8 @@ def noise(cells: Mapping[Cell, list[Record]], seed: int) -> list[dict[str, Any]]
         if len(values) > 1:
             sd, shift = float(np.std(values, ddof=1)), float(np.mean(values) - quantity.value)
             where = {"experiment": experiment, "condition": condition, "metric": quantity.name}
-            found.append({**where, "sd": sd, "shift": shift})
-    return found
+            entries.append({**where, "sd": sd, "shift": shift})
+    return entries
 
 
 def _redrawn(record: Record, rng: np.random.Generator) -> Record:

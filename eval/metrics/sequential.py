@@ -80,8 +80,8 @@ def in_random_order(experiment: str, items: Sequence[Item], seed: int) -> list[I
     for item in items:
         groups.setdefault(group_of(item), []).append(item)
     categories: dict[str, list[str]] = {}
-    for name, found in groups.items():
-        categories.setdefault(category_of(found[0]), []).append(name)
+    for name, group_items in groups.items():
+        categories.setdefault(category_of(group_items[0]), []).append(name)
     placed: list[tuple[float, str]] = []
     for names in categories.values():
         offset = rng.random()
@@ -107,13 +107,13 @@ def boundary(tau: float) -> float:
     return float(np.sqrt((tau + ETA) * np.log((tau + ETA) / (ETA * ALPHA**2))))
 
 
-def half_width(deviation: float, asked: int, total: int) -> float:
+def half_width(deviation: float, evaluated: int, total: int) -> float:
     """Half width of the interval for influences of standard deviation `deviation`, `asked` of `total` groups asked."""
-    if asked == total:
+    if evaluated == total:
         return 0.0
-    share = asked / total
-    known = deviation * np.sqrt(total) * (1 - share) / asked * boundary(share / (1 - share))
-    return float(np.maximum(known, np.log(ALPHA) / (total * np.log1p(-share))))  # NaN stays NaN
+    share = evaluated / total
+    from_sample = deviation * np.sqrt(total) * (1 - share) / evaluated * boundary(share / (1 - share))
+    return float(np.maximum(from_sample, np.log(ALPHA) / (total * np.log1p(-share))))  # NaN stays NaN
 
 
 def influences(quantity: Quantity) -> np.ndarray:
@@ -165,8 +165,8 @@ class Stop:
             f"{c} {w['metric']} {'undefined' if (h := w['half_width']) is None else f'+-{h:.4f}'}"
             for c, w in self.half_widths.items()
         )
-        asked = f"{self.groups_asked} of {self.groups} groups, {self.questions_asked} of {self.questions} questions"
-        return f"{self.experiment} {'with' if self.reasoning else 'without'} CoT: {asked} asked ({widths})"
+        progress = f"{self.groups_asked} of {self.groups} groups, {self.questions_asked} of {self.questions} questions"
+        return f"{self.experiment} {'with' if self.reasoning else 'without'} CoT: {progress} asked ({widths})"
 
     def note(self, condition: str) -> str:
         """What a reader of the headline metric must know; '' where everything was asked."""
@@ -204,7 +204,7 @@ class Watch:
         self.population = Population(items)
         self.group = {i.id: group_of(i) for i in items}
         self.records: dict[str, list[Record]] = {}
-        self.asked: dict[str, int] = {}
+        self.category_of_group: dict[str, int] = {}
         self.stop = Stop(experiment, reasoning, precision, len(self.population.category), questions)
 
     def look(self, pack: Sequence[Record]) -> bool:
@@ -219,19 +219,19 @@ class Watch:
                     "--precision takes all questions as answered; run the same command without --precision"
                 )
             group = self.group[r["item"]]
-            self.asked[group] = self.population.category[group]
+            self.category_of_group[group] = self.population.category[group]
             self.records.setdefault(r["condition"], []).append({**r, "cluster": group})
-        stop.groups_asked, stop.questions_asked = len(self.asked), stop.questions_asked + len(pack)
-        category_G = np.array(list(self.asked.values()))
+        stop.groups_asked, stop.questions_asked = len(self.category_of_group), stop.questions_asked + len(pack)
+        category_G = np.array(list(self.category_of_group.values()))
         if not self.population.may_look(category_G):
             return False
         stop.looks += 1
         stop.half_widths = {}
-        for condition, found in self.records.items():
-            quantity = headline(stop.experiment, EXPERIMENTS[stop.experiment].measure(found))
-            width = width_of(quantity, list(self.asked), category_G, stop.groups)
-            known = width if np.isfinite(width) else None
-            stop.half_widths[condition] = {"metric": quantity.name if quantity else None, "half_width": known}
+        for condition, condition_records in self.records.items():
+            quantity = headline(stop.experiment, EXPERIMENTS[stop.experiment].measure(condition_records))
+            width = width_of(quantity, list(self.category_of_group), category_G, stop.groups)
+            finite_width = width if np.isfinite(width) else None
+            stop.half_widths[condition] = {"metric": quantity.name if quantity else None, "half_width": finite_width}
         widths = [w["half_width"] for w in stop.half_widths.values()]
         stop.reached = all(w is not None and w < stop.precision for w in widths)
         return stop.reached
@@ -244,12 +244,12 @@ def width_of(quantity: Quantity | None, groups: Sequence[str], category_G: np.nd
     """
     if quantity is None or quantity.undefined or not np.isfinite(quantity.value):
         return float("nan")
-    found = dict(zip(quantity.table.clusters, influences(quantity), strict=True))
-    influences_G = np.array([found.get(name, 0.0) for name in groups])
+    influence_of = dict(zip(quantity.table.clusters, influences(quantity), strict=True))
+    influences_G = np.array([influence_of.get(name, 0.0) for name in groups])
     return half_width(deviation(influences_G, category_G), len(groups), total)
 
 
-def told(metrics: Sequence[Metric], stops: Sequence[Stop]) -> list[Metric]:
+def add_stop_notes(metrics: Sequence[Metric], stops: Sequence[Stop]) -> list[Metric]:
     """The metrics, with the note of its stop on each headline metric."""
     notes = {
         (s.experiment, condition, width["metric"]): s.note(condition)

@@ -24,7 +24,7 @@ from eval.data.readers import sha256
 from eval.errors import InputError
 from eval.files import read_json
 from eval.models.checks import check_all_loaded, check_language_model, check_vocabulary
-from eval.models.hub import commit_of, explained, first_lines
+from eval.models.hub import commit_of, explain_hub_error, first_lines
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Checkpoint:
 
 
 @dataclass
-class Described:
+class DescribedCheckpoint:
     """A checkpoint whose weights have not been read. provenance: all of the loaded one's but model_params."""
 
     config: Any
@@ -82,7 +82,7 @@ def describe_checkpoint(
     dtype: str = "auto",
     adapter_base_differs: bool = False,
     trust_remote_code: bool = False,
-) -> Described:
+) -> DescribedCheckpoint:
     """Everything that can be known of a checkpoint without reading its weights into memory.
 
     dtype auto is the one in which our trainers had the policy, where they recorded it, else the one it is stored in.
@@ -108,25 +108,27 @@ def describe_checkpoint(
         "dtype_asked": _trained_dtype(Path(adapter or model)) if dtype == "auto" else dtype,
         "trust_remote_code": trust_remote_code,
     }
-    return Described(config, tokenizer, provenance)
+    return DescribedCheckpoint(config, tokenizer, provenance)
 
 
-def load(described: Described, device: str = "auto") -> Checkpoint:
+def load(described: DescribedCheckpoint, device: str = "auto") -> Checkpoint:
     """Reads the weights and puts the model on the device. Raises InputError where it does not load as a whole."""
-    known, chosen = described.provenance, choose_device(device)
-    model, adapter = known["model"], known["adapter"]
-    name, options = _source(model, known["commit"], known["trust_remote_code"])
+    provenance, chosen = described.provenance, choose_device(device)
+    model, adapter = provenance["model"], provenance["adapter"]
+    name, options = _source(model, provenance["commit"], provenance["trust_remote_code"])
     if "gguf_file" in options:  # an ordinary model, the same everywhere: packed ones need kernels fetched from the hub
         options["quantization_config"] = GgufConfig(dequantize=True)
     try:
         with ONE_AT_A_TIME:
             pair: Any = AutoModelForCausalLM.from_pretrained(
-                name, dtype=known["dtype_asked"], output_loading_info=True, **options
+                name, dtype=provenance["dtype_asked"], output_loading_info=True, **options
             )
     except UNREADABLE as error:
-        raise InputError(f"model {model} cannot be loaded: {load_error(error, model, known['revision'])}") from error
-    loaded, found = pair
-    check_all_loaded(found, model)
+        raise InputError(
+            f"model {model} cannot be loaded: {load_error(error, model, provenance['revision'])}"
+        ) from error
+    loaded, loading_info = pair
+    check_all_loaded(loading_info, model)
     parameters = base_parameters(loaded)
     if parameters is None:
         log.warning("model %s: its size is not known (quantised weights); model_params is recorded as null", model)
@@ -136,7 +138,7 @@ def load(described: Described, device: str = "auto") -> Checkpoint:
         loaded.to(chosen).eval()
     except (RuntimeError, ValueError) as error:
         raise InputError(f"model {model} cannot be put on device {chosen}: {first_lines(error)}") from error
-    return Checkpoint(loaded, described.tokenizer, {**known, "model_params": parameters})
+    return Checkpoint(loaded, described.tokenizer, {**provenance, "model_params": parameters})
 
 
 def is_hub_id(model: str) -> bool:
@@ -191,8 +193,8 @@ def check_model(model: str, revision: str | None = None, trust_remote_code: bool
 def _no_model(folder: Path) -> str:
     if (folder / ADAPTER_CONFIG).is_file():
         return "a LoRA adapter: give its base as --model and the folder as --adapter"
-    if found := sorted(folder.glob("*.gguf")):
-        return f"no model folder; give a GGUF file in it: {', '.join(map(str, found))}"
+    if gguf_files := sorted(folder.glob("*.gguf")):
+        return f"no model folder; give a GGUF file in it: {', '.join(map(str, gguf_files))}"
     return "no model: it has no config.json"
 
 
@@ -217,17 +219,17 @@ def weights_id(model: str, revision: str | None = None) -> str:
         with path.open("rb") as handle:
             return "sha256:" + hashlib.file_digest(handle, "sha256").hexdigest()
     if path.is_dir():
-        found = sorted(p for pattern in WEIGHT_PATTERNS for p in path.glob(pattern))
-        if not found:
+        weight_files = sorted(p for pattern in WEIGHT_PATTERNS for p in path.glob(pattern))
+        if not weight_files:
             raise InputError(f"folder {model} has no weights (*.safetensors); it is not a saved model")
-        return "sha256:" + sha256(found)
+        return "sha256:" + sha256(weight_files)
     return f"hub:{commit_of(model, revision)}"
 
 
 def config_sha256(config: Any) -> str:
     """Checksum of what a configuration says of the model: not of where it lay or which program wrote it."""
-    said = {k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
-    return hashlib.sha256(json.dumps(said, sort_keys=True, default=_as_json).encode()).hexdigest()
+    content = {k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=_as_json).encode()).hexdigest()
 
 
 def _as_json(value: Any) -> Any:
@@ -347,4 +349,4 @@ def load_error(error: BaseException, name: str, revision: str | None = None) -> 
             "it comes with code of its own that would have to be executed; read that code, and if you trust it add "
             "--trust_remote_code"
         )
-    return first_lines(error) if Path(name).exists() else explained(error, name, revision)
+    return first_lines(error) if Path(name).exists() else explain_hub_error(error, name, revision)

@@ -25,19 +25,19 @@ def check_language_model(config: Any, model: str) -> None:
     By what its configuration says of it; check_all_loaded goes by the weights.
     """
     architectures = getattr(config, "architectures", None) or []
-    said = f" ({', '.join(architectures)})" if architectures else ""
+    listed = f" ({', '.join(architectures)})" if architectures else ""
     need = "needed is a causal language model, which continues text"
     if getattr(config, "is_encoder_decoder", False):
-        raise InputError(f"model {model} is a sequence-to-sequence model{said}; {need}")
+        raise InputError(f"model {model} is a sequence-to-sequence model{listed}; {need}")
     decodes = getattr(config, "is_decoder", False) or getattr(config, "causal", False)
     if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not decodes:
-        raise InputError(f"model {model} is an encoder-only model{said}; {need}")
+        raise InputError(f"model {model} is an encoder-only model{listed}; {need}")
     if architectures and all(name.endswith(OTHER_HEADS) for name in architectures):
-        raise InputError(f"model {model} was saved without a language model's head{said}; {need}")
+        raise InputError(f"model {model} was saved without a language model's head{listed}; {need}")
 
 
 def check_all_loaded(
-    found: Mapping[str, Any], model: str, kind: str = "causal language model", made_anew: Collection[str] = ()
+    loading_info: Mapping[str, Any], model: str, kind: str = "causal language model", made_anew: Collection[str] = ()
 ) -> None:
     """InputError where transformers filled in weights at random: `found` is its loading info.
 
@@ -45,7 +45,7 @@ def check_all_loaded(
 
     Weights that are tied to others are not missing, by its own account.
     """
-    random = sorted({*map(str, (*found["missing_keys"], *found["mismatched_keys"]))} - {*made_anew})
+    random = sorted({*map(str, (*loading_info["missing_keys"], *loading_info["mismatched_keys"]))} - {*made_anew})
     if random:
         raise InputError(
             f"model {model} has no weights for {len(random)} tensors of a {kind}, such as {random[0]}: "

@@ -26,13 +26,15 @@ def commit_of(repo: str, revision: str | None = None, repo_type: str | None = No
     it. InputError where it cannot be known.
     """
     try:
-        found = resolve_revision(repo, repo_type=repo_type, revision=revision, local_files_only=is_offline_mode())
-        return found.resolved
+        resolution = resolve_revision(repo, repo_type=repo_type, revision=revision, local_files_only=is_offline_mode())
+        return resolution.resolved
     except (HTTPError, OSError, ValueError, RevisionResolutionError) as error:
-        raise InputError(explained(error, repo, revision, repo_type)) from error
+        raise InputError(explain_hub_error(error, repo, revision, repo_type)) from error
 
 
-def explained(error: BaseException, repo: str, revision: str | None = None, repo_type: str | None = None) -> str:
+def explain_hub_error(
+    error: BaseException, repo: str, revision: str | None = None, repo_type: str | None = None
+) -> str:
     """One line for what huggingface_hub, or transformers on top of it, raised about a repository."""
     at = f" at revision '{revision}'" if revision else ""
     page = f"https://huggingface.co/{'datasets/' if repo_type == 'dataset' else ''}{repo}"

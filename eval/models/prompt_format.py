@@ -91,16 +91,18 @@ def _head(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     """(all that stands before the first human text, its end that begins a human turn: found by looking at the second
     human turn, '' where the two do not agree).
     """
-    asked, answered, again = "asked0", "answered1", "again2"
-    messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
-    ended: Any = tokenizer.apply_chat_template(messages, tokenize=False)
-    whole: Any = tokenizer.apply_chat_template([*messages, {"role": "user", "content": again}], tokenize=False)
-    close = ended.partition(answered)[2]  # how the assistant's turn is closed
-    between = whole.partition(answered)[2].partition(again)[0]
-    head = whole.partition(asked)[0]
+    first_question, first_answer, second_question = "asked0", "answered1", "again2"
+    messages = [{"role": "user", "content": first_question}, {"role": "assistant", "content": first_answer}]
+    one_exchange: Any = tokenizer.apply_chat_template(messages, tokenize=False)
+    two_questions: Any = tokenizer.apply_chat_template(
+        [*messages, {"role": "user", "content": second_question}], tokenize=False
+    )
+    close = one_exchange.partition(first_answer)[2]  # how the assistant's turn is closed
+    between = two_questions.partition(first_answer)[2].partition(second_question)[0]
+    head = two_questions.partition(first_question)[0]
     begin = between.removeprefix(close)  # how a human turn begins
-    alike = between.startswith(close) and head.endswith(begin)
-    return head, begin if alike else ""
+    consistent = between.startswith(close) and head.endswith(begin)
+    return head, begin if consistent else ""
 
 
 def render(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, style: Format) -> str:

@@ -28,7 +28,7 @@ class Target:
     folder: Path
 
     @property
-    def own_checkpoint(self) -> Path | None:
+    def training_checkpoint(self) -> Path | None:
         """The checkpoint folder of our trainers, where its results go beside it, into OUTPUT/eval/step-N; else None."""
         path = Path(self.adapter or self.model)
         beside = path.absolute().parent.resolve() / "eval" / step_folder(self.step)
@@ -39,7 +39,7 @@ class Target:
         return self.model + at + (f" with {self.adapter}" if self.adapter else "")
 
 
-def numbered(folder: Path) -> dict[int, Path]:
+def numbered_checkpoints(folder: Path) -> dict[int, Path]:
     """step -> checkpoint-N in a folder, complete or not."""
     return {int(m[1]): p for p in folder.glob("checkpoint-*") if (m := CHECKPOINT.fullmatch(p.name)) and p.is_dir()}
 
@@ -48,7 +48,7 @@ def complete_checkpoints(folder: Path) -> dict[int, Path]:
     """step -> checkpoint-N in a folder that is complete: with policy.json, which our trainers write last, or a whole
     model.
     """
-    return {s: p for s, p in numbered(folder).items() if read_policy(p) or (p / "config.json").is_file()}
+    return {s: p for s, p in numbered_checkpoints(folder).items() if read_policy(p) or (p / "config.json").is_file()}
 
 
 def step_folder(step: int) -> str:

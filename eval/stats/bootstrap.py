@@ -84,11 +84,11 @@ def tabulate(
     names_U, first, index = np.unique(np.asarray(clusters), return_index=True, return_inverse=True)
     columns = np.column_stack([np.ones(len(values)), values]) * weights[:, None]
     sums = np.column_stack([np.bincount(index, column, minlength=len(names_U)) for column in columns.T])
-    of_cluster = np.zeros(len(names_U), dtype=int)
+    stratum_of_cluster = np.zeros(len(names_U), dtype=int)
     if strata is not None:
-        of_cluster = np.unique(np.asarray(strata), return_inverse=True)[1][first]
-    order = np.argsort(of_cluster, kind="stable")
-    return Table(tuple(str(n) for n in names_U[order]), sums[order], of_cluster[order])
+        stratum_of_cluster = np.unique(np.asarray(strata), return_inverse=True)[1][first]
+    order = np.argsort(stratum_of_cluster, kind="stable")
+    return Table(tuple(str(n) for n in names_U[order]), sums[order], stratum_of_cluster[order])
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,9 +146,9 @@ class Bootstrap:
             return Estimate(None, None, None, clusters, "undefined: no answer that the score could be taken of")
         reason = self._no_interval(quantity.table, quantity.of_each_stratum)
         if reason:
-            return Estimate(value, None, None, clusters, _joined(quantity.note, reason))
+            return Estimate(value, None, None, clusters, _join_notes(quantity.note, reason))
         estimate = self._interval(value, self.replicates(quantity), quantity.table)
-        return replace(estimate, note=_joined(quantity.note, estimate.note))
+        return replace(estimate, note=_join_notes(quantity.note, estimate.note))
 
     def difference(self, before: Quantity, after: Quantity) -> Estimate:
         """after - before on the same clusters, paired by drawing the same ones for both, with a two-sided p-value.
@@ -230,7 +230,7 @@ class Bootstrap:
         left_out = len(replicates) - len(finite)
         note = f"{left_out} of {len(replicates)} resamples undefined and left out" if left_out else ""
         if not self._stratified(table):
-            note = _joined(note, "drawn across categories, since one has a single cluster")
+            note = _join_notes(note, "drawn across categories, since one has a single cluster")
         clusters = len(table.clusters)
         if left_out > MAX_UNDEFINED * len(replicates):
             return Estimate(value, None, None, clusters, f"no interval: {note}")
@@ -246,7 +246,7 @@ class Bootstrap:
         return Estimate(value, float(low), float(high), clusters, note, p_value)
 
 
-def _joined(*notes: str) -> str:
+def _join_notes(*notes: str) -> str:
     return "; ".join(filter(None, notes))
 
 
@@ -284,7 +284,7 @@ def moments(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.column_stack([x, y, x * x, y * y, x * y])
 
 
-def hardly_varies(x: np.ndarray, y: np.ndarray) -> str:
+def why_no_correlation(x: np.ndarray, y: np.ndarray) -> str:
     """Why the correlation of x (model) with y (reference) is undefined, or ''."""
     if len(x) < 4:
         return f"{len(x)} points, at least 4 are needed"
@@ -299,7 +299,7 @@ def pearson(x: np.ndarray, y: np.ndarray) -> Estimate:
 
     Undefined (value None) with fewer than 4 points or where x or y has a standard deviation below MIN_SPREAD.
     """
-    if reason := hardly_varies(x, y):
+    if reason := why_no_correlation(x, y):
         return Estimate(None, None, None, len(x), f"undefined: {reason}")
     result: Any = stats.pearsonr(x, y)
     interval = result.confidence_interval(LEVEL)

@@ -184,27 +184,29 @@ def over_trainings(
     """
     rng = np.random.default_rng([seed, 1])
     values, drawn, null, counts = [], [], [], []
-    together = None
+    draws = None
     for place in range(int(place_P.max()) + 1):
-        here = place_P == place
-        n = int(here.sum())
-        value = values_P[here].mean()
-        if together is None or not same_trainings:
-            together = rng.integers(n, size=(len(resamples_BP), n))
+        at_place = place_P == place
+        n = int(at_place.sum())
+        value = values_P[at_place].mean()
+        if draws is None or not same_trainings:
+            draws = rng.integers(n, size=(len(resamples_BP), n))
         values.append(value)
-        drawn.append(_mean_of_drawn(resamples_BP[:, here], together))
-        null.append(_mean_of_drawn(values_P[here] + null_BP[:, here], together) - value)
+        drawn.append(_mean_of_drawn(resamples_BP[:, at_place], draws))
+        null.append(_mean_of_drawn(values_P[at_place] + null_BP[:, at_place], draws) - value)
         counts.append(n)
     return Effects(np.array(values), np.column_stack(drawn), np.array(counts), np.column_stack(null))
 
 
-def _mean_of_drawn(found_BN: np.ndarray, drawn_BN: np.ndarray) -> np.ndarray:
+def _mean_of_drawn(samples_BN: np.ndarray, drawn_BN: np.ndarray) -> np.ndarray:
     """The mean of the trainings drawn (their numbers, from 0) in each resample, its spread widened; (B,)."""
-    mean, n = found_BN.mean(axis=1), found_BN.shape[1]
+    mean, n = samples_BN.mean(axis=1), samples_BN.shape[1]
     if n == 1:
         return mean
     student = stats.t.ppf(1 - ALPHA / 2, n - 1) / stats.norm.ppf(1 - ALPHA / 2)
-    return mean + np.sqrt(n / (n - 1)) * student * (np.take_along_axis(found_BN, drawn_BN, axis=1).mean(axis=1) - mean)
+    return mean + np.sqrt(n / (n - 1)) * student * (
+        np.take_along_axis(samples_BN, drawn_BN, axis=1).mean(axis=1) - mean
+    )
 
 
 def change_point(x_M: np.ndarray, effects: Effects) -> Threshold:
@@ -218,10 +220,10 @@ def change_point(x_M: np.ndarray, effects: Effects) -> Threshold:
     best, *_, fitted = _fit(y_M[None], grid, weights_M)
     most, between = _best(x_M, y_M, grid, weights_M)
     none, *_ = _fit(effects.null, grid, weights_M)
-    left = (weights_M * y_M**2).sum() - most
-    again = fitted[0] + effects.null
-    explained, *_ = _fit(again, grid, weights_M)
-    unexplained = (weights_M * again**2).sum(axis=1) - explained
+    residual = (weights_M * y_M**2).sum() - most
+    simulated = fitted[0] + effects.null
+    explained, *_ = _fit(simulated, grid, weights_M)
+    unexplained = (weights_M * simulated**2).sum(axis=1) - explained
     _, lows, highs, _ = _fit(effects.resamples, grid, weights_M)
     lowest = _beyond(float(np.quantile(lows, ALPHA / 2, method="lower")), x_M[0])
     highest = max(float(np.quantile(highs, 1 - ALPHA / 2, method="higher")), float(x_M[0]))
@@ -231,7 +233,7 @@ def change_point(x_M: np.ndarray, effects: Effects) -> Threshold:
         highest,
         between,
         _share(none, best[0]),
-        _share(unexplained, left) if variances.max() > 0 else 1.0,
+        _share(unexplained, residual) if variances.max() > 0 else 1.0,
         bool(np.isfinite(lowest) or highest < x_M[-1] * (1 - TIE)),
     )
 
@@ -243,7 +245,7 @@ def _fit(y_BM: np.ndarray, grid: Ramps, weights_M: np.ndarray) -> tuple[np.ndarr
     norm_G = np.sqrt(grid.shapes_GM**2 @ weights_M)
     projector_MG = (grid.shapes_GM * weights_M / norm_G[:, None]).T
     last = len(norm_G) - 1
-    found = []
+    blocks = []
     for i in range(0, len(y_BM), BLOCK):
         along_BG = y_BM[i : i + BLOCK] @ projector_MG  # its square is what a ramp explains
         best = along_BG.argmax(axis=1)
@@ -252,8 +254,8 @@ def _fit(y_BM: np.ndarray, grid: Ramps, weights_M: np.ndarray) -> tuple[np.ndarr
         first, final = tied.argmax(axis=1), last - tied[:, ::-1].argmax(axis=1)  # thresholds are in ascending order
         low = np.where(most > 0, grid.start_G[first], np.inf)
         high = np.where(most > 0, grid.start_G[final] + grid.step_G[final], np.inf)
-        found.append((most**2, low, high, (most / norm_G[best])[:, None] * grid.shapes_GM[best]))
-    return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
+        blocks.append((most**2, low, high, (most / norm_G[best])[:, None] * grid.shapes_GM[best]))
+    return tuple(np.concatenate(parts) for parts in zip(*blocks, strict=True))
 
 
 def _best(x_M: np.ndarray, y_M: np.ndarray, grid: Ramps, weights_M: np.ndarray) -> tuple[float, tuple[float, float]]:
