@@ -1,4 +1,4 @@
-"""A command line of several commands, `python -m PACKAGE COMMAND [options] [--json]`: eval's and reward's."""
+"""Dispatches `python -m PACKAGE COMMAND [options] [--json]` to its command. eval and reward use it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from eval.errors import InputError, nearest
 
 JSON_HELP = "one JSON object on stdout, everything else on stderr"
 CommandOutput = tuple[str, dict[str, Any]]
-"""What a command prints: a text for the terminal, and the object for --json; with a text at "error" in the object, the
-command has done what could be done and ends with that line and status 2."""
+"""A command's output: the text for the terminal, and the object for --json. A text at the object's key "error" means
+that the command did what could be done; it then ends with that line and status 2.
+"""
 
 
 def dispatch(
@@ -25,10 +26,18 @@ def dispatch(
     config_type: Callable[[str], type],
     positional: Mapping[str, tuple[str, ...]],
 ) -> None:
-    """Runs the command that sys.argv names, with the options of the dataclass `config_type(command)`.
+    """Runs the command that sys.argv names and prints its output.
 
-    A command may be of two words ("data fetch"). positional: the options whose names may be left out (see `named`).
-    Raises InputError for an unknown command or option, and whatever the command raises.
+    Args:
+        package: name of the package, for error messages.
+        usage: help text, printed without a command or with --help.
+        commands: {command: function}. A command may have two words ("data fetch").
+        config_type: the dataclass of a command's options.
+        positional: {command: options whose names may be left out} (see `name_positionals`).
+
+    Raises:
+        InputError: an unknown command or option, or an output with an "error". Errors of the command itself pass
+            through.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -52,9 +61,12 @@ def dispatch(
 
 
 def name_positionals(argv: list[str], names: tuple[str, ...]) -> list[str]:
-    """Folders may stand without their option (--run_folder; --a, --b), before or after the options.
+    """Adds option names to positional arguments, so that folders may stand without theirs (--run_folder; --a, --b).
 
-    A last name with '*' takes every folder that is left; its field has the action "extend".
+    Args:
+        argv: the arguments. Positional ones may stand before or after the options.
+        names: the option names, in order. If the last one ends with '*', it takes every remaining positional argument;
+            its field has the action "extend".
     """
     completed, remaining = [], list(names)
     for i, word in enumerate(argv):

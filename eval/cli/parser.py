@@ -1,11 +1,11 @@
-"""Options from YAML and the command line, over dataclasses; every unknown key is an error.
+"""Parses options from a YAML file and the command line into dataclasses.
 
-Order of precedence: command line, then the YAML file of --config, then the default. An unknown key is refused wherever
-it stands, and the nearest known one is named. (TRL's and transformers' own parsers let some pass, and do not check the
-types of lists that come from YAML: here the YAML goes through the same parser as the command line.)
+Precedence: command line, then the YAML file of --config, then the default. An unknown key in any of them is an error
+that names the nearest known one. (TRL's and transformers' own parsers ignore some unknown keys and do not check the
+types of lists from YAML. Here YAML values go through the same parser as the command line.)
 
-A file with a `sizes` mapping holds several sizes of one run: at its top the settings that all sizes share, below
-`sizes` each size's own, which win; --size NAME chooses one (configs/ladders/).
+A file with a `sizes` mapping holds several sizes of one run. The settings at its top apply to all sizes; those below
+`sizes` apply to one size and take precedence. --size NAME chooses the size (configs/ladders/).
 """
 
 from __future__ import annotations
@@ -23,12 +23,21 @@ from eval.secrets import hide_arguments
 
 
 def parse(types: Sequence[type], argv: Sequence[str], prog: str) -> tuple[Any, ...]:
-    """Parses `argv` (with an optional --config FILE of YAML, and --size NAME where that has sizes) into one instance
-    of each dataclass in `types`.
+    """Parses arguments into dataclasses.
 
-    Afterwards this process's own command line has no secrets any more, since trackers record it. Raises InputError for
-    an unknown key, a value of the wrong type, a missing required one, or a value that the dataclass itself refuses
-    (ValueError in its __post_init__).
+    Removes the secrets from this process's own command line, since trackers record it.
+
+    Args:
+        types: the dataclasses.
+        argv: arguments, with an optional --config FILE of YAML, and --size NAME if that file has sizes.
+        prog: program and command, for error messages.
+
+    Returns:
+        One instance of each dataclass.
+
+    Raises:
+        InputError: an unknown key, a value of the wrong type, a missing required one, or a value that the dataclass
+            refuses (ValueError in its __post_init__).
     """
     from transformers import HfArgumentParser
 
@@ -53,7 +62,7 @@ def parse(types: Sequence[type], argv: Sequence[str], prog: str) -> tuple[Any, .
     given = {_option_name(argument) for argument in argv if argument.startswith("--")}
     argv = (yaml_arguments(Path(config), size, known, given) if config else []) + argv
     try:
-        # a key of TRL's that its __post_init__ refuses raises ValueError there with a text of its own
+        # the __post_init__ of TRL's own options raises ValueError
         *values, rest = parser.parse_args_into_dataclasses(
             argv, return_remaining_strings=True, look_for_args_file=False
         )
@@ -65,7 +74,11 @@ def parse(types: Sequence[type], argv: Sequence[str], prog: str) -> tuple[Any, .
 
 
 def _take_option(argv: list[str], option: str, what: str, prog: str) -> tuple[list[str], str | None]:
-    """Takes `option VALUE` or `option=VALUE` out of argv; the value is None where the option is not there."""
+    """Removes `option VALUE` or `option=VALUE` from argv.
+
+    Returns:
+        (the remaining arguments, VALUE or None if the option is absent).
+    """
     taken, rest, i = None, [], 0
     while i < len(argv):
         name, _, value = argv[i].partition("=")
@@ -93,19 +106,23 @@ def _check_flags(argv: list[str], known: list[str], prog: str) -> None:
 
 
 def _option_name(argument: str) -> str:
-    """The key that an argument gives: '--batch-tokens=64' -> 'batch_tokens'."""
+    """The option's key as a field name: '--batch-tokens=64' -> 'batch_tokens'."""
     return argument[2:].partition("=")[0].replace("-", "_")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Reads a YAML mapping; InputError where the file is missing, not YAML, or not a mapping."""
+    """Reads a YAML mapping.
+
+    Raises:
+        InputError: the file is missing, not YAML, or holds no mapping.
+    """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"config file {path}: {error.strerror}; give the path of a YAML file") from error
     except UnicodeDecodeError as error:
         raise InputError(f"config file {path} is not valid YAML: {error}") from error
-    except yaml.YAMLError as error:  # whose text quotes a part of the line, which may be a part of a secret
+    except yaml.YAMLError as error:  # str(error) quotes the line, which may hold a secret
         problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
         raise InputError(f"config file {path} is not valid YAML{where}: {problem or 'it cannot be read'}") from error
@@ -115,13 +132,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def check_seed(seed: int) -> None:
-    """InputError for a seed that no generator takes."""
+    """Raises InputError for a negative seed, which random generators refuse."""
     if seed < 0:
         raise InputError(f"seed must be at least 0, not {seed}")
 
 
 def split_commas(values: list[str]) -> list[str]:
-    """The parts of all values, each once: ['a,b', 'a'] -> ['a', 'b']."""
+    """Splits each value at commas and removes duplicates: ['a,b', 'a'] -> ['a', 'b']."""
     return list(dict.fromkeys(part.strip() for v in values for part in v.split(",") if part.strip()))
 
 
@@ -129,11 +146,17 @@ SIZES = "sizes"
 
 
 def yaml_arguments(path: Path, size: str | None, known: Sequence[str], given: set[str]) -> list[str]:
-    """A YAML mapping as command-line arguments, so that its values are checked in the same way; without those that
-    are `given` on the command line.
+    """A YAML file's settings as command-line arguments, so that the same parser checks them.
 
-    Raises InputError for a key that is not in `known`, wherever it stands, one without a value, and a size that is
-    missing, unknown, or asked of a file without sizes.
+    Args:
+        path: the YAML file.
+        size: the size to use, if the file has sizes.
+        known: all allowed keys.
+        given: keys that the command line sets; they are left out.
+
+    Raises:
+        InputError: an unknown key anywhere in the file, a key without a value, or a size that is missing, unknown, or
+            requested of a file without sizes.
     """
     arguments = []
     for key, value in _settings_of_size(path, read_yaml(path), size, known).items():
@@ -147,7 +170,7 @@ def yaml_arguments(path: Path, size: str | None, known: Sequence[str], given: se
 
 
 def _settings_of_size(path: Path, values: dict[str, Any], size: str | None, known: Sequence[str]) -> dict[str, Any]:
-    """The mapping of one size, all keys of all sizes being checked."""
+    """The settings of one size, merged with the shared ones. Checks the keys of all sizes."""
     if SIZES in known or SIZES not in values:
         if size is not None:
             raise InputError(f"{path} has no sizes; leave --size out")
