@@ -1,1 +1,1 @@
-"""The small data set of our own writing, for the demo and the tests (see LICENSE.md)."""
+"""The small data set for the demo and the tests, written for this project (see LICENSE.md), and access to public data."""

@@ -1,9 +1,9 @@
-"""`python -m eval data fetch`: the public data into a data folder, each file checked before it takes its place.
+"""`python -m eval data fetch`: downloads the public data into a data folder and checks each file's checksum.
 
-A file is written beside its place as NAME.part, resumed by HTTP Range after a break, a stall or a kill, and moved into
-place in one step once its checksum is right. A file with another checksum is refused and kept aside. Files that are
-there and right cost no request. Proxies (HTTPS_PROXY, HTTP_PROXY, NO_PROXY) and certificates (SSL_CERT_FILE,
-SSL_CERT_DIR, REQUESTS_CA_BUNDLE) are taken from the environment.
+A file is written as NAME.part beside its final place. After a break, a stall or a kill the download resumes with HTTP
+Range. Once the checksum is right, the file is moved into place in one step. A file with another checksum is refused and
+kept under another name. Files that are already right cost no request. Proxies (HTTPS_PROXY, HTTP_PROXY, NO_PROXY) and
+certificates (SSL_CERT_FILE, SSL_CERT_DIR, REQUESTS_CA_BUNDLE) come from the environment.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from eval.secrets import masked_text
 log = logging.getLogger(__name__)
 
 RETRIES = 5
-"""Attempts after the first one; counted anew whenever more of the file has come than ever before."""
-LONGEST_WAIT = 60.0  # seconds that a server's Retry-After may ask for
+"""Attempts after the first. The count restarts whenever the file has grown beyond its largest size so far."""
+LONGEST_WAIT = 60.0  # seconds; the most that a server's Retry-After can set
 TRANSIENT_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 
 
 class FetchError(Exception):
-    """One file could not be fetched; the text is one line."""
+    """One file could not be fetched. The text is one line."""
 
 
 class UnreachableError(FetchError):
-    """Its host could not be connected to, so the other files of that host are not tried."""
+    """No connection to the host. The other files of this host are then not tried."""
 
 
 class _RetryError(Exception):
-    """This answer is of no use, the next one may be; `wait` is what the server asks for, in seconds."""
+    """This response is of no use, but the next one may be. wait: seconds that the server requests, else 0."""
 
     def __init__(self, text: str, wait: float = 0.0) -> None:
         super().__init__(text)
@@ -56,7 +56,7 @@ class _RetryError(Exception):
 
 @dataclass
 class FetchConfig(DataConfig):
-    """`eval data fetch`."""
+    """Options of `eval data fetch`."""
 
     timeout: float = field(
         default=30.0, metadata={"help": "seconds without a byte after which a connection is retried"}
@@ -76,10 +76,20 @@ class FetchConfig(DataConfig):
 
 
 def fetch(config: FetchConfig, pins: Sequence[Pinned] = PINNED, pause: float = 1.0) -> dict[str, Any]:
-    """{"folder", "files": [{"path", "outcome": right | fetched | failed, "problem"}], "error": one line or None}.
+    """Downloads the chosen files; those that are right already are not requested.
 
-    `pause` is the wait before the first retry in seconds; each further one doubles it. Raises InputError where the
-    folder cannot be written, and for a proxy or certificate file that cannot be used; what has come is kept.
+    Args:
+        config: folder, datasets, timeout and mirror.
+        pins: the files to choose from.
+        pause: seconds before the first retry. Each further retry doubles it.
+
+    Returns:
+        {"folder", "files": [{"path", "url", "outcome": right | fetched | failed, "problem"}], "error": one line or
+        None}.
+
+    Raises:
+        InputError: the folder cannot be written, or a proxy or certificate file cannot be used. What has been
+            downloaded is kept.
     """
     folder, files, unreachable = config.folder, [], {}
     prepare_output(folder)
@@ -116,7 +126,7 @@ def fetch(config: FetchConfig, pins: Sequence[Pinned] = PINNED, pause: float = 1
 
 
 def summary(result: dict[str, Any]) -> str:
-    """What was done, and how to use it."""
+    """Describes what `fetch` did and how to use the data."""
     counts = {o: sum(f["outcome"] == o for f in result["files"]) for o in ("fetched", "right", "failed")}
     text = f"{counts['fetched']} fetched, {counts['right']} were there and right, {counts['failed']} failed"
     return (
@@ -127,7 +137,7 @@ def summary(result: dict[str, Any]) -> str:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Holds the folder's lock; waits for another fetch that holds it. A killed one leaves no lock behind."""
+    """Holds the folder's lock, after waiting for another fetch that holds it. A killed fetch leaves no lock."""
     lock = FileLock(folder / ".fetch.lock")
     try:
         lock.acquire(timeout=0)
@@ -141,7 +151,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _client(timeout: float) -> httpx.Client:
-    """A client that follows redirects and the environment's proxy. InputError for a proxy or bundle of no use."""
+    """A client that follows redirects and uses the environment's proxy. InputError for a bad proxy or bundle."""
     bundle = os.environ.get("REQUESTS_CA_BUNDLE")
     try:
         certificates: ssl.SSLContext | bool = True  # httpx reads SSL_CERT_FILE and SSL_CERT_DIR itself
@@ -150,7 +160,7 @@ def _client(timeout: float) -> httpx.Client:
             certificates = ssl.create_default_context(
                 cafile=None if folder else bundle, capath=bundle if folder else None
             )
-        # identity: a Range counts the bytes of the file itself, not of a compressed form
+        # identity: a Range must count the bytes of the file itself, not of a compressed form
         headers = {"Accept-Encoding": "identity"}
         return httpx.Client(verify=certificates, timeout=timeout, follow_redirects=True, headers=headers)
     except OSError as error:
@@ -177,7 +187,15 @@ def _url_of(pinned: Pinned, mirror: str) -> httpx.URL:
 
 
 def _fetch_one(client: httpx.Client, url: httpx.URL, pinned: Pinned, target: Path, pause: float) -> bool:
-    """Whether the file had to be fetched; False where it was there and right. Raises FetchError, OSError."""
+    """Fetches one file unless it is there and right.
+
+    Returns:
+        Whether the file had to be fetched.
+
+    Raises:
+        FetchError: the download failed, or the checksum is wrong.
+        OSError: the file cannot be written.
+    """
     if target.is_file() and pinned.matches(target):
         return False
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -208,7 +226,7 @@ def _refused_path(target: Path, checksum: str) -> Path:
 
 
 def _sync(folder: Path) -> None:
-    """Makes a rename in `folder` last through a power cut."""
+    """Makes a rename in `folder` survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -217,9 +235,13 @@ def _sync(folder: Path) -> None:
 
 
 def _transfer(client: httpx.Client, url: httpx.URL, pinned: Pinned, part: Path, pause: float) -> bool:
-    """Brings the whole of `url` into `part`, going on after what is there; whether the last answer was added to that.
+    """Downloads `url` into `part`, resuming after the bytes that are there, with retries.
 
-    Raises FetchError where the server refuses, or RETRIES attempts in a row brought nothing new.
+    Returns:
+        Whether the last response was appended to existing bytes.
+
+    Raises:
+        FetchError: the server refuses, or RETRIES retries in a row brought nothing new.
     """
     most, failures = _size_of(part), 0
     while True:
@@ -244,9 +266,14 @@ def _transfer(client: httpx.Client, url: httpx.URL, pinned: Pinned, part: Path, 
 
 
 def _receive(client: httpx.Client, url: httpx.URL, pinned: Pinned, part: Path) -> bool:
-    """One request, its body written to `part`; whether it was added to bytes that were there.
+    """Makes one request and writes its body to `part`.
 
-    Raises _AgainError or httpx.TransportError where another attempt may help, FetchError where none will.
+    Returns:
+        Whether it was appended to existing bytes.
+
+    Raises:
+        _RetryError, httpx.TransportError: another attempt may help.
+        FetchError: no attempt will help.
     """
     have = _size_of(part)
     headers = {"Range": f"bytes={have}-"} if have else {}
@@ -276,8 +303,10 @@ def _receive(client: httpx.Client, url: httpx.URL, pinned: Pinned, part: Path) -
 
 
 def _write(response: httpx.Response, part: Path, have: int, total: int | None, pinned: Pinned) -> None:
-    """The body after the first `have` bytes of `part`. _AgainError where it ends before `total` bytes (None: unknown,
-    then the pinned size).
+    """Writes the response's body after the first `have` bytes of `part`.
+
+    Raises:
+        _RetryError: it ends before `total` bytes. total None: unknown, then the pinned size counts.
     """
     with (
         part.open("r+b" if have else "wb") as handle,
@@ -286,7 +315,7 @@ def _write(response: httpx.Response, part: Path, have: int, total: int | None, p
         handle.seek(have)
         for block in response.iter_raw():
             handle.write(block)
-            handle.flush()  # what has come outlives a kill
+            handle.flush()  # so that a kill loses nothing that has arrived
             bar.update(len(block))
         size = handle.tell()
         os.fsync(handle.fileno())
@@ -295,7 +324,7 @@ def _write(response: httpx.Response, part: Path, have: int, total: int | None, p
 
 
 def _content_range(response: httpx.Response) -> tuple[int | None, int | None]:
-    """(first byte, size of the whole file) of a 206 answer; None for what it does not say."""
+    """(first byte, size of the whole file) from a 206 response. Each is None if the response does not give it."""
     span, _, total = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
     first = span.partition("-")[0]
     return int(first) if first.isdigit() else None, int(total) if total.isdigit() else None
