@@ -1,1 +1,1 @@
-"""The small data set for the demo and the tests, written for this project (see LICENSE.md), and access to public data."""
+"""The data: access to public sets, and a small set for the demo and the tests (see LICENSE.md)."""
