@@ -1,4 +1,4 @@
-"""From records to a summary: metrics and effects, with what must be known beside them."""
+"""Summarises records: metrics and effects, with the notes that their readers need."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def summarise(
 
     Args:
         cells: the records, in the order in which they were asked.
-        seed: of the bootstrap, and of drawing sampled answers anew.
-        stops: where each job stopped, of an evaluation with a precision.
+        seed: of the bootstrap, and of redrawing sampled answers.
+        stops: where each job of an evaluation with --precision stopped.
 
     Returns:
-        The measures with their notes, and the fields of summary.json that say how they came about.
+        The results with their notes, and the fields of summary.json on how they were computed.
     """
     answered, left_out = sampled_answers.drop_unanswered(cells)
     measured = measure(answered, seed)
