@@ -90,7 +90,7 @@ def in_random_order(experiment: str, items: Sequence[Item], seed: int) -> list[I
 
 
 def in_packs(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
-    """Yields packs of whole groups, each of at least `size` items except the last. Groups must be adjacent in `items`."""
+    """Yields packs of whole groups, with at least `size` items except in the last. A group's items must be adjacent."""
     pack: list[Item] = []
     for item in items:
         if len(pack) >= size and group_of(item) != group_of(pack[-1]):

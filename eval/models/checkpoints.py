@@ -40,9 +40,8 @@ ADAPTER_SETS = ("target_modules", "exclude_modules", "modules_to_save", "target_
 ADAPTER_PLACE = ("base_model_name_or_path", "revision", "peft_version", "auto_mapping")
 """Its entries on where the base was stored and which program wrote it."""
 ONE_AT_A_TIME = Lock()
-"""Held while a model is loaded: transformers then replaces its own functions and later restores what it saw before. Of
-two concurrent loads one restores the other's functions. Models loaded later get random memory instead of a tied head.
-"""
+"""Held while a model is loaded. transformers then replaces its own functions and later restores the earlier ones. Of two
+loads at once, one restores the other's; models loaded later have random memory in place of a tied head."""
 
 
 @dataclass
