@@ -1,1 +1,1 @@
-"""The data: access to public sets, and a small set for the demo and the tests (see LICENSE.md)."""
+"""The data: access to public sets, and a small one written for the demo and the tests (see LICENSE.md)."""

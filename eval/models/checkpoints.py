@@ -40,7 +40,7 @@ ADAPTER_SETS = ("target_modules", "exclude_modules", "modules_to_save", "target_
 ADAPTER_PLACE = ("base_model_name_or_path", "revision", "peft_version", "auto_mapping")
 """Its entries on where the base was stored and which program wrote it."""
 ONE_AT_A_TIME = Lock()
-"""Held while a model is loaded. transformers then replaces its own functions and later restores the earlier ones. Of two
+"""Held while a model is loaded. transformers then replaces its own functions and later restores the old ones. Of two
 loads at once, one restores the other's; models loaded later have random memory in place of a tied head."""
 
 
