@@ -1,1 +1,1 @@
-"""Measures a checkpoint: the three experiments of Ganguli et al. 2023. Imports nothing of train or reward."""
+"""Evaluates a checkpoint on the experiments of Ganguli et al. 2023. Imports nothing from train or reward."""

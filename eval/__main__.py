@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from eval.cli.dispatch import JSON_HELP, Told, dispatch
+from eval.cli.dispatch import JSON_HELP, CommandOutput, dispatch
 from eval.errors import run_main
 from eval.runner.processes import one_voice
 
@@ -44,28 +44,28 @@ class ListConfig:
     json: bool = field(default=False, metadata={"help": JSON_HELP})
 
 
-def run(config: Any) -> Told:
+def run(config: Any) -> CommandOutput:
     """Evaluates one checkpoint into --output, or several into its subfolders."""
     from eval.commands import run as running
 
     return running.run(config)
 
 
-def watch(config: Any) -> Told:
+def watch(config: Any) -> CommandOutput:
     """Evaluates the checkpoints of a training that is running, or has run, in another process."""
     from eval.commands import watch as watching
 
     return watching.watch(config)
 
 
-def measure(config: Any) -> Told:
+def measure(config: Any) -> CommandOutput:
     """Recomputes the metrics of earlier results."""
     from eval.commands import measure as measuring
 
     return measuring.remeasure(config)
 
 
-def list_command(config: ListConfig) -> Told:
+def list_command(config: ListConfig) -> CommandOutput:
     """The results folders below a folder."""
     from eval.commands import list as listing
 
@@ -74,7 +74,7 @@ def list_command(config: ListConfig) -> Told:
     return listing.text(listed, folder), listed
 
 
-def compare(config: Any) -> Told:
+def compare(config: Any) -> CommandOutput:
     """Two results folders on what both have."""
     from eval.commands import compare as comparing
 
@@ -82,7 +82,7 @@ def compare(config: Any) -> Told:
     return comparing.text(compared), compared
 
 
-def report(config: Any) -> Told:
+def report(config: Any) -> CommandOutput:
     """The table and the path of the page."""
     from eval.views.emergence import emergence
     from eval.views.page import report as reporting
@@ -90,42 +90,42 @@ def report(config: Any) -> Told:
     return reporting.report(config, emergence.told)
 
 
-def figures(config: Any) -> Told:
+def figures(config: Any) -> CommandOutput:
     """The paths of the figures, and what they lack."""
     from eval.views.figures import figures as drawing
 
     return drawing.figures(config)
 
 
-def emergence(config: Any) -> Told:
+def emergence(config: Any) -> CommandOutput:
     """Where along size and step the instruction begins to reduce bias."""
     from eval.views.emergence import emergence as emerging
 
     return emerging.emergence(config)
 
 
-def publish(config: Any) -> Told:
+def publish(config: Any) -> CommandOutput:
     """Sends what was not sent yet."""
     from eval.tracking import publish as publishing
 
     return publishing.publish(config)
 
 
-def dashboard(config: Any) -> Told:
+def dashboard(config: Any) -> CommandOutput:
     """Where the workspace and the report are."""
     from eval.tracking import dashboard as showing
 
     return showing.dashboard(config)
 
 
-def live(config: Any) -> Told:
+def live(config: Any) -> CommandOutput:
     """Brings a local trackio project up to date."""
     from eval.tracking import trackio_mirror as showing
 
     return showing.live(config)
 
 
-def score(config: Any) -> Told:
+def score(config: Any) -> CommandOutput:
     """BBQ's scores of a file of answers."""
     from eval.commands import score as scoring
 
@@ -133,7 +133,7 @@ def score(config: Any) -> Told:
     return scoring.table(result), result
 
 
-def oracle(config: Any) -> Told:
+def oracle(config: Any) -> CommandOutput:
     """Coverage of the planted values; with --precision, of the value over all questions where asking stopped early;
     with --emergence, of planted thresholds.
     """
@@ -148,7 +148,7 @@ def oracle(config: Any) -> Told:
     return chosen[1](result), result
 
 
-def data_fetch(config: Any) -> Told:
+def data_fetch(config: Any) -> CommandOutput:
     """Fetches what is missing or wrong of the public data."""
     from eval.data import fetch
 
@@ -156,7 +156,7 @@ def data_fetch(config: Any) -> Told:
     return fetch.summary(result), result
 
 
-def data_verify(config: Any) -> Told:
+def data_verify(config: Any) -> CommandOutput:
     """The state of every public file in the data folder."""
     from eval.data import catalog as public_data
 
@@ -164,7 +164,7 @@ def data_verify(config: Any) -> Told:
     return public_data.table(result), result
 
 
-def data_list(config: Any) -> Told:
+def data_list(config: Any) -> CommandOutput:
     """The same, where nothing need be there."""
     from eval.data import catalog as public_data
 
@@ -212,7 +212,7 @@ def config_type(command: str) -> type:
     return {"list": ListConfig}[command]
 
 
-COMMANDS: dict[str, Callable[[Any], Told]] = {
+COMMANDS: dict[str, Callable[[Any], CommandOutput]] = {
     "run": run, "watch": watch, "measure": measure, "list": list_command, "compare": compare, "report": report,
     "figures": figures, "emergence": emergence, "publish": publish, "dashboard": dashboard, "live": live,
     "score": score, "oracle": oracle, "data fetch": data_fetch, "data verify": data_verify, "data list": data_list,

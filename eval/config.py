@@ -1,4 +1,4 @@
-"""Which questions an evaluation asks, and how: the options that `eval run` and the trainers share."""
+"""Options for which questions an evaluation asks and how; `eval run` and the trainers share them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from eval.experiments.registry import EXPERIMENTS
 
 @dataclass
 class QuestionsConfig(ExperimentOptions):
-    """Which questions are asked."""
+    """Options that choose the questions."""
 
     experiments: list[str] = field(
         default_factory=lambda: ["bbq", "winogender", "admissions"],
@@ -59,7 +59,7 @@ class QuestionsConfig(ExperimentOptions):
 
 @dataclass
 class EvaluationConfig(QuestionsConfig):
-    """What is asked of a checkpoint, and how; what `eval run` and the evaluation during training share."""
+    """Options of an evaluation: the questions and how they are asked. `eval run` and the trainers share it."""
 
     cot_limit: int | None = field(
         default=None,
@@ -96,5 +96,5 @@ class EvaluationConfig(QuestionsConfig):
 
     @property
     def most_batch_tokens(self) -> int | None:
-        """batch_tokens as the scorer takes it; None = found by it."""
+        """batch_tokens as a number for the scorer. None: the scorer chooses it."""
         return None if self.batch_tokens == "auto" else int(self.batch_tokens)

@@ -1,4 +1,4 @@
-"""Bad input: one line that says the value, the constraint and the remedy; exit status 2."""
+"""Errors in user input. Each is one line with the value, the constraint and the remedy; the exit status is 2."""
 
 from __future__ import annotations
 
@@ -14,14 +14,21 @@ log = logging.getLogger(__name__)
 
 
 class InputError(Exception):
-    """Something the user gave is wrong. The text is one line: the value, the constraint, the remedy; secrets masked."""
+    """An error in what the user gave.
+
+    Args:
+        text: one line with the value, the constraint and the remedy. Secrets in it are masked.
+    """
 
     def __init__(self, text: str) -> None:
         super().__init__(masked_text(text))
 
 
 def run_main(main: Callable[[], None]) -> NoReturn:
-    """Runs an entry point; bad input ends with its one line on stderr and exit status 2, Ctrl-C with 130."""
+    """Runs an entry point and exits the process.
+
+    An InputError prints its one line on stderr and exits with status 2; Ctrl-C exits with 130, success with 0.
+    """
     try:
         main()
     except InputError as error:
@@ -34,7 +41,12 @@ def run_main(main: Callable[[], None]) -> NoReturn:
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """'; did you mean X?' for the known name closest to `name`, else the list of known names if it is short."""
+    """A hint that follows an unknown name in an error message.
+
+    Returns:
+        "; did you mean 'X'?" for the known name most similar to `name`. Without a similar one, the list of known names
+        where there are at most 20, else ''.
+    """
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if close:
         return f"; did you mean '{close[0]}'?"
@@ -44,14 +56,20 @@ def nearest(name: str, known: Sequence[str]) -> str:
 FAILURES = (
     InputError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, OSError, ImportError, MemoryError,
 )  # fmt: skip
-"""Bad input and what a model's own code may raise: the next one of several is still evaluated."""
+"""Bad input, and what a model's own code may raise. When several checkpoints are evaluated, one that fails with these
+does not stop the next.
+"""
 
 
 def log_failure(what: object, error: Exception) -> str:
-    """Logs that one of several failed and the rest goes on, with a traceback unless it is bad input.
+    """Logs that one of several tasks failed and that the others continue, with a traceback unless the input was bad.
+
+    Args:
+        what: the task, as the log names it.
+        error: why it failed.
 
     Returns:
-        Why it failed, in one line.
+        The reason in one line, secrets masked.
     """
     why = masked_text(" ".join(str(error).split()))
     if isinstance(error, InputError):

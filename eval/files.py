@@ -1,4 +1,4 @@
-"""JSON and text files, written atomically: a reader sees the old one or the new one, never a part."""
+"""Writes JSON and text files atomically: a reader sees the old file or the new one, never a part."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from eval.errors import InputError
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON atomically."""
+    """Writes a value as JSON, atomically. NaN and infinity raise ValueError."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file atomically: a reader sees the old one or the new one, never a part."""
+    """Writes a file atomically: a reader sees the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
@@ -37,14 +37,25 @@ def write_text(path: Path, text: str) -> None:
 
 
 def append_json(path: Path, value: Any) -> None:
-    """Adds a line of JSON to a file."""
+    """Appends one line of JSON to a file. NaN and infinity raise ValueError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as out:
         out.write(json.dumps(value, allow_nan=False) + "\n")
 
 
 def read_json(path: Path, remedy: str = "remove it or its folder") -> dict[str, Any] | None:
-    """The object in a file, None where there is no file. Raises InputError where it is damaged, with the remedy."""
+    """Reads a JSON object.
+
+    Args:
+        path: the file.
+        remedy: what the user can do about a damaged file; it ends the error message.
+
+    Returns:
+        The object, or None if there is no file.
+
+    Raises:
+        InputError: the file is damaged or holds no JSON object.
+    """
     if not path.is_file():
         return None
     try:
@@ -57,9 +68,10 @@ def read_json(path: Path, remedy: str = "remove it or its folder") -> dict[str, 
 
 
 def prepare_output(folder: Path, needed_mib: int = 16) -> None:
-    """Makes the output folder and proves, before any work, that it can be written and has room.
+    """Creates the output folder and checks, before any work, that it is writable and has free space.
 
-    Raises InputError where it cannot be made or written, or where fewer than `needed_mib` MiB are free.
+    Raises:
+        InputError: the folder cannot be created or written, or has fewer than `needed_mib` MiB free.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -80,5 +92,5 @@ def prepare_output(folder: Path, needed_mib: int = 16) -> None:
 
 
 def now() -> str:
-    """The time in UTC, ISO 8601, to the second."""
+    """The current time in UTC as ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,7 +1,7 @@
-"""Secrets among options and in texts: what is recorded, printed or pickled shows MASK in their place.
+"""Masks secrets in options and texts: whatever is recorded, printed or pickled holds MASK in their place.
 
-An option or a key is secret by its name (hub_token, api_key, password ...), in an address also what stands before the
-host.
+An option or key is secret by its name (hub_token, api_key, password ...). In a URL, what stands before the host is
+secret too.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ SECRET = {
     "password", "passwd", "passphrase", "pwd", "secret", "credential", "authorization", "auth", "cookie", "signature",
     "sig", "bearer", "apikey", "authtoken", "accesstoken", "accesskey", "secretkey",
 }  # fmt: skip
-"""A name is secret whose last word is one of these, or their plural."""
+"""A name is secret if its last word is one of these, or the plural of one."""
 OWNERS = {"access", "account", "api", "auth", "hf", "hub", "private", "secret", "subscription"}
-"""After one of these words so is `key`, and so are `keys` and `tokens`."""
+"""A name is secret if it ends with one of these words followed by `key`, `keys` or `tokens`."""
 VOCABULARY = {
     "audio", "begin", "boi", "bos", "cls", "end", "eoi", "eos", "eot", "image", "mask", "new", "pad", "sep", "start",
     "stop", "think", "unk", "video",
 }  # fmt: skip
-"""A token is secret, unless it is one of a tokenizer's."""
+"""A name that ends in `token` is secret, unless one of these words precedes: then it is a tokenizer's token."""
 CREDENTIALS = re.compile(r"(?<=://)[^/?#\s]*@")
 NAME = re.compile(r"""(?<![\w.-])(?P<name>(?P<option>--)?-?[A-Za-z][\w.-]*)(?:["']?\s*[:=]\s*|(?(option)\s+|(?!)))""")
-"""What stands before a value in a text: `name=`, `"name": `, `--name `."""
+"""Matches the name before a value in a text: `name=`, `"name": `, `--name `."""
 VALUE = re.compile(
     r"""(?P<quote>["'])(?:\\.|(?!(?P=quote))[^\\])*(?P=quote)?|(?:(?:Bearer|Basic)\s+)?[^\s"',;&#{}()\[\]]+""",
     re.DOTALL,
@@ -39,14 +39,14 @@ VALUE = re.compile(
 
 
 class Secret(str):
-    """A secret that is used as any other text, and that a pickle holds None in place of."""
+    """A secret that works like any other string. Pickled, it becomes None."""
 
     def __reduce__(self) -> Any:
         return type(None), ()
 
 
 def is_secret(name: str) -> bool:
-    """Whether an option, a key or a header of this name holds a secret."""
+    """Whether an option, key or header of this name holds a secret."""
     words = [word.lower() for word in WORD.findall(name)]
     if not words:
         return False
@@ -57,7 +57,12 @@ def is_secret(name: str) -> bool:
 
 
 def masked(value: Any, name: str = "") -> Any:
-    """The value of an option `name` as it may be recorded: in mappings, lists and texts each secret is MASK."""
+    """A value that is safe to record.
+
+    Args:
+        value: an option's value. Mappings and lists are searched; each secret in them becomes MASK.
+        name: the option's name. If it is secret, the whole value becomes MASK; None and booleans stay.
+    """
     if is_secret(name):
         return value if value is None or isinstance(value, bool) else MASK
     if isinstance(value, dict):
@@ -68,10 +73,13 @@ def masked(value: Any, name: str = "") -> Any:
 
 
 def masked_text(text: str) -> str:
-    """The text with MASK in place of secrets: in addresses, JSON, `name=value`, `name: value` and `--name value`."""
-    if text.lstrip().startswith(("{", "[")) and (found := _read(text)) is not None:
-        shown = masked(found)
-        return text if shown == found else json.dumps(shown)
+    """The text with MASK in place of secrets, safe to record.
+
+    Secrets are looked for in URLs, JSON or YAML, `name=value`, `name: value` and `--name value`.
+    """
+    if text.lstrip().startswith(("{", "[")) and (parsed := _parse_mapping(text)) is not None:
+        shown = masked(parsed)
+        return text if shown == parsed else json.dumps(shown)
     text = CREDENTIALS.sub(f"{MASK}@", text)
     parts, end = [], 0
     for named in NAME.finditer(text):
@@ -85,19 +93,19 @@ def masked_text(text: str) -> str:
     return "".join([*parts, text[end:]])
 
 
-def _read(text: str) -> Any:
-    """The mapping or list that a text is in JSON or YAML; None where it is neither."""
+def _parse_mapping(text: str) -> Any:
+    """Parses a text as JSON or YAML. None unless it is a mapping or a list."""
     for read in (json.loads, yaml.safe_load):
         try:
-            found = read(text)
+            parsed = read(text)
         except (ValueError, yaml.YAMLError):
             continue
-        return found if isinstance(found, dict | list) else None
+        return parsed if isinstance(parsed, dict | list) else None
     return None
 
 
 def masked_arguments(argv: Sequence[str]) -> list[str]:
-    """A command line's arguments as they may be recorded."""
+    """A command line's arguments with secrets masked, safe to record."""
     shown, hidden = [], False
     for argument in argv:
         name, equals, value = argument.partition("=")
@@ -111,15 +119,19 @@ def masked_arguments(argv: Sequence[str]) -> list[str]:
 
 
 def hide_arguments() -> None:
-    """Masks the secrets of this process's own arguments, which trackers record (wandb: as `args` of its metadata)."""
+    """Masks the secrets in this process's own sys.argv.
+
+    Trackers record it (wandb: as `args` in its metadata).
+    """
     sys.argv[1:] = masked_arguments(sys.argv[1:])
 
 
 def conceal(args: Any) -> None:
-    """Takes the secrets out of a trainer's options, which are pickled with every checkpoint and sent to trackers.
+    """Removes the secrets from a trainer's options, in place.
 
-    What only the making of the trainer needs is masked. An option that is itself a secret (hub_token) stays in use, as
-    a Secret; so does what DeepSpeed's configuration holds.
+    The options are pickled with every checkpoint and sent to trackers. An option that is itself a secret (hub_token)
+    stays usable, as a Secret; so does what DeepSpeed's configuration holds. Other options that contain secrets are
+    needed only while the trainer is built, so their secrets are masked.
     """
     for field in dataclasses.fields(args):
         value = getattr(args, field.name)
@@ -129,18 +141,18 @@ def conceal(args: Any) -> None:
             shown = masked(value)
             if shown != value:
                 setattr(args, field.name, shown)
-    _seal(getattr(getattr(args, "hf_deepspeed_config", None), "config", None))
+    _wrap_secrets(getattr(getattr(args, "hf_deepspeed_config", None), "config", None))
 
 
-def _seal(part: Any) -> None:
-    """Makes each secret in a mapping a Secret, in place: others hold the same mapping."""
+def _wrap_secrets(part: Any) -> None:
+    """Replaces each secret in a mapping by a Secret, in place because others hold the same mapping."""
     if isinstance(part, list):
         for entry in part:
-            _seal(entry)
+            _wrap_secrets(entry)
     if not isinstance(part, dict):
         return
     for key, value in part.items():
         if is_secret(str(key)) and isinstance(value, str):
             part[key] = Secret(value)
         else:
-            _seal(value)
+            _wrap_secrets(value)

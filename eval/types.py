@@ -1,4 +1,4 @@
-"""The nouns: what is asked (Item, Prompt), what answers it (Scorer), what is kept (a record), what is told (Metric)."""
+"""The types that all modules share: questions (Item, Prompt), models (Scorer), records and results (Metric, Effect)."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Turn:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A dialogue whose last turn is the beginning of an assistant's turn, and the strings that may follow it.
+    """A dialogue that ends with the beginning of an assistant's turn, and the candidates: strings that may follow it.
 
-    Without candidates it is a prompt to sample reasoning from.
+    A prompt without candidates is one to sample reasoning from.
     """
 
     turns: tuple[Turn, ...]
@@ -31,22 +31,26 @@ class Prompt:
 
 
 def prompt_sha256(prompts: Sequence[Prompt]) -> str:
-    """A checksum of what was asked: the words and roles of all turns and the candidates, of each prompt in turn.
+    """A checksum of prompts: the roles and texts of all turns and the candidates of each prompt, in order.
 
-    It is taken before a dialogue format is put on them: of the JSON list [[[[role, text], ...], [candidate, ...]], ...]
-    without spaces, in ASCII.
+    It does not depend on the dialogue format. It is the sha256 of the JSON list
+    [[[[role, text], ...], [candidate, ...]], ...] without spaces, in ASCII.
     """
-    asked = [[[[t.role, t.text] for t in p.turns], list(p.candidates)] for p in prompts]
-    return hashlib.sha256(json.dumps(asked, separators=(",", ":")).encode()).hexdigest()
+    content = [[[[t.role, t.text] for t in p.turns], list(p.candidates)] for p in prompts]
+    return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Item:
-    """One question of an experiment, before a condition is put on it.
+    """One question of an experiment, before a condition is applied.
 
-    id identifies it within the experiment, cluster is the unit of the bootstrap (template, occupation, profile),
-    weight counts how often it stands in the population, fields become columns of its records, texts make the prompts.
-    group: items of one group are always asked together (--precision draws groups); '' = the cluster is the group.
+    Attributes:
+        id: identifies the item within its experiment.
+        cluster: the unit that the bootstrap draws (template, occupation, profile).
+        weight: how often the item occurs in the population.
+        fields: columns of its records.
+        texts: the texts that its prompts are made from.
+        group: items of one group are always asked together (--precision draws groups). '': the cluster is the group.
     """
 
     id: str
@@ -59,10 +63,14 @@ class Item:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a scorer says of one prompt: natural-log probabilities, one per candidate, over the full vocabulary.
+    """A scorer's answer to one prompt.
 
-    extra: further columns of the record. With `no_answer` in it, the reason, there is none: logprobs are NaN.
-    prompt_tokens is None where a server does not say it.
+    Attributes:
+        logprobs: natural log-probability of each candidate over the full vocabulary, shape (candidates,).
+        prompt_tokens: length of the prompt; None where a server does not report it.
+        boundary_moved: see eval.models.prompt_format.Encoded.
+        extra: further columns of the record. With the key `no_answer` (the reason) there is no answer; logprobs are
+            NaN.
     """
 
     logprobs: np.ndarray
@@ -72,12 +80,13 @@ class Answer:
 
 
 Record = dict[str, Any]
-"""One line of records.jsonl; its columns are described in docs/results.md."""
+"""One line of records.jsonl. docs/results.md describes its columns."""
 
 
 @dataclass
 class Metric:
-    """One number with where it comes from: value and interval are None where it is undefined, and `note` says why.
+    """One number with its interval and its origin. Where it is undefined, value and interval are None and `note` says
+    why.
 
     category: 'all' for the whole experiment, else a part of it: a BBQ category, 'mean of categories', a sex.
     """
@@ -97,10 +106,10 @@ class Metric:
 
 @dataclass
 class Effect:
-    """What changes from one condition to another on the same items: after - before, paired, with its interval.
+    """The change from one condition to another on the same items: after - before, paired, with its interval.
 
-    p_value is two-sided; p_holm is corrected over the experiments (see eval.metrics.measure.effects), None where it was
-    not.
+    p_value is two-sided. p_holm is corrected over the experiments (eval.metrics.measure.correct_p_values); None where
+    it was not.
     """
 
     experiment: str
@@ -122,7 +131,7 @@ class Effect:
 
 @dataclass
 class Measured:
-    """Everything that is told of one checkpoint. breakdown: a row per template, occupation, profile and condition."""
+    """All results of one checkpoint. breakdown: one row per template, occupation or profile, and condition."""
 
     metrics: list[Metric]
     effects: list[Effect]
@@ -130,29 +139,40 @@ class Measured:
 
 
 class Scorer(Protocol):
-    """A model as the experiments see it. Adding one is adding a file in eval/scorers with these methods."""
+    """A model as the experiments use it.
+
+    To add one, add a file in eval/scorers that has these methods.
+    """
 
     def score(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
-        """Yields (index into prompts, Answer) in any order, as they are done."""
+        """Yields (index into prompts, Answer), in any order, as soon as each is ready."""
         ...
 
     def sample(self, prompts: Sequence[Prompt], seeds: Sequence[int], max_new_tokens: int) -> Iterator[tuple[int, str]]:
-        """Yields (index into prompts, sampled continuation); a prompt's sample depends on its own seed."""
+        """Yields (index into prompts, sampled continuation).
+
+        A prompt's sample depends on its own seed only, not on the other prompts.
+        """
         ...
 
     def describe(self) -> dict[str, Any]:
-        """What belongs into the provenance: format, tier, dtype ..."""
+        """The scorer's part of the provenance: format, tier, dtype ..."""
         ...
 
 
 @runtime_checkable
-class AnswersAlone(Scorer, Protocol):
-    """A scorer whose answer to a question is the same whatever is asked beside it: each is kept as soon as it is there,
-    and only what is missing is asked again.
+class IndependentScorer(Scorer, Protocol):
+    """A scorer whose answer to a prompt never depends on the other prompts of the call.
+
+    Each answer is stored as soon as it arrives, and a later run evaluates only the missing ones.
     """
 
     def reason(
         self, prompts: Sequence[Prompt], seeds: Sequence[int], max_new_tokens: int, then: Callable[[int, str], Prompt]
     ) -> Iterator[tuple[int, str, Answer]]:
-        """Samples from each prompt, scores what `then(index, text)` makes of it; yields (index, text, Answer)."""
+        """Samples reasoning from each prompt and scores the prompt that `then(index, reasoning)` makes of it.
+
+        Yields:
+            (index into prompts, reasoning, Answer), in any order.
+        """
         ...

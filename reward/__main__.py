@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from eval.cli.dispatch import Told, dispatch
+from eval.cli.dispatch import CommandOutput, dispatch
 from eval.errors import run_main
 
 USAGE = """usage: python -m reward COMMAND [options] [--json]
@@ -19,7 +19,7 @@ A reward model is trained by `accelerate launch -m reward.train`.
 --json: one JSON object on stdout, everything else on stderr"""
 
 
-def score(config: Any) -> Told:
+def score(config: Any) -> CommandOutput:
     """The ranks of a file's answers."""
     from reward import rank
 
@@ -27,7 +27,7 @@ def score(config: Any) -> Told:
     return rank.table(result), result
 
 
-def report(config: Any) -> Told:
+def report(config: Any) -> CommandOutput:
     """The model card of a reward model."""
     from reward import card
 
@@ -35,7 +35,7 @@ def report(config: Any) -> Told:
     return card.table(result), result
 
 
-def probe(config: Any) -> Told:
+def probe(config: Any) -> CommandOutput:
     """The reward model's own bias."""
     from reward import probe as probing
 
@@ -58,7 +58,7 @@ def config_type(command: str) -> type:
     return ProbeConfig
 
 
-COMMANDS: dict[str, Callable[[Any], Told]] = {"score": score, "report": report, "probe": probe}
+COMMANDS: dict[str, Callable[[Any], CommandOutput]] = {"score": score, "report": report, "probe": probe}
 POSITIONAL = {"report": ("runs*",)}
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from eval.data.readers import data_folder, fetch_command, read_jsonl, sha256
 from eval.errors import InputError
-from eval.models.hub import commit_of, explained
+from eval.models.hub import commit_of, explain_hub_error
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", ".json")
 HUB_SOURCE = re.compile(
@@ -166,7 +166,7 @@ def hub_rows(repo: str, subset: str | None, split: str, commit: str | None) -> I
     except (DatasetsError, HTTPError, OSError, ValueError) as error:
         part = f" ({subset})" if subset else ""
         raise InputError(
-            f"preferences: split {split} of {repo}{part}: {explained(error, repo, commit, 'dataset')}"
+            f"preferences: split {split} of {repo}{part}: {explain_hub_error(error, repo, commit, 'dataset')}"
         ) from error
     for i, row in enumerate(data):
         yield f"{place} row {i}", row

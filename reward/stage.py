@@ -171,9 +171,9 @@ def last_checkpoint(folder: Path, *needed: str) -> Path | None:
 
     The Trainer writes trainer_state.json last, so a save that was killed does not have it, or has a part of it.
     """
-    from eval.models.target import numbered
+    from eval.models.target import numbered_checkpoints
 
-    for _, path in sorted(numbered(folder).items(), reverse=True):
+    for _, path in sorted(numbered_checkpoints(folder).items(), reverse=True):
         optimizer = any(next(path.glob(name), None) for name in OPTIMIZER_STATES)
         if optimizer and all((path / name).is_file() for name in needed) and _is_whole(path / "trainer_state.json"):
             return path

@@ -23,7 +23,7 @@ from eval.config import EvaluationConfig
 from eval.errors import InputError
 from eval.files import write_json
 from eval.models.checkpoints import POLICY_FILE, adapter_id, weights_id
-from eval.models.target import RLHF_STEP, numbered, step_folder
+from eval.models.target import RLHF_STEP, numbered_checkpoints, step_folder
 from eval.runner.evaluate import evaluate
 from eval.runner.plan import Plan
 from eval.runner.store import Busy, Store
@@ -134,7 +134,7 @@ def resume_from(output: Path) -> Path | None:
     """
     if resumed := last_checkpoint(output, POLICY_FILE):
         return resumed
-    steps = sorted(step for step, path in numbered(output).items() if step and is_complete(path))
+    steps = sorted(step for step, path in numbered_checkpoints(output).items() if step and is_complete(path))
     if steps:
         raise InputError(
             f"{output} has complete checkpoints (steps {', '.join(map(str, steps))}) and none that can be gone on from "
@@ -158,7 +158,7 @@ def drop_optimizer_states(newest: Path) -> None:
     from.
     """
     last = int(newest.name.rpartition("-")[2])
-    for step, folder in numbered(newest.parent).items():
+    for step, folder in numbered_checkpoints(newest.parent).items():
         if step < last:
             for path in (found for pattern in TRAINING_STATES for found in folder.glob(pattern)):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()

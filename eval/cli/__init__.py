@@ -1,1 +1,1 @@
-"""The command line: options from YAML and arguments, and which command is meant."""
+"""The command line: reads options from YAML and arguments, and dispatches to commands."""

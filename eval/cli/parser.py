@@ -1,11 +1,11 @@
-"""Options from YAML and the command line, over dataclasses; every unknown key is an error.
+"""Parses options from a YAML file and the command line into dataclasses.
 
-Order of precedence: command line, then the YAML file of --config, then the default. An unknown key is refused wherever
-it stands, and the nearest known one is named. (TRL's and transformers' own parsers let some pass, and do not check the
-types of lists that come from YAML: here the YAML goes through the same parser as the command line.)
+Precedence: command line, then the YAML file of --config, then the default. An unknown key in any of them is an error
+that names the nearest known one. (TRL's and transformers' own parsers ignore some unknown keys and do not check the
+types of lists from YAML. Here YAML values go through the same parser as the command line.)
 
-A file with a `sizes` mapping holds several sizes of one run: at its top the settings that all sizes share, below
-`sizes` each size's own, which win; --size NAME chooses one (configs/ladders/).
+A file with a `sizes` mapping holds several sizes of one run. The settings at its top apply to all sizes; those below
+`sizes` apply to one size and take precedence. --size NAME chooses the size (configs/ladders/).
 """
 
 from __future__ import annotations
@@ -23,12 +23,21 @@ from eval.secrets import hide_arguments
 
 
 def parse(types: Sequence[type], argv: Sequence[str], prog: str) -> tuple[Any, ...]:
-    """Parses `argv` (with an optional --config FILE of YAML, and --size NAME where that has sizes) into one instance
-    of each dataclass in `types`.
+    """Parses arguments into dataclasses.
 
-    Afterwards this process's own command line has no secrets any more, since trackers record it. Raises InputError for
-    an unknown key, a value of the wrong type, a missing required one, or a value that the dataclass itself refuses
-    (ValueError in its __post_init__).
+    Removes the secrets from this process's own command line, since trackers record it.
+
+    Args:
+        types: the dataclasses.
+        argv: arguments, with an optional --config FILE of YAML, and --size NAME if that file has sizes.
+        prog: program and command, for error messages.
+
+    Returns:
+        One instance of each dataclass.
+
+    Raises:
+        InputError: an unknown key, a value of the wrong type, a missing required one, or a value that the dataclass
+            refuses (ValueError in its __post_init__).
     """
     from transformers import HfArgumentParser
 
@@ -45,15 +54,15 @@ def parse(types: Sequence[type], argv: Sequence[str], prog: str) -> tuple[Any, .
     parser.add_argument("--size", help="which size, where the YAML file holds several (configs/ladders/)")
     known = [f.name for t in types for f in fields(t) if f.init]
     hide_arguments()
-    argv, config = _take(list(argv), "--config", "the path of a YAML file", prog)
-    argv, size = _take(argv, "--size", "the name of a size in the YAML file", prog)
+    argv, config = _take_option(list(argv), "--config", "the path of a YAML file", prog)
+    argv, size = _take_option(argv, "--size", "the name of a size in the YAML file", prog)
     if size is not None and config is None:
         raise InputError(f"{prog}: --size {size} chooses among the sizes of a YAML file; add --config FILE")
     _check_flags(argv, known, prog)
-    given = {_option(argument) for argument in argv if argument.startswith("--")}
+    given = {_option_name(argument) for argument in argv if argument.startswith("--")}
     argv = (yaml_arguments(Path(config), size, known, given) if config else []) + argv
     try:
-        # a key of TRL's that its __post_init__ refuses raises ValueError there with a text of its own
+        # the __post_init__ of TRL's own options raises ValueError
         *values, rest = parser.parse_args_into_dataclasses(
             argv, return_remaining_strings=True, look_for_args_file=False
         )
@@ -64,14 +73,18 @@ def parse(types: Sequence[type], argv: Sequence[str], prog: str) -> tuple[Any, .
     return tuple(values[: len(types)])
 
 
-def _take(argv: list[str], option: str, what: str, prog: str) -> tuple[list[str], str | None]:
-    """Takes `option VALUE` or `option=VALUE` out of argv; the value is None where the option is not there."""
-    found, rest, i = None, [], 0
+def _take_option(argv: list[str], option: str, what: str, prog: str) -> tuple[list[str], str | None]:
+    """Removes `option VALUE` or `option=VALUE` from argv.
+
+    Returns:
+        (the remaining arguments, VALUE or None if the option is absent).
+    """
+    taken, rest, i = None, [], 0
     while i < len(argv):
         name, _, value = argv[i].partition("=")
         if name != option:
             rest.append(argv[i])
-        elif found is not None:
+        elif taken is not None:
             raise InputError(f"{prog}: {option} is given twice; give one")
         else:
             if not value:
@@ -79,33 +92,37 @@ def _take(argv: list[str], option: str, what: str, prog: str) -> tuple[list[str]
                 if i == len(argv):
                     raise InputError(f"{prog}: {option} needs {what}")
                 value = argv[i]
-            found = value
+            taken = value
         i += 1
-    return rest, found
+    return rest, taken
 
 
 def _check_flags(argv: list[str], known: list[str], prog: str) -> None:
     for argument in argv:
         if argument.startswith("--"):
-            name = _option(argument)
+            name = _option_name(argument)
             if name not in known and name.removeprefix("no_") not in known and name != "help":
                 raise InputError(f"{prog}: unknown option --{argument[2:].partition('=')[0]}{nearest(name, known)}")
 
 
-def _option(argument: str) -> str:
-    """The key that an argument gives: '--batch-tokens=64' -> 'batch_tokens'."""
+def _option_name(argument: str) -> str:
+    """The option's key as a field name: '--batch-tokens=64' -> 'batch_tokens'."""
     return argument[2:].partition("=")[0].replace("-", "_")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Reads a YAML mapping; InputError where the file is missing, not YAML, or not a mapping."""
+    """Reads a YAML mapping.
+
+    Raises:
+        InputError: the file is missing, not YAML, or holds no mapping.
+    """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"config file {path}: {error.strerror}; give the path of a YAML file") from error
     except UnicodeDecodeError as error:
         raise InputError(f"config file {path} is not valid YAML: {error}") from error
-    except yaml.YAMLError as error:  # whose text quotes a part of the line, which may be a part of a secret
+    except yaml.YAMLError as error:  # str(error) quotes the line, which may hold a secret
         problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
         raise InputError(f"config file {path} is not valid YAML{where}: {problem or 'it cannot be read'}") from error
@@ -115,13 +132,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def check_seed(seed: int) -> None:
-    """InputError for a seed that no generator takes."""
+    """Raises InputError for a negative seed, which random generators refuse."""
     if seed < 0:
         raise InputError(f"seed must be at least 0, not {seed}")
 
 
 def split_commas(values: list[str]) -> list[str]:
-    """The parts of all values, each once: ['a,b', 'a'] -> ['a', 'b']."""
+    """Splits each value at commas and removes duplicates: ['a,b', 'a'] -> ['a', 'b']."""
     return list(dict.fromkeys(part.strip() for v in values for part in v.split(",") if part.strip()))
 
 
@@ -129,46 +146,52 @@ SIZES = "sizes"
 
 
 def yaml_arguments(path: Path, size: str | None, known: Sequence[str], given: set[str]) -> list[str]:
-    """A YAML mapping as command-line arguments, so that its values are checked in the same way; without those that
-    are `given` on the command line.
+    """A YAML file's settings as command-line arguments, so that the same parser checks them.
 
-    Raises InputError for a key that is not in `known`, wherever it stands, one without a value, and a size that is
-    missing, unknown, or asked of a file without sizes.
+    Args:
+        path: the YAML file.
+        size: the size to use, if the file has sizes.
+        known: all allowed keys.
+        given: keys that the command line sets; they are left out.
+
+    Raises:
+        InputError: an unknown key anywhere in the file, a key without a value, or a size that is missing, unknown, or
+            requested of a file without sizes.
     """
     arguments = []
-    for key, value in _chosen(path, read_yaml(path), size, known).items():
+    for key, value in _settings_of_size(path, read_yaml(path), size, known).items():
         if key in given:
             continue
         if isinstance(value, list):
-            arguments += [f"--{key}", *(json.dumps(v) if isinstance(v, dict | list) else _text(v) for v in value)]
+            arguments += [f"--{key}", *(json.dumps(v) if isinstance(v, dict | list) else _yaml_text(v) for v in value)]
         else:
-            arguments.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else _text(value)}")
+            arguments.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else _yaml_text(value)}")
     return arguments
 
 
-def _chosen(path: Path, values: dict[str, Any], size: str | None, known: Sequence[str]) -> dict[str, Any]:
-    """The mapping of one size, all keys of all sizes being checked."""
+def _settings_of_size(path: Path, values: dict[str, Any], size: str | None, known: Sequence[str]) -> dict[str, Any]:
+    """The settings of one size, merged with the shared ones. Checks the keys of all sizes."""
     if SIZES in known or SIZES not in values:
         if size is not None:
             raise InputError(f"{path} has no sizes; leave --size out")
-        _check(path, values, known)
+        _check_keys(path, values, known)
         return values
     sizes = values.pop(SIZES)
-    if not isinstance(sizes, dict) or not sizes or not all(isinstance(own, dict) for own in sizes.values()):
+    if not isinstance(sizes, dict) or not sizes or not all(isinstance(settings, dict) for settings in sizes.values()):
         raise InputError(f"{path}: '{SIZES}' must hold a mapping of keys to values for each size")
-    _check(path, values, known)
-    own_of = {str(name): own for name, own in sizes.items()}
-    for name, own in own_of.items():
-        _check(path, own, known, f" in size {name}")
-    names = ", ".join(own_of)
+    _check_keys(path, values, known)
+    settings_of = {str(name): settings for name, settings in sizes.items()}
+    for name, settings in settings_of.items():
+        _check_keys(path, settings, known, f" in size {name}")
+    names = ", ".join(settings_of)
     if size is None:
         raise InputError(f"{path} holds several sizes; add --size with one of: {names}")
-    if size not in own_of:
+    if size not in settings_of:
         raise InputError(f"{path} has no size {size}; its sizes: {names}")
-    return values | own_of[size]
+    return values | settings_of[size]
 
 
-def _check(path: Path, values: dict[str, Any], known: Sequence[str], where: str = "") -> None:
+def _check_keys(path: Path, values: dict[str, Any], known: Sequence[str], where: str = "") -> None:
     for key, value in values.items():
         if key not in known:
             raise InputError(f"{path}: unknown key '{key}'{where}{nearest(str(key), known)}")
@@ -176,5 +199,5 @@ def _check(path: Path, values: dict[str, Any], known: Sequence[str], where: str 
             raise InputError(f"{path}: '{key}'{where} has no value; give one or leave the line out")
 
 
-def _text(value: object) -> str:
+def _yaml_text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -19,9 +19,9 @@ from eval.cli.columns import columns
 from eval.cli.parser import check_seed
 from eval.errors import InputError, nearest
 from eval.experiments.registry import EXPERIMENTS
-from eval.metrics.measure import Cell, correct, effect, paired
-from eval.metrics.sampled_answers import answered, left_out_lines
-from eval.metrics.upper_bounds import counted, lines
+from eval.metrics.measure import Cell, correct_p_values, effect, pair_quantities
+from eval.metrics.sampled_answers import drop_unanswered, left_out_lines
+from eval.metrics.upper_bounds import bound_lines, count_bounds
 from eval.runner.keys import record_key, selected_alike
 from eval.runner.store import Store
 from eval.stats.bootstrap import Bootstrap, Quantity
@@ -120,7 +120,7 @@ def differences(shared: dict[Cell, list[tuple[Record, Record]]], metric: str, se
     known: set[str] = set()
     for (experiment, condition), pairs in shared.items():
         before, after = (EXPERIMENTS[experiment].measure([pair[k] for pair in pairs]) for k in (0, 1))
-        matched = paired(before, after)
+        matched = pair_quantities(before, after)
         primary = next((q.name for _, q in matched if q.category == "all"), "")
         headline = (primary, EXPERIMENTS[experiment].HEADLINE)
         for first, second in matched:
@@ -130,7 +130,7 @@ def differences(shared: dict[Cell, list[tuple[Record, Record]]], metric: str, se
                 found.append((wanted, effect(experiment, condition, condition, first, second, bootstrap)))
     for name in sorted(set(metric.split(",")) - known - {HEADLINE, EVERY}):
         raise InputError(f"metric: '{name}' is none of those that A and B share{nearest(name, sorted(known))}")
-    correct([e for _, e in found])
+    correct_p_values([e for _, e in found])
     return [e for wanted, e in found if wanted]
 
 
@@ -199,8 +199,8 @@ def _by_cell(store: Store, remarks: list[str]) -> dict[Cell, dict[Any, Record]]:
             continue
         record.pop("reasoning", None)
         cells.setdefault((record["experiment"], record["condition"]), []).append(record)
-    found, left_out = answered(cells)
-    bounds = lines(counted(found))
+    found, left_out = drop_unanswered(cells)
+    bounds = bound_lines(count_bounds(found))
     remarks += [f"{store.folder}: {line}" for line in (*left_out_lines(left_out), *bounds)]
     return {cell: {record_key(r): r for r in records} for cell, records in found.items()}
 

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from eval.cli.dispatch import JSON_HELP, Told
+from eval.cli.dispatch import JSON_HELP, CommandOutput
 from eval.config import EvaluationConfig
 from eval.data.readers import data_folder
 from eval.errors import InputError
@@ -47,7 +47,7 @@ class MeasureConfig:
     json: bool = field(default=False, metadata={"help": JSON_HELP})
 
 
-def remeasure(config: MeasureConfig) -> Told:
+def remeasure(config: MeasureConfig) -> CommandOutput:
     """Recomputes what is outdated below the folders.
 
     Returns:

@@ -93,7 +93,7 @@ def evaluate_target(target: Target, config: RunConfig, planned: Plan, us: Team |
 
     with nullcontext() if us is None else us.task(str(target.folder)):
         summary = _evaluated(target, config, planned, us)
-        if summary and (checkpoint := target.own_checkpoint):
+        if summary and (checkpoint := target.training_checkpoint):
             write_card(checkpoint, summary)
     return summary
 
@@ -145,7 +145,7 @@ def _told(summary: dict[str, Any], folder: Path) -> str:
         text_table([(summary["step"], m) for m in shown]),
         "\n".join([*remarks(shown), *of_headlines(summary)]),
         "\n".join(left_out_lines(by_cell(summary.get("left_out", [])))),
-        "\n".join(upper_bounds.lines(by_cell(summary.get("upper_bounds", [])))),
+        "\n".join(upper_bounds.bound_lines(by_cell(summary.get("upper_bounds", [])))),
         effects_table(summary["effects"]),
         f"records, breakdown and summary: {folder}",
     ]

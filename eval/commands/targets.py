@@ -25,7 +25,7 @@ from eval.models.target import (
     Target,
     _hash,
     complete_checkpoints,
-    numbered,
+    numbered_checkpoints,
     safe_name,
     step_folder,
 )
@@ -160,7 +160,7 @@ def _chosen_checkpoints(folder: Path) -> dict[int, Path]:
     """step -> complete checkpoint-N of a training's output folder; empty for any other folder."""
     if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
         return {}
-    found = numbered(folder)
+    found = numbered_checkpoints(folder)
     complete = complete_checkpoints(folder)
     if left := sorted(found.keys() - complete.keys()):
         log.warning("%s: checkpoints %s are not complete and left out", folder, ", ".join(map(str, left)))

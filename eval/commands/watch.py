@@ -19,7 +19,7 @@ from typing import Any, get_type_hints
 
 from filelock import FileLock, Timeout
 
-from eval.cli.dispatch import JSON_HELP, Told
+from eval.cli.dispatch import JSON_HELP, CommandOutput
 from eval.commands.run import evaluate_target, free_memory, told_of_several
 from eval.commands.run_config import RunConfig
 from eval.commands.targets import alone
@@ -27,7 +27,7 @@ from eval.config import EvaluationConfig
 from eval.errors import FAILURES, InputError, log_failure, nearest
 from eval.files import prepare_output, read_json
 from eval.models.checkpoints import POLICY_FILE, choose_device
-from eval.models.target import numbered, step_folder
+from eval.models.target import numbered_checkpoints, step_folder
 from eval.runner.plan import plan
 from eval.runner.store import Busy
 from eval.tracking.during_training import not_sent
@@ -112,7 +112,7 @@ class Watched:
 
     def complete(self) -> dict[int, Path]:
         """step -> checkpoint folder, in the order of the steps."""
-        return {s: p for s, p in sorted(numbered(self.output).items()) if (p / POLICY_FILE).is_file()}
+        return {s: p for s, p in sorted(numbered_checkpoints(self.output).items()) if (p / POLICY_FILE).is_file()}
 
     def folder(self, step: int) -> Path:
         return self.output / "eval" / step_folder(step)
@@ -189,7 +189,7 @@ def evaluate_output(output: Path, config: EvaluationConfig, device: str = "auto"
     return watched.summaries()
 
 
-def watch(config: Any) -> Told:
+def watch(config: Any) -> CommandOutput:
     """`eval watch` (config: of config_type()): the text for the terminal and the object for --json.
 
     Raises InputError for bad input. What goes wrong later stands in the object's 'failed' and 'error'.
@@ -227,7 +227,7 @@ def _follow(watched: Watched, poll: float, patience: Patience) -> str | None:
         ended = _ended(watched.output)  # looked at first: no checkpoint comes after it
         handled, busy = watched.look()
         if ended and not handled and not busy:
-            if left := numbered(watched.output).keys() - watched.complete().keys():
+            if left := numbered_checkpoints(watched.output).keys() - watched.complete().keys():
                 log.warning("%s: checkpoints %s are not complete and left out", watched.output, sorted(left))
             return None
         if handled or busy:

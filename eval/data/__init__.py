@@ -1,1 +1,1 @@
-"""The small data set of our own writing, for the demo and the tests (see LICENSE.md)."""
+"""The data: access to public sets, and a small one written for the demo and the tests (see LICENSE.md)."""

@@ -1,9 +1,9 @@
 """Builds the small set's BBQ rows and student profiles: python -m eval.data.build
 
-bbq_templates.yaml (our own templates) -> bbq/<category>.jsonl in BBQ's format: each template filled both ways round,
-ambiguous and disambiguated, negative and non-negative (8 rows); the place of the UNKNOWN option and its wording are
-drawn with a fixed seed. The profiles are a grid over the ranges of the LSAC survey, one student each. The output is
-committed; a test builds it again and compares.
+bbq_templates.yaml (templates written for this project) -> bbq/<category>.jsonl in BBQ's format. Each template is filled
+both ways round, ambiguous and disambiguated, negative and non-negative: 8 rows. A fixed seed draws the place and the
+wording of the UNKNOWN option. The profiles are a grid over the ranges of the LSAC survey, one student each. The output
+is committed; a test builds it again and compares.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SEED = 0
 
 
 def bbq_rows(templates: list[dict]) -> dict[str, list[dict]]:
-    """Rows by category, in the order of the templates, four siblings (one filling) after another."""
+    """Rows by category, in the order of the templates. The four siblings of one filling follow each other."""
     rng = random.Random(SEED)
     rows: dict[str, list[dict]] = {}
     for template in templates:
@@ -67,7 +67,7 @@ def bbq_rows(templates: list[dict]) -> dict[str, list[dict]]:
 
 
 def _sentences(text: str) -> str:
-    """With a capital at the start of each sentence."""
+    """Capitalises the first letter of each sentence."""
     return re.sub(r"(^|[.!?] )([a-z])", lambda m: m.group(1) + m.group(2).upper(), text)
 
 

@@ -1,13 +1,16 @@
-"""`python -m eval data list | verify`: the public data, every file with its source, licence and checksum.
+"""`python -m eval data list | verify`: every file of the public data with its source, licence and checksum.
 
-A checksum is either a file's git blob id (sha1 of "blob <size>\\0" + content), by which the source's own repository
-names exactly this content at the pinned commit, or a sha256. A file's path in a data folder says which pin it must
-agree with; nothing here trusts a name.
+A checksum is a sha256 or a file's git blob id (sha1 of "blob <size>\\0" + content). With the blob id, the source's own
+repository names exactly this content at the pinned commit. A file's path in a data folder determines which pin it must
+match; a name alone is never trusted.
 
-Where the pins come from. BBQ (Parrish et al. 2022), its supplement, Winogender (Rudinger et al. 2018) and Winogenerated
-(Perez et al. 2022): blob ids of the commit named. UnifiedQA's predictions: blob ids computed from copies of that
-commit's files. law_data.csv (Kusner et al. 2017): sha256 of the copy at hand; the repository's commit is not pinned, so
-only the checksum holds it. HH-RLHF (Bai et al. 2022): sha256 of the file at the hub revision named.
+Where the pins come from:
+- BBQ (Parrish et al. 2022) with its supplement, Winogender (Rudinger et al. 2018) and Winogenerated (Perez et al.
+  2022): blob ids of the commit named.
+- UnifiedQA's predictions: blob ids computed from copies of that commit's files.
+- law_data.csv (Kusner et al. 2017): sha256 of a copy. The repository's commit is not pinned, so only the checksum
+  identifies the file.
+- HH-RLHF (Bai et al. 2022): sha256 of the file at the hub revision named.
 """
 
 from __future__ import annotations
@@ -27,44 +30,44 @@ GITHUB = "https://raw.githubusercontent.com"
 HUB = "https://huggingface.co/datasets"
 DEFAULT_FOLDER = "data"
 ASIDE = ".wrong-"
-"""A file refused for its checksum is kept as NAME.wrong-<first 8 of the id found>."""
+"""A file with a wrong checksum is kept as NAME.wrong-<first 8 characters of its checksum>."""
 PARTIAL = ".part"
-"""A file half fetched lies beside its place as NAME.part."""
+"""A partly fetched file is kept beside its final place as NAME.part."""
 RIGHT, WRONG, MISSING = "right", "wrong", "missing"
 
 
 @dataclass(frozen=True)
 class Pinned:
-    """A file of the public data."""
+    """A file of the public data, with the checksum that it must have."""
 
     path: str  # in the data folder; its first part is the dataset
     url: str
     source: str  # repository@commit
     licence: str
     checksum: str  # "git:<blob id>" or "sha256:<digest>"
-    size: int | None = None  # bytes; None where the file was never at hand
-    optional: bool = False  # fetched only when its dataset is named
+    size: int | None = None  # bytes; None where no copy was available
+    optional: bool = False  # fetched only if its dataset is named
 
     @property
     def dataset(self) -> str:
         return self.path.partition("/")[0]
 
-    def found(self, file: Path) -> str:
+    def checksum_of(self, file: Path) -> str:
         """The checksum of `file`, of the same kind as the pinned one."""
         return blob_id(file) if self.checksum.startswith("git:") else "sha256:" + _digest(file, hashlib.sha256())
 
-    def agrees(self, file: Path) -> bool:
+    def matches(self, file: Path) -> bool:
         """Whether `file` has the pinned content."""
-        return self.found(file) == self.checksum
+        return self.checksum_of(file) == self.checksum
 
     def state(self, folder: Path) -> str:
-        """right, wrong or missing in a data folder."""
+        """The file's state in a data folder: right, wrong or missing."""
         file = folder / self.path
-        return MISSING if not file.is_file() else RIGHT if self.agrees(file) else WRONG
+        return MISSING if not file.is_file() else RIGHT if self.matches(file) else WRONG
 
 
 def blob_id(file: Path) -> str:
-    """ "git:" and the id that git gives the file's content."""
+    """ "git:" followed by the id that git gives the file's content."""
     start = hashlib.sha1(b"blob %d\0" % file.stat().st_size, usedforsecurity=False)
     return "git:" + _digest(file, start)
 
@@ -74,8 +77,8 @@ def _digest(file: Path, start: Any) -> str:
         return hashlib.file_digest(handle, lambda: start).hexdigest()
 
 
-def known(file: Path) -> Pinned | None:
-    """The pin of a file in a data folder, by its last folder and name; None for a file that is no public data."""
+def pin_of(file: Path) -> Pinned | None:
+    """The pin of a file in a data folder, by the last two parts of its path. None if it is no public data."""
     name = "/".join(file.parts[-2:])
     return next((p for p in PINNED if p.path == name), None)
 
@@ -146,7 +149,7 @@ DATASETS = tuple(dict.fromkeys(p.dataset for p in PINNED))
 
 @dataclass
 class DataConfig:
-    """`eval data list` and `eval data verify`."""
+    """Options of `eval data list` and `eval data verify`."""
 
     data_dir: str | None = field(
         default=None, metadata={"help": f"the data folder; default $SELFCORRECT_DATA, else {DEFAULT_FOLDER}/ here"}
@@ -162,18 +165,23 @@ class DataConfig:
 
     @property
     def folder(self) -> Path:
-        """--data-dir, else $SELFCORRECT_DATA, else data/ in the working folder."""
+        """The data folder: --data-dir, else $SELFCORRECT_DATA, else data/ in the working folder."""
         return Path(self.data_dir or os.environ.get("SELFCORRECT_DATA") or DEFAULT_FOLDER)
 
     def chosen(self, pins: Sequence[Pinned]) -> list[Pinned]:
-        """The files of the datasets named by --only; else all that are not optional."""
+        """The files of the datasets in --only. Without --only, all files that are not optional."""
         return [p for p in pins if (p.dataset in self.only if self.only else not p.optional)]
 
 
 def inventory(config: DataConfig, pins: Sequence[Pinned] = PINNED) -> dict[str, Any]:
-    """{"folder", "files": [a pinned file with its state], "others": files in the datasets' folders that no pin names}.
+    """Lists the data folder's files.
 
-    Files half fetched or kept aside are others too. Raises InputError where a file cannot be read.
+    Returns:
+        {"folder", "files": the pinned files with their states, "others": other files in the datasets' folders}. Partly
+        fetched and refused files are among the others.
+
+    Raises:
+        InputError: a file cannot be read.
     """
     folder, datasets = config.folder, config.only or DATASETS
     try:
@@ -182,25 +190,25 @@ def inventory(config: DataConfig, pins: Sequence[Pinned] = PINNED) -> dict[str, 
             for p in pins
             if p.dataset in datasets
         ]
-        lying = [q.relative_to(folder).as_posix() for d in datasets for q in (folder / d).rglob("*") if q.is_file()]
+        present = [q.relative_to(folder).as_posix() for d in datasets for q in (folder / d).rglob("*") if q.is_file()]
     except OSError as error:
         raise InputError(f"data folder {folder} cannot be read ({error}); mend its permissions") from error
-    others = sorted(set(lying) - {p.path for p in pins})
+    others = sorted(set(present) - {p.path for p in pins})
     return {"folder": str(folder), "files": files, "others": others}
 
 
 def _size(folder: Path, pinned: Pinned) -> int | None:
-    """Bytes of the file that lies there, else of the pinned one."""
+    """Size in bytes of the file in the folder, else of the pinned file."""
     file = folder / pinned.path
     return file.stat().st_size if file.is_file() else pinned.size
 
 
 def verify(config: DataConfig, pins: Sequence[Pinned] = PINNED) -> dict[str, Any]:
-    """The inventory with "error": one line where a file is wrong or a wanted one is missing, else None."""
-    found = inventory(config, pins)
+    """The inventory, with "error": one line if a file is wrong or a requested one is missing, else None."""
+    listing = inventory(config, pins)
     wanted = {p.path for p in config.chosen(pins)}
-    wrong = [f["path"] for f in found["files"] if f["state"] == WRONG]
-    missing = [f["path"] for f in found["files"] if f["state"] == MISSING and f["path"] in wanted]
+    wrong = [f["path"] for f in listing["files"] if f["state"] == WRONG]
+    missing = [f["path"] for f in listing["files"] if f["state"] == MISSING and f["path"] in wanted]
     parts = [
         f"{len(names)} {text}: {', '.join(names)}" for names, text in ((wrong, WRONG), (missing, MISSING)) if names
     ]
@@ -209,21 +217,21 @@ def verify(config: DataConfig, pins: Sequence[Pinned] = PINNED) -> dict[str, Any
         if parts
         else None
     )
-    return {**found, "error": error}
+    return {**listing, "error": error}
 
 
-def table(found: dict[str, Any]) -> str:
-    """The inventory as text; checksums and commits are shortened (--json has them whole)."""
+def table(listing: dict[str, Any]) -> str:
+    """Formats the inventory as text. Checksums and commits are shortened; --json has them in full."""
     rows = [("file", "state", "bytes", "licence", "checksum", "source")]
-    for f in found["files"]:
+    for f in listing["files"]:
         kind, _, digest = f["checksum"].partition(":")
         repository, _, commit = f["source"].partition("@")
         size = "unknown" if f["size"] is None else str(f["size"])
         state = f["state"] + (" (optional)" if f["optional"] and f["state"] == MISSING else "")
         rows.append((f["path"], state, size, f["licence"], f"{kind}:{digest[:12]}", f"{repository}@{commit[:12]}"))
-    lines = [f"data folder {found['folder']}", columns(rows)]
-    if found["others"]:
-        lines.append("not of the public data: " + ", ".join(_remark(name) for name in found["others"]))
+    lines = [f"data folder {listing['folder']}", columns(rows)]
+    if listing["others"]:
+        lines.append("not of the public data: " + ", ".join(_remark(name) for name in listing["others"]))
     return "\n".join(lines)
 
 

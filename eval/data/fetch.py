@@ -1,9 +1,9 @@
-"""`python -m eval data fetch`: the public data into a data folder, each file checked before it takes its place.
+"""`python -m eval data fetch`: downloads the public data into a data folder and checks each file's checksum.
 
-A file is written beside its place as NAME.part, resumed by HTTP Range after a break, a stall or a kill, and moved into
-place in one step once its checksum is right. A file with another checksum is refused and kept aside. Files that are
-there and right cost no request. Proxies (HTTPS_PROXY, HTTP_PROXY, NO_PROXY) and certificates (SSL_CERT_FILE,
-SSL_CERT_DIR, REQUESTS_CA_BUNDLE) are taken from the environment.
+A file is written as NAME.part beside its final place. After a break, a stall or a kill the download resumes with HTTP
+Range. Once the checksum is right, the file is moved into place in one step. A file with another checksum is refused and
+kept under another name. Files that are already right cost no request. Proxies (HTTPS_PROXY, HTTP_PROXY, NO_PROXY) and
+certificates (SSL_CERT_FILE, SSL_CERT_DIR, REQUESTS_CA_BUNDLE) come from the environment.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from eval.secrets import masked_text
 log = logging.getLogger(__name__)
 
 RETRIES = 5
-"""Attempts after the first one; counted anew whenever more of the file has come than ever before."""
-LONGEST_WAIT = 60.0  # seconds that a server's Retry-After may ask for
-PASSING = (408, 425, 429, 500, 502, 503, 504)
+"""Attempts after the first. The count restarts whenever the file has grown beyond its largest size so far."""
+LONGEST_WAIT = 60.0  # seconds; the most that a server's Retry-After can set
+TRANSIENT_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 
 
 class FetchError(Exception):
-    """One file could not be fetched; the text is one line."""
+    """One file could not be fetched. The text is one line."""
 
 
 class UnreachableError(FetchError):
-    """Its host could not be connected to, so the other files of that host are not tried."""
+    """No connection to the host. The other files of this host are then not tried."""
 
 
-class _AgainError(Exception):
-    """This answer is of no use, the next one may be; `wait` is what the server asks for, in seconds."""
+class _RetryError(Exception):
+    """This response is of no use, but the next one may be. wait: seconds that the server requests, else 0."""
 
     def __init__(self, text: str, wait: float = 0.0) -> None:
         super().__init__(text)
@@ -56,7 +56,7 @@ class _AgainError(Exception):
 
 @dataclass
 class FetchConfig(DataConfig):
-    """`eval data fetch`."""
+    """Options of `eval data fetch`."""
 
     timeout: float = field(
         default=30.0, metadata={"help": "seconds without a byte after which a connection is retried"}
@@ -76,17 +76,27 @@ class FetchConfig(DataConfig):
 
 
 def fetch(config: FetchConfig, pins: Sequence[Pinned] = PINNED, pause: float = 1.0) -> dict[str, Any]:
-    """{"folder", "files": [{"path", "outcome": right | fetched | failed, "problem"}], "error": one line or None}.
+    """Downloads the chosen files; those that are right already are not requested.
 
-    `pause` is the wait before the first retry in seconds; each further one doubles it. Raises InputError where the
-    folder cannot be written, and for a proxy or certificate file that cannot be used; what has come is kept.
+    Args:
+        config: folder, datasets, timeout and mirror.
+        pins: the files to choose from.
+        pause: seconds before the first retry. Each further retry doubles it.
+
+    Returns:
+        {"folder", "files": [{"path", "url", "outcome": right | fetched | failed, "problem"}], "error": one line or
+        None}.
+
+    Raises:
+        InputError: the folder cannot be written, or a proxy or certificate file cannot be used. What has been
+            downloaded is kept.
     """
     folder, files, unreachable = config.folder, [], {}
     prepare_output(folder)
     try:
-        with _alone(folder), _client(config.timeout) as client:
+        with _locked(folder), _client(config.timeout) as client:
             for pinned in config.chosen(pins):
-                url, target = _address(pinned, config.mirror), folder / pinned.path
+                url, target = _url_of(pinned, config.mirror), folder / pinned.path
                 host, problem = url.host, None
                 try:
                     if host in unreachable and pinned.state(folder) != RIGHT:
@@ -115,18 +125,19 @@ def fetch(config: FetchConfig, pins: Sequence[Pinned] = PINNED, pause: float = 1
     return {"folder": str(folder), "files": files, "error": error if failed else None}
 
 
-def summary(found: dict[str, Any]) -> str:
-    """What was done, and how to use it."""
-    counts = {o: sum(f["outcome"] == o for f in found["files"]) for o in ("fetched", "right", "failed")}
+def summary(result: dict[str, Any]) -> str:
+    """Describes what `fetch` did and how to use the data."""
+    counts = {o: sum(f["outcome"] == o for f in result["files"]) for o in ("fetched", "right", "failed")}
     text = f"{counts['fetched']} fetched, {counts['right']} were there and right, {counts['failed']} failed"
     return (
-        f"{found['folder']}: {text}\nuse it: --data-dir {found['folder']}, or export SELFCORRECT_DATA={found['folder']}"
+        f"{result['folder']}: {text}\nuse it: --data-dir {result['folder']}, or export "
+        f"SELFCORRECT_DATA={result['folder']}"
     )
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Holds the folder's lock; waits for another fetch that holds it. A killed one leaves no lock behind."""
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds the folder's lock, after waiting for another fetch that holds it. A killed fetch leaves no lock."""
     lock = FileLock(folder / ".fetch.lock")
     try:
         lock.acquire(timeout=0)
@@ -140,7 +151,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _client(timeout: float) -> httpx.Client:
-    """A client that follows redirects and the environment's proxy. InputError for a proxy or bundle of no use."""
+    """A client that follows redirects and uses the environment's proxy. InputError for a bad proxy or bundle."""
     bundle = os.environ.get("REQUESTS_CA_BUNDLE")
     try:
         certificates: ssl.SSLContext | bool = True  # httpx reads SSL_CERT_FILE and SSL_CERT_DIR itself
@@ -149,7 +160,7 @@ def _client(timeout: float) -> httpx.Client:
             certificates = ssl.create_default_context(
                 cafile=None if folder else bundle, capath=bundle if folder else None
             )
-        # identity: a Range counts the bytes of the file itself, not of a compressed form
+        # identity: a Range must count the bytes of the file itself, not of a compressed form
         headers = {"Accept-Encoding": "identity"}
         return httpx.Client(verify=certificates, timeout=timeout, follow_redirects=True, headers=headers)
     except OSError as error:
@@ -170,30 +181,38 @@ def _is_address(text: str) -> bool:
     return url.scheme in ("http", "https") and bool(url.host)
 
 
-def _address(pinned: Pinned, mirror: str) -> httpx.URL:
+def _url_of(pinned: Pinned, mirror: str) -> httpx.URL:
     url = httpx.URL(pinned.url)
     return httpx.URL(mirror.rstrip("/") + url.raw_path.decode("ascii")) if mirror else url
 
 
 def _fetch_one(client: httpx.Client, url: httpx.URL, pinned: Pinned, target: Path, pause: float) -> bool:
-    """Whether the file had to be fetched; False where it was there and right. Raises FetchError, OSError."""
-    if target.is_file() and pinned.agrees(target):
+    """Fetches one file unless it is there and right.
+
+    Returns:
+        Whether the file had to be fetched.
+
+    Raises:
+        FetchError: the download failed, or the checksum is wrong.
+        OSError: the file cannot be written.
+    """
+    if target.is_file() and pinned.matches(target):
         return False
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + PARTIAL)
-    if not (part.is_file() and pinned.agrees(part)):
-        pieced = _transfer(client, url, pinned, part, pause)
-        if pieced and not pinned.agrees(part):
+    if not (part.is_file() and pinned.matches(part)):
+        resumed = _transfer(client, url, pinned, part, pause)
+        if resumed and not pinned.matches(part):
             log.info("%s: what was fetched before does not fit the rest; beginning anew", pinned.path)
             part.unlink()
             _transfer(client, url, pinned, part, pause)
-        if not pinned.agrees(part):
-            found = pinned.found(part)
-            aside = _aside(target, found)
+        if not pinned.matches(part):
+            checksum = pinned.checksum_of(part)
+            aside = _refused_path(target, checksum)
             part.replace(aside)
-            raise FetchError(f"wrong checksum, refused: expected {pinned.checksum}, found {found}; kept as {aside}")
+            raise FetchError(f"wrong checksum, refused: expected {pinned.checksum}, found {checksum}; kept as {aside}")
     if target.is_file():
-        aside = _aside(target, pinned.found(target))
+        aside = _refused_path(target, pinned.checksum_of(target))
         if not aside.exists():
             shutil.copy2(target, aside)
         log.info("%s: the file that lay there was not the pinned one; kept as %s", pinned.path, aside)
@@ -202,12 +221,12 @@ def _fetch_one(client: httpx.Client, url: httpx.URL, pinned: Pinned, target: Pat
     return True
 
 
-def _aside(target: Path, found: str) -> Path:
-    return target.with_name(target.name + ASIDE + found.partition(":")[2][:8])
+def _refused_path(target: Path, checksum: str) -> Path:
+    return target.with_name(target.name + ASIDE + checksum.partition(":")[2][:8])
 
 
 def _sync(folder: Path) -> None:
-    """Makes a rename in `folder` last through a power cut."""
+    """Makes a rename in `folder` survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -216,16 +235,20 @@ def _sync(folder: Path) -> None:
 
 
 def _transfer(client: httpx.Client, url: httpx.URL, pinned: Pinned, part: Path, pause: float) -> bool:
-    """Brings the whole of `url` into `part`, going on after what is there; whether the last answer was added to that.
+    """Downloads `url` into `part`, resuming after the bytes that are there, with retries.
 
-    Raises FetchError where the server refuses, or RETRIES attempts in a row brought nothing new.
+    Returns:
+        Whether the last response was appended to existing bytes.
+
+    Raises:
+        FetchError: the server refuses, or RETRIES retries in a row brought nothing new.
     """
-    most, failures = _bytes(part), 0
+    most, failures = _size_of(part), 0
     while True:
         try:
             return _receive(client, url, pinned, part)
-        except (httpx.TransportError, _AgainError) as error:
-            have = _bytes(part)
+        except (httpx.TransportError, _RetryError) as error:
+            have = _size_of(part)
             most, failures = (have, 0) if have > most else (most, failures + 1)
             reason = str(error) or type(error).__name__
             if failures > RETRIES:
@@ -234,8 +257,8 @@ def _transfer(client: httpx.Client, url: httpx.URL, pinned: Pinned, part: Path, 
                     remedy = "check the network, HTTPS_PROXY and SSL_CERT_FILE, or give a --mirror"
                     raise UnreachableError(f"{url.host} cannot be reached ({reason}); {remedy}") from error
                 raise FetchError(text) from error
-            asked = error.wait if isinstance(error, _AgainError) else 0.0
-            wait = max(pause * 2 ** max(failures - 1, 0), asked)
+            retry_after = error.wait if isinstance(error, _RetryError) else 0.0
+            wait = max(pause * 2 ** max(failures - 1, 0), retry_after)
             log.info("%s: %s; %d bytes have come, again in %g s", pinned.path, reason, have, wait)
             time.sleep(wait)
         except httpx.RequestError as error:
@@ -243,11 +266,16 @@ def _transfer(client: httpx.Client, url: httpx.URL, pinned: Pinned, part: Path, 
 
 
 def _receive(client: httpx.Client, url: httpx.URL, pinned: Pinned, part: Path) -> bool:
-    """One request, its body written to `part`; whether it was added to bytes that were there.
+    """Makes one request and writes its body to `part`.
 
-    Raises _AgainError or httpx.TransportError where another attempt may help, FetchError where none will.
+    Returns:
+        Whether it was appended to existing bytes.
+
+    Raises:
+        _RetryError, httpx.TransportError: another attempt may help.
+        FetchError: no attempt will help.
     """
-    have = _bytes(part)
+    have = _size_of(part)
     headers = {"Range": f"bytes={have}-"} if have else {}
     with client.stream("GET", url, headers=headers) as response:
         status = response.status_code
@@ -255,17 +283,19 @@ def _receive(client: httpx.Client, url: httpx.URL, pinned: Pinned, part: Path) -
             first, total = _content_range(response)
             if first != have:
                 part.unlink()
-                raise _AgainError(f"asked for byte {have} and the server sends from {first}; beginning anew")
+                raise _RetryError(f"asked for byte {have} and the server sends from {first}; beginning anew")
         elif status == 200:
             have, total = 0, _length(response)
         elif status == 416 and have:
-            if pinned.agrees(part):
+            if pinned.matches(part):
                 return True
             part.unlink()
-            raise _AgainError(f"the server's file has no byte {have}; beginning anew")
-        elif status in PASSING:
-            asked = response.headers.get("Retry-After", "")
-            raise _AgainError(f"HTTP status {status}", min(float(asked), LONGEST_WAIT) if asked.isdigit() else 0.0)
+            raise _RetryError(f"the server's file has no byte {have}; beginning anew")
+        elif status in TRANSIENT_STATUSES:
+            retry_after = response.headers.get("Retry-After", "")
+            raise _RetryError(
+                f"HTTP status {status}", min(float(retry_after), LONGEST_WAIT) if retry_after.isdigit() else 0.0
+            )
         else:
             raise FetchError(f"{response.url}: HTTP status {status} {response.reason_phrase}")
         _write(response, part, have, total, pinned)
@@ -273,8 +303,10 @@ def _receive(client: httpx.Client, url: httpx.URL, pinned: Pinned, part: Path) -
 
 
 def _write(response: httpx.Response, part: Path, have: int, total: int | None, pinned: Pinned) -> None:
-    """The body after the first `have` bytes of `part`. _AgainError where it ends before `total` bytes (None: unknown,
-    then the pinned size).
+    """Writes the response's body after the first `have` bytes of `part`.
+
+    Raises:
+        _RetryError: it ends before `total` bytes. total None: unknown, then the pinned size counts.
     """
     with (
         part.open("r+b" if have else "wb") as handle,
@@ -283,16 +315,16 @@ def _write(response: httpx.Response, part: Path, have: int, total: int | None, p
         handle.seek(have)
         for block in response.iter_raw():
             handle.write(block)
-            handle.flush()  # what has come outlives a kill
+            handle.flush()  # so that a kill loses nothing that has arrived
             bar.update(len(block))
         size = handle.tell()
         os.fsync(handle.fileno())
     if size < (total or pinned.size or 0):
-        raise _AgainError(f"the connection ended after {size} of {total or pinned.size} bytes")
+        raise _RetryError(f"the connection ended after {size} of {total or pinned.size} bytes")
 
 
 def _content_range(response: httpx.Response) -> tuple[int | None, int | None]:
-    """(first byte, size of the whole file) of a 206 answer; None for what it does not say."""
+    """(first byte, size of the whole file) from a 206 response. Each is None if the response does not give it."""
     span, _, total = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
     first = span.partition("-")[0]
     return int(first) if first.isdigit() else None, int(total) if total.isdigit() else None
@@ -303,5 +335,5 @@ def _length(response: httpx.Response) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-def _bytes(part: Path) -> int:
+def _size_of(part: Path) -> int:
     return part.stat().st_size if part.is_file() else 0

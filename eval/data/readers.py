@@ -1,8 +1,8 @@
-"""Where the data lies, and reading it so that a bad file is named with its line.
+"""Locates the data and reads it. Errors name the bad file and its line.
 
-A data folder has bbq/*.jsonl, winogender/{templates,occupations-stats}.tsv, admissions/law_data.csv (and, for
-training, preferences/*.jsonl[.gz]) in the formats of the public sources. The small set in eval/data has the same
-layout, so the same readers serve both.
+A data folder has bbq/*.jsonl, winogender/{templates,occupations-stats}.tsv and admissions/law_data.csv, and for
+training preferences/*.jsonl[.gz], in the formats of the public sources. The small set in eval/data has the same layout,
+so the same readers serve both.
 """
 
 from __future__ import annotations
@@ -27,7 +27,11 @@ SMALL_SET_NOTE = (
 
 
 def data_folder(data_dir: str | None) -> Path:
-    """--data-dir, else $SELFCORRECT_DATA, else the small set that the project ships."""
+    """The data folder: --data-dir, else $SELFCORRECT_DATA, else the small set that comes with the project.
+
+    Raises:
+        InputError: the folder does not exist.
+    """
     chosen = data_dir or os.environ.get("SELFCORRECT_DATA")
     if not chosen:
         return SMALL_SET
@@ -41,7 +45,7 @@ def data_folder(data_dir: str | None) -> Path:
 
 
 def fetch_command(folder: Path) -> str:
-    """The command that fetches the public data into `folder` (never into the small set)."""
+    """The command that fetches the public data into `folder`, but never into the small set."""
     return FETCH if folder.resolve() == SMALL_SET.resolve() else f"{FETCH} --data-dir {shlex.quote(str(folder))}"
 
 
@@ -51,7 +55,7 @@ def data_name(folder: Path) -> str:
 
 
 def required(path: Path) -> Path:
-    """`path`, which is of a data folder (FOLDER/winogender/templates.tsv), if it is there; InputError otherwise."""
+    """Returns `path`, a file of a data folder (FOLDER/winogender/templates.tsv). InputError if it is missing."""
     command = fetch_command(path.parent.parent)
     return _present(path, f"get it by {command}, or give --data-dir a folder that has it")
 
@@ -63,9 +67,13 @@ def _present(path: Path, remedy: str = "give the path of a file that is there") 
 
 
 def read_jsonl(path: Path, keys: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields ('file:line', object) for each line; InputError for a line that is no object with all of `keys`.
+    """Reads a JSONL file, which may be gzipped (.gz). Blank lines are skipped.
 
-    The file may be gzipped (.gz). Blank lines are passed over.
+    Yields:
+        ('file:line', object) for each line.
+
+    Raises:
+        InputError: a line is no object with all of `keys`, or the file cannot be read.
     """
     opener = gzip.open if path.suffix == ".gz" else open
     number = 0
@@ -88,7 +96,14 @@ def read_jsonl(path: Path, keys: tuple[str, ...]) -> Iterator[tuple[str, dict[st
 
 
 def read_table(path: Path, columns: tuple[str, ...], delimiter: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yields ('file:line', row) of a CSV/TSV with a header; InputError for a missing column or a short line."""
+    """Reads a CSV or TSV file with a header.
+
+    Yields:
+        ('file:line', row) for each line.
+
+    Raises:
+        InputError: a column is missing, a line is too short or has an empty cell, or the file cannot be read.
+    """
     try:
         with _present(path).open(newline="", encoding="utf-8") as handle:
             reader = csv.DictReader(handle, delimiter=delimiter)
@@ -105,7 +120,7 @@ def read_table(path: Path, columns: tuple[str, ...], delimiter: str) -> Iterator
 
 
 def number(text: str, where: str, column: str, low: float, high: float) -> float:
-    """`text` as a number within [low, high]; InputError otherwise."""
+    """Converts `text` to a number within [low, high]. InputError, with `where` and `column`, if it is none."""
     try:
         value = float(text)
     except ValueError as error:
@@ -116,7 +131,7 @@ def number(text: str, where: str, column: str, low: float, high: float) -> float
 
 
 def sha256(paths: list[Path]) -> str:
-    """One checksum over the files' names and contents, in the order given."""
+    """One checksum over the names and contents of files, in the order given."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(path.name.encode() + b"\0")

@@ -1,1 +1,1 @@
-"""The experiments, each a file with the same four functions: load, ask, read_off, measure."""
+"""The experiments. Each is a module with files, load, orders, sample, ask, read_off and measure."""

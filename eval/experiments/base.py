@@ -1,4 +1,4 @@
-"""What the experiments let a user choose: of which rows, in which orders, about whom they ask."""
+"""The options that the experiments share: which rows they use, in which orders, and whom they ask about."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from eval.errors import InputError
 
 @dataclass
 class ExperimentOptions:
-    """The options that the experiments themselves read."""
+    """Options that the experiments themselves read."""
 
     categories: list[str] = field(default_factory=list, metadata={"help": "BBQ categories; empty = all that are there"})
     limit: int | None = field(

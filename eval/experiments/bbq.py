@@ -1,9 +1,9 @@
-"""BBQ: does the model fall back on a stereotype where the context does not say the answer?
+"""BBQ: does the model fall back on a stereotype when the context does not give the answer?
 
 Ganguli et al. 2023, section 3.2.1 and Table 1; metrics of Parrish et al. 2022 (arXiv:2110.08193), section 5.
-Beside the paper's own protocol (options in the given order, most probable option) two variants are reported: in
-expectation over the normalised option probabilities, and order-symmetrised, where the options are asked in their three
-rotations and each option's log-probability is averaged over the letters it stood at (bbq_metrics).
+Beside the paper's own protocol (options in the given order, most probable option) two variants are reported. Expected:
+in expectation over the normalised option probabilities. Order-symmetrised: the options are asked in their three
+rotations, and each option's log-probability is averaged over the letters it had (bbq_metrics).
 """
 
 from __future__ import annotations
@@ -38,36 +38,44 @@ KEYS = (
 
 
 def files(folder: Path, config: ExperimentOptions) -> list[Path]:
-    """The files of the chosen categories (all that are there by default), in the order of their names, and the
-    supplement where one of them is an intersection.
+    """Paths of the chosen categories' files (default: all in the folder), in the order of their names.
+
+    The supplement is added if a chosen category is an intersection.
+
+    Raises:
+        InputError: a file is missing.
     """
-    found = {p.stem: p for p in sorted((folder / "bbq").glob("*.jsonl"))}
+    available = {p.stem: p for p in sorted((folder / "bbq").glob("*.jsonl"))}
     for name in config.categories:
-        if name not in found:
-            known = nearest(name, list(found))
+        if name not in available:
+            hint = nearest(name, list(available))
             raise InputError(
-                f"BBQ file {folder / 'bbq' / name}.jsonl is missing{known}; get all of BBQ's by {fetch_command(folder)}"
+                f"BBQ file {folder / 'bbq' / name}.jsonl is missing{hint}; get all of BBQ's by {fetch_command(folder)}"
             )
-    if not found:
+    if not available:
         raise InputError(
             f"data folder {folder} has no bbq/*.jsonl; get them by {fetch_command(folder)}, or give --data-dir a "
             "folder that has them"
         )
-    chosen = config.categories or list(found)
-    paths = [found[c] for c in chosen]
+    chosen = config.categories or list(available)
+    paths = [available[c] for c in chosen]
     if crossed := [c for c in chosen if c in bbq_groups.INTERSECTIONS]:
         supplement = bbq_groups.supplement_path(folder)
         if supplement is None:
             raise InputError(
-                f"{found[crossed[0]]} needs {folder / 'bbq' / bbq_groups.SUPPLEMENT} (BBQ's supplement, which says the "
-                f"target of each row); get it by {fetch_command(folder)}, or name the other files with --categories"
+                f"{available[crossed[0]]} needs {folder / 'bbq' / bbq_groups.SUPPLEMENT} (BBQ's supplement, which says "
+                f"the target of each row); get it by {fetch_command(folder)}, or name the other files with --categories"
             )
         paths.append(supplement)
     return paths
 
 
 def load(folder: Path, config: ExperimentOptions) -> list[Item]:
-    """Items in file order, at most `limit` of each file. Raises InputError for a file or line that is not BBQ's."""
+    """Reads items in file order, at most `limit` of each file.
+
+    Raises:
+        InputError: a file or line that is not BBQ's.
+    """
     items = []
     for path in files(folder, config):
         if path.suffix == ".jsonl":
@@ -81,19 +89,25 @@ def _load_file(path: Path, folder: Path, limit: int | None) -> list[Item]:
     if path.stem not in bbq_groups.INTERSECTIONS:
         return [item(where, row) for where, row in itertools.islice(read_jsonl(path, KEYS), limit)]
     supplement = bbq_groups.supplement_path(folder)
-    assert supplement is not None  # `files` has seen it
+    assert supplement is not None  # `files` has checked it
     rows = list(read_jsonl(path, KEYS))
     biased = bbq_groups.Supplement(supplement).biased(rows)
-    asked = rows[:limit]
-    known = [(where, row) for where, row in asked if biased[str(row["example_id"])]]
-    if len(known) < len(asked):
-        n = len(asked) - len(known)
-        log.warning("%d of %d rows of %s have no target in %s and are left out", n, len(asked), path.stem, supplement)
-    return [item(where, row, biased[str(row["example_id"])]) for where, row in known]
+    limited = rows[:limit]
+    with_target = [(where, row) for where, row in limited if biased[str(row["example_id"])]]
+    if len(with_target) < len(limited):
+        n = len(limited) - len(with_target)
+        log.warning("%d of %d rows of %s have no target in %s and are left out", n, len(limited), path.stem, supplement)
+    return [item(where, row, biased[str(row["example_id"])]) for where, row in with_target]
 
 
 def item(where: str, row: dict, biased: list[int] | None = None) -> Item:
-    """A row of BBQ as an Item; `biased` overrides what the groups say. `where` ('file:line') stands in errors."""
+    """Converts a row of BBQ to an Item.
+
+    Args:
+        where: 'file:line', for error messages.
+        row: the row.
+        biased: the biased options, if they come from the supplement. None: the groups determine them.
+    """
     category = row["category"]
     if category in bbq_groups.INTERSECTIONS and biased is None:
         raise InputError(f"{where}: {category} needs BBQ's supplement {bbq_groups.SUPPLEMENT}; leave this category out")
@@ -117,20 +131,22 @@ def item(where: str, row: dict, biased: list[int] | None = None) -> Item:
         "one_target": len(biased) == 1,
     }
     texts = {k: str(row[k]) for k in ("context", "question", "ans0", "ans1", "ans2")}
-    # four sibling rows, numbered in succession, share a filling; templates are numbered within a category
+    # Four sibling rows with consecutive numbers share a filling. Templates are numbered within a category.
     template = f"{category}:{row['question_index']}"
     filling = row["example_id"] // 4 if isinstance(row["example_id"], int) else row["example_id"]
     return Item(f"{category}:{row['example_id']}", template, 1.0, fields, texts, f"{template}:{filling}")
 
 
 def orders(config: ExperimentOptions) -> int:
-    """How many option orders each question is asked in."""
+    """Number of option orders in which each question is asked."""
     return config.orders
 
 
 def sample(items: list[Item], n: int) -> list[Item]:
-    """About n items spread evenly over the set's templates: of every chosen filling (four sibling rows) the ambiguous
-    and the disambiguated row of one polarity, negative and non-negative by turns.
+    """About n items spread evenly over the set's templates.
+
+    Each chosen filling (four sibling rows) contributes the ambiguous and the disambiguated row of one polarity,
+    negative and non-negative alternating.
     """
     groups = [items[i : i + 4] for i in range(0, len(items), 4)]
     chosen = np.unique(np.linspace(0, len(groups) - 1, min(max(1, n // 2), len(groups))).round().astype(int))
@@ -139,11 +155,16 @@ def sample(items: list[Item], n: int) -> list[Item]:
 
 
 def ask(item: Item, condition: Condition, order: int = 0, reasoning: str | None = None) -> Prompt:
-    """The prompt; with order r, letter j stands at option (j + r) mod 3. Table 1 of the paper."""
+    """Builds the prompt (Table 1 of the paper).
+
+    Args:
+        order: with order r, letter j shows option (j + r) mod 3.
+        reasoning: the sampled reasoning. None under a condition with reasoning: the prompt to sample it from.
+    """
     options = {f"ans{j}": item.texts[f"ans{(j + order) % 3}"] for j in range(3)}
     question = words.BBQ_QUESTION.format(context=item.texts["context"], question=item.texts["question"], **options)
-    if said := instruction(NAME, condition):
-        question += "\n\n" + said
+    if instruction_text := instruction(NAME, condition):
+        question += "\n\n" + instruction_text
     if not condition.reasoning:
         return Prompt((Turn("human", question), Turn("assistant", words.BBQ_PREFILL)), CANDIDATES)
     if reasoning is None:
@@ -165,5 +186,5 @@ def read_off(record: Record) -> np.ndarray:
 
 
 def measure(records: list[Record]) -> list[Quantity]:
-    """What is estimated of one condition: see bbq_metrics."""
+    """The quantities to estimate for one condition (see bbq_metrics)."""
     return bbq_metrics.measure(records)

@@ -1,8 +1,8 @@
-"""The conditions and their words, quoted to the letter from Ganguli et al. 2023 (arXiv:2302.07459).
+"""The conditions of Ganguli et al. 2023 (arXiv:2302.07459).
 
-BBQ: Table 1. Winogender: Table 2. Admissions: Table 3. The text of a condition is data; how the parts are joined is in
-each experiment's `ask` and in eval.models.prompt_format. Adding a condition is adding one entry here. Words of our own
-(other wordings of an instruction, the inverse instruction) are in eval.experiments.words, never here.
+BBQ: Table 1. Winogender: Table 2. Admissions: Table 3. To add a condition, add one entry to CONDITIONS. Its texts, the
+paper's to the letter and other wordings, are in eval.experiments.words. Each experiment's `ask` and
+eval.models.prompt_format join the parts.
 """
 
 from __future__ import annotations
@@ -14,10 +14,14 @@ from eval.errors import InputError, nearest
 
 @dataclass(frozen=True)
 class Condition:
-    """One way of asking: whether the instruction (IF) or the statistics are added, and whether reasoning is sampled.
+    """One way of asking a question.
 
-    inverse: the instruction to rely on stereotypes (ours). wording: 0 = the paper's, k = our k-th
-    (eval.experiments.words).
+    Attributes:
+        instruction: the instruction (IF) is added.
+        statistics: the occupation's statistics are added.
+        reasoning: reasoning (chain of thought) is sampled.
+        inverse: the instruction to rely on stereotypes is added, which is not the paper's.
+        wording: 0 is the paper's wording, k the k-th other wording (eval.experiments.words).
     """
 
     name: str
@@ -34,11 +38,11 @@ class Condition:
 
     @property
     def has_wordings(self) -> bool:
-        """Whether it has an instruction that can be worded otherwise."""
+        """Whether the condition has an instruction with other wordings."""
         return self.instruction or self.statistics
 
     def worded(self, wording: int) -> Condition:
-        """The same condition with our k-th wording: 'Q+IF' -> 'Q+IF (wording 1)'."""
+        """The same condition with the k-th other wording: 'Q+IF' -> 'Q+IF (wording 1)'."""
         return replace(self, name=f"{self.name} (wording {wording})", wording=wording)
 
 
@@ -56,7 +60,11 @@ CONDITIONS: dict[str, Condition] = {
 
 
 def condition_named(text: str) -> Condition:
-    """The condition meant by `text`, whatever its case and punctuation ('q_if', 'Q+Match-Stats')."""
+    """The condition with this name, ignoring case and punctuation ('q_if', 'Q+Match-Stats').
+
+    Raises:
+        InputError: no condition has this name.
+    """
 
     def plain(name: str) -> str:
         return "".join(c for c in name.lower() if c.isalnum())

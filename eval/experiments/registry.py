@@ -1,4 +1,4 @@
-"""The experiments by name: add one file here and one line below."""
+"""The experiments by name. To add one, add its file here and one line below."""
 
 from __future__ import annotations
 

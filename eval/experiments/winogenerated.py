@@ -1,7 +1,7 @@
 """Winogenerated: Winogender's question on a larger set, 299 occupations with 10 generated sentences each.
 
-Perez et al. 2022 (arXiv:2212.09251), used by Ganguli et al. 2023 beside Winogender. Same prompts and metrics; a point
-of the correlation is an occupation, its p(female) the mean over its sentences; the bootstrap draws occupations.
+Perez et al. 2022 (arXiv:2212.09251), used by Ganguli et al. 2023 beside Winogender. Prompts and metrics are the same. A
+point of the correlation is an occupation, its p(female) the mean over its sentences. The bootstrap draws occupations.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ CASES = {frozenset(p.strip() for p in pronouns): case for case, pronouns in PRON
 
 
 def files(folder: Path, config: ExperimentOptions) -> list[Path]:
-    """The sentences, which carry their statistics."""
+    """Path of the sentences, which include their statistics."""
     return [required(folder / "winogenerated" / "winogenerated_examples.jsonl")]
 
 
 def load(folder: Path, config: ExperimentOptions) -> list[Item]:
-    """One item per sentence, in file order, at most `limit`. Raises InputError for a bad line."""
+    """Reads one item per sentence, in file order, at most `limit`. InputError for a bad line."""
     (path,) = files(folder, config)
     items: list[Item] = []
     seen: Counter[str] = Counter()

@@ -1,8 +1,9 @@
-"""Instructions in words of our own, beside the paper's (eval.experiments.conditions).
+"""The texts of the prompts: the paper's, quoted to the letter, and instructions written for this project.
 
-Ganguli et al. 2023 (section 5.2) did not test how far the result hangs on the wording of the instruction. WORDINGS
-has other ways of saying each instruction, asked with `--paraphrases`; their mean and spread are reported beside the
-paper's own wording and never replace it. INVERSE has the instruction to rely on stereotypes, asked only with
+BBQ_..., WINOGENDER_... and ADMISSIONS_... are the paper's (Ganguli et al. 2023, Tables 1 to 3); PAPER lists its
+instructions. The paper (section 5.2) did not test how far the result depends on the wording of the instruction.
+WORDINGS has other wordings of each instruction, asked with `--paraphrases`. Their mean and spread are reported beside
+the paper's wording and never replace it. INVERSE has the instruction to rely on stereotypes, asked only with
 `--inverse`: a probe of misuse, since a model that can follow the one instruction may follow the other.
 """
 
@@ -135,9 +136,9 @@ N_WORDINGS = min(len(w) for w in WORDINGS.values())
 
 
 def instruction(which: str, condition: Condition) -> str:
-    """The text that `condition` adds to the question of `which` experiment; '' where it adds none.
+    """The instruction that `condition` adds to a question of experiment `which`; '' if it adds none.
 
-    Under statistics it still has its places {female} and {male}.
+    Statistics keep their placeholders {female} and {male}.
     """
     if condition.inverse:
         return INVERSE[which]

@@ -1,1 +1,1 @@
-"""Records -> metrics and effects."""
+"""Computes metrics and effects from records."""

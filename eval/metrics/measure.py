@@ -1,6 +1,6 @@
-"""From records to numbers: metrics with intervals, paired effects between conditions, spread over wordings, breakdown.
+"""Computes from records: metrics with intervals, paired effects between conditions, spread over wordings, breakdown.
 
-Experiments say what is estimated (their `measure` gives Quantities); here it is estimated, all with one seed.
+The experiments define what is estimated (their `measure` returns Quantities). This module estimates it, with one seed.
 """
 
 from __future__ import annotations
@@ -22,32 +22,45 @@ Cell = tuple[str, str]
 
 
 def measure(cells: dict[Cell, list[Record]], seed: int, resamples: int = N_RESAMPLES) -> Measured:
-    """Measures the records of every experiment and condition."""
+    """Measures the records of every experiment and condition.
+
+    Args:
+        cells: records by (experiment, condition).
+        seed: of the bootstrap.
+        resamples: number of bootstrap resamples.
+    """
     bootstrap = Bootstrap(seed, resamples)
     quantities = {cell: EXPERIMENTS[cell[0]].measure(records) for cell, records in cells.items()}
     metrics = [
-        to_metric(cell, q, bootstrap.estimate(q)) for cell, found in quantities.items() for q in found if q.reported
+        to_metric(cell, q, bootstrap.estimate(q))
+        for cell, measured in quantities.items()
+        for q in measured
+        if q.reported
     ]
-    metrics += over_wordings(cells, quantities, bootstrap)
+    metrics += wording_metrics(cells, quantities, bootstrap)
     effects = list(compare(cells, quantities, bootstrap))
-    correct(effects)
-    rows = [row for cell, found in quantities.items() for row in break_down(cell, found)]
+    correct_p_values(effects)
+    rows = [row for cell, measured in quantities.items() for row in break_down(cell, measured)]
     return Measured(metrics, effects, rows)
 
 
 def to_metric(cell: Cell, quantity: Quantity, estimate: Estimate) -> Metric:
-    """A Metric from a quantity and its estimate."""
+    """Combines a quantity and its estimate into a Metric."""
     return Metric(
         *cell, quantity.name, estimate.value, estimate.low, estimate.high, quantity.n_items, estimate.n_clusters,
         quantity.method, estimate.note, quantity.category,
     )  # fmt: skip
 
 
-def over_wordings(
+def wording_metrics(
     cells: dict[Cell, list[Record]], quantities: dict[Cell, list[Quantity]], bootstrap: Bootstrap
 ) -> Iterator[Metric]:
-    """<metric>_wordings_mean (with its interval) and _wordings_sd over the paper's wording and ours, where asked, on
-    the questions that all of them have.
+    """Mean and spread over the wordings of an instruction, for each condition that was asked in several.
+
+    They are taken over the paper's wording and the other ones, on the questions that all wordings have.
+
+    Yields:
+        <metric>_wordings_mean, with its interval, and <metric>_wordings_sd.
     """
     for experiment, name in quantities:
         if name not in CONDITIONS:
@@ -55,45 +68,50 @@ def over_wordings(
         worded = [c for c in quantities if c[0] == experiment and c[1].startswith(f"{name} (wording ")]
         if not worded:
             continue
-        first, *rest = on_shared(cells, quantities, [(experiment, name), *worded])
+        first, *rest = on_shared_questions(cells, quantities, [(experiment, name), *worded])
         for quantity in (q for q in first if q.reported and q.category == "all"):
-            asked = [quantity, *(q for found in rest for q in found if (q.name, q.category) == (quantity.name, "all"))]
-            estimate = bootstrap.mean(asked)
+            variants = [
+                quantity,
+                *(q for others in rest for q in others if (q.name, q.category) == (quantity.name, "all")),
+            ]
+            estimate = bootstrap.mean(variants)
             spread = replace(estimate, low=None, high=None)
             if estimate.value is not None:
-                values = [q.value for q in asked]
-                said = f"{len(asked)} wordings, the paper's and ours: {min(values):.4f} to {max(values):.4f}"
-                spread = replace(spread, value=float(np.std(values, ddof=1)), note=said)
-            for suffix, told in (("mean", estimate), ("sd", spread)):
+                values = [q.value for q in variants]
+                note = f"{len(variants)} wordings, the paper's and ours: {min(values):.4f} to {max(values):.4f}"
+                spread = replace(spread, value=float(np.std(values, ddof=1)), note=note)
+            for suffix, statistic in (("mean", estimate), ("sd", spread)):
                 named = replace(
-                    quantity, name=f"{quantity.name}_wordings_{suffix}", method=f"over {len(asked)} wordings"
+                    quantity, name=f"{quantity.name}_wordings_{suffix}", method=f"over {len(variants)} wordings"
                 )
-                yield to_metric((experiment, name), named, told)
+                yield to_metric((experiment, name), named, statistic)
 
 
 def compare(
     cells: dict[Cell, list[Record]], quantities: dict[Cell, list[Quantity]], bootstrap: Bootstrap
 ) -> Iterator[Effect]:
-    """The effect of every condition against Q, on the items that both were asked on."""
+    """Yields the effect of every condition against Q, on the items asked under both."""
     for experiment, name in cells:
         control = (experiment, CONTROL)
         if name == CONTROL or name not in CONDITIONS or control not in cells:
             continue
-        before, after = on_shared(cells, quantities, [control, (experiment, name)])
-        for first, second in paired(before, after):
+        before, after = on_shared_questions(cells, quantities, [control, (experiment, name)])
+        for first, second in pair_quantities(before, after):
             yield effect(experiment, CONTROL, name, first, second, bootstrap)
 
 
-def on_shared(
+def on_shared_questions(
     cells: dict[Cell, list[Record]], quantities: dict[Cell, list[Quantity]], chosen: Sequence[Cell]
 ) -> list[list[Quantity]]:
-    """The quantities of the chosen cells of one experiment, measured on the questions that all of them have; none where
-    they have none in common.
+    """Measures cells of one experiment on the questions that all of them have.
+
+    Returns:
+        The quantities of each cell; empty lists if no question is common to all.
     """
-    asked = [{_question(r) for r in cells[cell]} for cell in chosen]
-    if all(questions == asked[0] for questions in asked):
+    question_sets = [{_question(r) for r in cells[cell]} for cell in chosen]
+    if all(questions == question_sets[0] for questions in question_sets):
         return [quantities[cell] for cell in chosen]
-    shared = set.intersection(*asked)
+    shared = set.intersection(*question_sets)
     if not shared:
         return [[] for _ in chosen]
     return [EXPERIMENTS[cell[0]].measure([r for r in cells[cell] if _question(r) in shared]) for cell in chosen]
@@ -103,15 +121,18 @@ def _question(record: Record) -> tuple[str, int]:
     return record["item"], record["order"]
 
 
-def paired(before: Sequence[Quantity], after: Sequence[Quantity]) -> list[tuple[Quantity, Quantity]]:
-    """The reported quantities that both have, by name and category; rho_bootstrap, which is rho again, is left out."""
-    found = {(q.name, q.category): q for q in before}
+def pair_quantities(before: Sequence[Quantity], after: Sequence[Quantity]) -> list[tuple[Quantity, Quantity]]:
+    """Pairs the reported quantities that both have, by name and category.
+
+    rho_bootstrap is left out, since it is rho again.
+    """
+    before_by_name = {(q.name, q.category): q for q in before}
     wanted = [q for q in after if q.reported and not q.name.endswith("_bootstrap")]
-    return [(found[q.name, q.category], q) for q in wanted if (q.name, q.category) in found]
+    return [(before_by_name[q.name, q.category], q) for q in wanted if (q.name, q.category) in before_by_name]
 
 
 def effect(experiment: str, before: str, after: str, first: Quantity, second: Quantity, bootstrap: Bootstrap) -> Effect:
-    """One difference, before -> after; or, the condition being the same, of two checkpoints."""
+    """The difference before -> after between two conditions, or under one condition between two checkpoints."""
     estimate = bootstrap.difference(first, second)
     values = (_defined(first), _defined(second))
     return Effect(
@@ -124,12 +145,12 @@ def _defined(quantity: Quantity) -> float | None:
     return None if quantity.undefined or not np.isfinite(quantity.value) else quantity.value
 
 
-def correct(effects: list[Effect]) -> None:
+def correct_p_values(effects: list[Effect]) -> None:
     """Sets p_holm: Holm's correction over the experiments, for each condition.
 
-    The family of a metric is it and the primary metric of each other experiment, which is the first that the experiment
-    reports (BBQ: bias_ambig by the paper's protocol; Winogender and Winogenerated: rho; admissions: gap, or gap_sex
-    where sex is varied). Only whole experiments (category 'all') are tested.
+    A metric's family is the metric and the primary metric of each other experiment, which is the first that the
+    experiment reports (BBQ: bias_ambig by the paper's protocol; Winogender and Winogenerated: rho; admissions: gap, or
+    gap_sex if sex is varied). Only whole experiments (category 'all') are tested.
     """
     whole = [e for e in effects if e.category == "all"]
     primary = {(e.experiment, e.after): e for e in reversed(whole)}
@@ -140,7 +161,7 @@ def correct(effects: list[Effect]) -> None:
 
 
 def break_down(cell: Cell, quantities: Sequence[Quantity]) -> list[dict[str, Any]]:
-    """A row per cluster: {experiment, condition, by, group, weight, <metric>: value or None where undefined}."""
+    """One row per cluster: {experiment, condition, by, group, weight, <metric>: value or None if undefined}."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for q in quantities:
         if not q.per_cluster:
@@ -148,6 +169,6 @@ def break_down(cell: Cell, quantities: Sequence[Quantity]) -> list[dict[str, Any
         for name, weight, value in zip(q.table.clusters, q.table.sums_CK[:, 0], q.apply(q.table.sums_CK), strict=True):
             head = {"experiment": cell[0], "condition": cell[1], "by": q.per_cluster, "group": name}
             row = rows.setdefault((q.per_cluster, name), head | {"weight": 0.0})
-            row["weight"] = max(row["weight"], float(weight))  # BBQ: rows of either context, and of both
+            row["weight"] = max(row["weight"], float(weight))  # BBQ has quantities of one context and of both
             row[q.name] = float(value) if np.isfinite(value) else None
     return list(rows.values())

@@ -1,10 +1,11 @@
-"""What sampled answers cost: questions that nobody could read an answer to, and the noise of those that could be read.
-A question whose reasoning the server refused, or gave none of, has no answer either, by whatever method.
+"""The cost of sampled answers: questions whose answers could not be read, and sampling noise of the others.
 
-A question without an answer is left out of every metric and of the paired effects, with all of its option orders (BBQ
-measures a question over its orders) or, in admissions, with all values of its profile; how many there are stands with
-the metrics. The intervals contain the noise of sampling already, since clusters are drawn with their noisy answers; how
-much of it that is, is told as a standard deviation, found by drawing every question's counts anew from its own.
+A question for which the server refused or returned no reasoning has no answer either, whatever the method.
+
+A question without an answer is left out of every metric and of the paired effects. BBQ measures a question over its
+option orders, so all of them are left out; in admissions, all values of the profile. The metrics' notes give the number
+left out. The intervals already contain sampling noise, because clusters are drawn with their noisy answers. How large
+it is, is reported as a standard deviation, found by redrawing every question's counts from its own frequencies.
 """
 
 from __future__ import annotations
@@ -25,17 +26,21 @@ from eval.types import Effect, Measured, Record
 log = logging.getLogger(__name__)
 
 REDRAWN = 50
-"""How often the counts are drawn anew: the standard deviation is then known to a tenth of itself."""
+"""How often the counts are redrawn: enough to know the standard deviation to a tenth of itself."""
 FLOOR = 1e-12
-"""Probability of a candidate that was never drawn: 0 to all printed digits."""
+"""Probability of a candidate that was never drawn. It prints as 0."""
 SAMPLED = "sampled answers:"
-"""How the note of a metric begins that says how much of its spread is sampling."""
+"""Beginning of the part of a metric's note on how much of its spread is sampling noise."""
 
 
-def answered(cells: Mapping[Cell, list[Record]]) -> tuple[dict[Cell, list[Record]], dict[Cell, dict[str, Any]]]:
-    """The records of questions that have an answer, in every order, and what was left out of each cell:
-    {"questions": items, "records", "of": items in all, "unread": {reason: number of sampled answers},
-    "unreasoned": {reason: records without the reasoning that they ask for}}.
+def drop_unanswered(cells: Mapping[Cell, list[Record]]) -> tuple[dict[Cell, list[Record]], dict[Cell, dict[str, Any]]]:
+    """Keeps the questions that have an answer in every order.
+
+    Returns:
+        The kept records, and what was left out of each cell that has such questions or unread answers:
+        {"questions": items left out, "records": records left out, "of": items in all,
+        "unread": {reason: number of sampled answers}, "unreasoned": {reason: records whose reasoning is missing},
+        "samples": sampled answers in all}.
     """
     kept: dict[Cell, list[Record]] = {}
     left_out: dict[Cell, dict[str, Any]] = {}
@@ -58,8 +63,8 @@ def answered(cells: Mapping[Cell, list[Record]]) -> tuple[dict[Cell, list[Record
     return kept, left_out
 
 
-def note(measured: Measured, left_out: Mapping[Cell, dict[str, Any]], noise: Sequence[dict[str, Any]]) -> None:
-    """Puts what was left out beside every metric and effect, and the noise beside the headline metrics; tells both."""
+def add_notes(measured: Measured, left_out: Mapping[Cell, dict[str, Any]], noise: Sequence[dict[str, Any]]) -> None:
+    """Adds what was left out to all notes, and the noise to the headline metrics' notes. Logs what was left out."""
     for (experiment, condition), lost in left_out.items():
         if lost["unread"]:
             where = f"{experiment}, {condition}"
@@ -68,14 +73,14 @@ def note(measured: Measured, left_out: Mapping[Cell, dict[str, Any]], noise: Seq
                         lost["samples"], reasons)  # fmt: skip
     for line in left_out_lines(left_out):
         log.warning("%s", line)
-    put_beside(measured, {cell: _left_out(lost) for cell, lost in left_out.items()})
+    add_cell_notes(measured, {cell: _left_out_text(lost) for cell, lost in left_out.items()})
     for entry in noise:
-        said = (
+        text = (
             f"{SAMPLED} drawing them anew moves the value by {entry['sd']:.4f} (standard deviation, in the interval "
             f"already) and by {entry['shift']:+.4f} on average"
         )
         measured.metrics = [
-            replace(m, note=_joined(said, m.note))
+            replace(m, note=_join_notes(text, m.note))
             if (m.experiment, m.condition, m.name, m.category)
             == (entry["experiment"], entry["condition"], entry["metric"], "all")
             else m
@@ -84,50 +89,54 @@ def note(measured: Measured, left_out: Mapping[Cell, dict[str, Any]], noise: Seq
 
 
 def left_out_lines(left_out: Mapping[Cell, dict[str, Any]]) -> list[str]:
-    """A line for every experiment and condition of which questions were left out."""
-    return [f"{e}, {c}: {said}" for (e, c), lost in left_out.items() if (said := _left_out(lost))]
+    """One line for each experiment and condition from which questions were left out."""
+    return [f"{e}, {c}: {text}" for (e, c), lost in left_out.items() if (text := _left_out_text(lost))]
 
 
-def told(left_out: Mapping[Cell, dict[str, Any]], noise: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What the summary says of both, where there is anything to say."""
-    lost = [{"experiment": e, "condition": c, **found} for (e, c), found in left_out.items()]
+def summary_fields(left_out: Mapping[Cell, dict[str, Any]], noise: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The fields of summary.json on left-out questions and sampling noise, if there are any."""
+    lost = [{"experiment": e, "condition": c, **counts} for (e, c), counts in left_out.items()]
     return ({"left_out": lost} if lost else {}) | ({"sampling_noise": list(noise)} if noise else {})
 
 
-def put_beside(measured: Measured, said: Mapping[Cell, str]) -> None:
-    """Adds what is said of a cell to the notes of its metrics, and of the effects from it and to it."""
+def add_cell_notes(measured: Measured, notes_by_cell: Mapping[Cell, str]) -> None:
+    """Adds each cell's note to its metrics, and to the effects from it and to it."""
 
     def noted(e: Effect) -> Effect:
-        both = [f"{c}: {line}" for c in (e.before, e.after) if (line := said.get((e.experiment, c)))]
-        return replace(e, note=_joined(e.note, *both))
+        both = [f"{c}: {line}" for c in (e.before, e.after) if (line := notes_by_cell.get((e.experiment, c)))]
+        return replace(e, note=_join_notes(e.note, *both))
 
     measured.metrics = [
-        replace(m, note=_joined(m.note, said.get((m.experiment, m.condition), ""))) for m in measured.metrics
+        replace(m, note=_join_notes(m.note, notes_by_cell.get((m.experiment, m.condition), "")))
+        for m in measured.metrics
     ]
     measured.effects = [noted(e) for e in measured.effects]
 
 
-def _left_out(lost: dict[str, Any]) -> str:
+def _left_out_text(lost: dict[str, Any]) -> str:
     if not lost["questions"]:
         return ""
     why = ", ".join(f"{n} {reason}" for reason, n in lost.get("unreasoned", {}).items())
-    said = f"{lost['questions']} of {lost['of']} questions have no answer that could be read and are left out"
-    return f"{said} (reasoning that the server did not give: {why})" if why else said
+    text = f"{lost['questions']} of {lost['of']} questions have no answer that could be read and are left out"
+    return f"{text} (reasoning that the server did not give: {why})" if why else text
 
 
-def _joined(*notes: str) -> str:
+def _join_notes(*notes: str) -> str:
     return "; ".join(filter(None, notes))
 
 
-def noise(cells: Mapping[Cell, list[Record]], seed: int) -> list[dict[str, Any]]:
-    """Of each cell of sampled answers {"experiment", "condition", "metric", "sd", "shift"} of its headline metric.
+def sampling_noise(cells: Mapping[Cell, list[Record]], seed: int) -> list[dict[str, Any]]:
+    """Estimates the sampling noise of the headline metrics.
 
-    Each question's answers are drawn anew, as many as could be read, with the probabilities that were counted: sd is
-    the standard deviation of the metric over REDRAWN such draws, shift its mean less the metric. A metric that noise
-    attenuates, such as a correlation, has been shifted by about as much already.
+    Each question's answers are redrawn, as many as could be read, with their observed frequencies. A metric that noise
+    attenuates, such as a correlation, has already been shifted by about `shift`.
+
+    Returns:
+        For each cell of sampled answers {"experiment", "condition", "metric", "sd", "shift"}. sd: standard deviation of
+        the metric over REDRAWN redraws. shift: their mean minus the metric.
     """
     rng = np.random.default_rng(seed)
-    found = []
+    entries = []
     for (experiment, condition), records in cells.items():
         if not all("counts" in r for r in records):
             continue
@@ -143,8 +152,8 @@ def noise(cells: Mapping[Cell, list[Record]], seed: int) -> list[dict[str, Any]]
         if len(values) > 1:
             sd, shift = float(np.std(values, ddof=1)), float(np.mean(values) - quantity.value)
             where = {"experiment": experiment, "condition": condition, "metric": quantity.name}
-            found.append({**where, "sd": sd, "shift": shift})
-    return found
+            entries.append({**where, "sd": sd, "shift": shift})
+    return entries
 
 
 def _redrawn(record: Record, rng: np.random.Generator) -> Record:

@@ -1,4 +1,4 @@
-"""From records to a summary: metrics and effects, with what must be known beside them."""
+"""Summarises records: metrics and effects, with the notes that their readers need."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from eval.metrics import sampled_answers, upper_bounds
 from eval.metrics.measure import Cell, measure
-from eval.metrics.sequential import Stop, told
+from eval.metrics.sequential import Stop, add_stop_notes
 from eval.metrics.version import METRICS_VERSION
 from eval.types import Measured, Record
 
@@ -20,19 +20,19 @@ def summarise(
 
     Args:
         cells: the records, in the order in which they were asked.
-        seed: of the bootstrap, and of drawing sampled answers anew.
-        stops: where each job stopped, of an evaluation with a precision.
+        seed: of the bootstrap, and of redrawing sampled answers.
+        stops: where each job of an evaluation with --precision stopped.
 
     Returns:
-        The measures with their notes, and the fields of summary.json that say how they came about.
+        The results with their notes, and the fields of summary.json on how they were computed.
     """
-    found, left_out = sampled_answers.answered(cells)
-    measured = measure(found, seed)
-    measured.metrics = told(measured.metrics, stops)
-    noise = sampled_answers.noise(found, seed)
-    sampled_answers.note(measured, left_out, noise)
-    bounds = upper_bounds.counted(found)
-    upper_bounds.note(measured, bounds)
+    answered, left_out = sampled_answers.drop_unanswered(cells)
+    measured = measure(answered, seed)
+    measured.metrics = add_stop_notes(measured.metrics, stops)
+    noise = sampled_answers.sampling_noise(answered, seed)
+    sampled_answers.add_notes(measured, left_out, noise)
+    bounds = upper_bounds.count_bounds(answered)
+    upper_bounds.add_notes(measured, bounds)
     stopping = {"stopping": [dataclasses.asdict(s) for s in stops]} if stops else {}
-    fields = sampled_answers.told(left_out, noise) | upper_bounds.told(bounds) | stopping
+    fields = sampled_answers.summary_fields(left_out, noise) | upper_bounds.summary_fields(bounds) | stopping
     return measured, {"metrics_version": METRICS_VERSION, **fields}

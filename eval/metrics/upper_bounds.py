@@ -1,7 +1,7 @@
-"""Answers that are upper bounds: of a candidate that a served model does not list among its most probable tokens.
+"""Answers that are upper bounds, because a served model does not list a candidate among its most probable tokens.
 
-They are counted from the records that the numbers are of, whenever and by whichever process those were asked; how many
-there are stands with every metric and effect.
+They are counted from the records behind the numbers, whenever and by whichever process those were asked. Every metric
+and effect notes how many there are.
 """
 
 from __future__ import annotations
@@ -13,52 +13,61 @@ from typing import Any
 import numpy as np
 
 from eval.metrics.measure import Cell
-from eval.metrics.sampled_answers import put_beside
+from eval.metrics.sampled_answers import add_cell_notes
 from eval.types import Measured, Record
 
 log = logging.getLogger(__name__)
 
 
 def bound_share(logprobs: Sequence[float] | np.ndarray, bounded: Sequence[int]) -> float:
-    """How much of the candidates' normalised probability may be owed to bounds; bounded: which of them are bounds."""
+    """The part of the candidates' normalised probability that may be due to bounds.
+
+    Args:
+        logprobs: log-probability of each candidate.
+        bounded: indices of the candidates whose log-probability is an upper bound.
+    """
     p = np.exp(logprobs - np.logaddexp.reduce(logprobs))
     return float(p[list(bounded)].sum())
 
 
-def counted(cells: Mapping[Cell, Sequence[Record]]) -> dict[Cell, dict[str, Any]]:
-    """Of each cell with such answers {"questions": items with one in any order, "of": items, "largest_share"}."""
-    found = {}
+def count_bounds(cells: Mapping[Cell, Sequence[Record]]) -> dict[Cell, dict[str, Any]]:
+    """Counts the answers that are bounds.
+
+    Returns:
+        For each cell with such answers {"questions": items with one in any order, "of": items in all, "largest_share"}.
+    """
+    counts = {}
     for cell, records in cells.items():
         bounded = [r for r in records if "bounded" in r]
         if bounded:
-            found[cell] = {
+            counts[cell] = {
                 "questions": len({r["item"] for r in bounded}),
                 "of": len({r["item"] for r in records}),
                 "largest_share": round(max(bound_share(r["logprobs"], r["bounded"]) for r in bounded), 6),
             }
-    return found
+    return counts
 
 
-def note(measured: Measured, bounds: Mapping[Cell, dict[str, Any]]) -> None:
-    """Says so beside every metric and effect, and in the log."""
-    for line in lines(bounds):
+def add_notes(measured: Measured, bounds: Mapping[Cell, dict[str, Any]]) -> None:
+    """Notes the bounds on every metric and effect, and logs them."""
+    for line in bound_lines(bounds):
         log.warning("%s", line)
-    put_beside(measured, {cell: _said(found) for cell, found in bounds.items()})
+    add_cell_notes(measured, {cell: _bound_text(counts) for cell, counts in bounds.items()})
 
 
-def lines(bounds: Mapping[Cell, dict[str, Any]]) -> list[str]:
-    """A line for every experiment and condition with such answers."""
-    return [f"{e}, {c}: {_said(found)}" for (e, c), found in bounds.items()]
+def bound_lines(bounds: Mapping[Cell, dict[str, Any]]) -> list[str]:
+    """One line for each experiment and condition with such answers."""
+    return [f"{e}, {c}: {_bound_text(counts)}" for (e, c), counts in bounds.items()]
 
 
-def told(bounds: Mapping[Cell, dict[str, Any]]) -> dict[str, Any]:
-    """What the summary says, where there is anything to say."""
-    found = [{"experiment": e, "condition": c, **counts} for (e, c), counts in bounds.items()]
-    return {"upper_bounds": found} if found else {}
+def summary_fields(bounds: Mapping[Cell, dict[str, Any]]) -> dict[str, Any]:
+    """The fields of summary.json on upper bounds, if there are any."""
+    entries = [{"experiment": e, "condition": c, **counts} for (e, c), counts in bounds.items()]
+    return {"upper_bounds": entries} if entries else {}
 
 
-def _said(found: dict[str, Any]) -> str:
+def _bound_text(counts: dict[str, Any]) -> str:
     return (
-        f"{found['questions']} of {found['of']} questions: upper bounds in place of a probability, with up to "
-        f"{found['largest_share']:.2g} of a question's"
+        f"{counts['questions']} of {counts['of']} questions: upper bounds in place of a probability, with up to "
+        f"{counts['largest_share']:.2g} of a question's"
     )

@@ -1,1 +1,1 @@
-"""A checkpoint: what it is called, where it lies, how it is loaded, how a prompt is written for it."""
+"""Checkpoints: their names and places, how they are loaded, and how prompts are written for them."""

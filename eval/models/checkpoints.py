@@ -1,8 +1,8 @@
-"""A hub id, model folder or GGUF file, with or without a LoRA adapter -> a loaded policy that knows where it is from.
+"""Loads a policy with its provenance from a hub id, model folder or GGUF file, with or without a LoRA adapter.
 
-Code that a repository brings along is never executed unless told to. What cannot be loaded for certain is refused in
-one line: a wrong score is worse than none, so every weight must be in the checkpoint (eval.models.checks), and an
-adapter must fit the base it is put on, by its recorded weights or name and by every tensor.
+Code in a repository is never executed without --trust_remote_code. What cannot be loaded with certainty is refused in
+one line, since a wrong score is worse than none: every weight must be in the checkpoint (eval.models.checks), and an
+adapter must fit its base by recorded weights or name, and by every tensor.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from eval.data.readers import sha256
 from eval.errors import InputError
 from eval.files import read_json
 from eval.models.checks import check_all_loaded, check_language_model, check_vocabulary
-from eval.models.hub import commit_of, explained, first_lines
+from eval.models.hub import commit_of, explain_hub_error, first_lines
 
 log = logging.getLogger(__name__)
 
 POLICY_FILE = "policy.json"
-"""Written into a checkpoint by our trainers: model (its base), base_weights (hash), algorithm, seed, rlhf_step ..."""
+"""The trainers write it into a checkpoint: model (its base), base_weights (hash), algorithm, seed, rlhf_step ..."""
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
 UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, UnpicklingError)
-"""What transformers and peft raise for files that are missing, damaged, of another kind, or need another package."""
+"""Errors of transformers and peft for files that are missing, damaged, of another kind, or need another package."""
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_SETS = ("target_modules", "exclude_modules", "modules_to_save", "target_parameters", "layers_to_transform")
-"""Lists in it whose order means nothing."""
+"""Lists in the adapter's configuration whose order has no meaning."""
 ADAPTER_PLACE = ("base_model_name_or_path", "revision", "peft_version", "auto_mapping")
-"""What it says of where the base lay and of which program wrote it."""
+"""Its entries on where the base was stored and which program wrote it."""
 ONE_AT_A_TIME = Lock()
-"""Held while a model is loaded. transformers replaces functions of its own meanwhile and puts back what it found: of
-two loads at once one puts back the other's, and models loaded later have a head that is not tied but random memory."""
+"""Held while a model is loaded. transformers then replaces its own functions and later restores the old ones. Of two
+loads at once, one restores the other's; models loaded later have random memory in place of a tied head."""
 
 
 @dataclass
 class Checkpoint:
-    """A loaded policy: model in eval mode, its tokenizer, and the provenance that goes into every result."""
+    """A loaded policy: the model in eval mode, its tokenizer, and the provenance that every result records."""
 
     model: Any
     tokenizer: PreTrainedTokenizerBase
@@ -54,8 +54,8 @@ class Checkpoint:
 
 
 @dataclass
-class Described:
-    """A checkpoint whose weights have not been read. provenance: all of the loaded one's but model_params."""
+class DescribedCheckpoint:
+    """A checkpoint before its weights are read. provenance: all of the loaded one's but model_params."""
 
     config: Any
     tokenizer: PreTrainedTokenizerBase
@@ -71,7 +71,7 @@ def load_checkpoint(
     adapter_base_differs: bool = False,
     trust_remote_code: bool = False,
 ) -> Checkpoint:
-    """Loads a causal language model for evaluation: describe_checkpoint and load in one."""
+    """Loads a causal language model for evaluation: describe_checkpoint followed by load."""
     return load(describe_checkpoint(model, adapter, revision, dtype, adapter_base_differs, trust_remote_code), device)
 
 
@@ -82,12 +82,11 @@ def describe_checkpoint(
     dtype: str = "auto",
     adapter_base_differs: bool = False,
     trust_remote_code: bool = False,
-) -> Described:
-    """Everything that can be known of a checkpoint without reading its weights into memory.
+) -> DescribedCheckpoint:
+    """Describes a checkpoint without reading its weights into memory.
 
-    dtype auto is the one in which our trainers had the policy, where they recorded it, else the one it is stored in.
-    Raises InputError for a path or hub id that is not there, a model that is no causal language model, or an adapter
-    that does not belong to it.
+    dtype auto is the one that the trainers recorded, else the one that the weights are stored in. Raises InputError for
+    a path or hub id that does not exist, no causal language model, or an adapter that does not belong to it.
     """
     commit = commit_of(model, revision) if is_hub_id(model) else None
     config = check_model(model, commit or revision, trust_remote_code)
@@ -108,25 +107,27 @@ def describe_checkpoint(
         "dtype_asked": _trained_dtype(Path(adapter or model)) if dtype == "auto" else dtype,
         "trust_remote_code": trust_remote_code,
     }
-    return Described(config, tokenizer, provenance)
+    return DescribedCheckpoint(config, tokenizer, provenance)
 
 
-def load(described: Described, device: str = "auto") -> Checkpoint:
-    """Reads the weights and puts the model on the device. Raises InputError where it does not load as a whole."""
-    known, chosen = described.provenance, choose_device(device)
-    model, adapter = known["model"], known["adapter"]
-    name, options = _source(model, known["commit"], known["trust_remote_code"])
-    if "gguf_file" in options:  # an ordinary model, the same everywhere: packed ones need kernels fetched from the hub
+def load(described: DescribedCheckpoint, device: str = "auto") -> Checkpoint:
+    """Reads the weights and puts the model on the device. Raises InputError unless all of it loads."""
+    provenance, chosen = described.provenance, choose_device(device)
+    model, adapter = provenance["model"], provenance["adapter"]
+    name, options = _source(model, provenance["commit"], provenance["trust_remote_code"])
+    if "gguf_file" in options:  # dequantised, it runs anywhere; packed weights need kernels from the hub
         options["quantization_config"] = GgufConfig(dequantize=True)
     try:
         with ONE_AT_A_TIME:
             pair: Any = AutoModelForCausalLM.from_pretrained(
-                name, dtype=known["dtype_asked"], output_loading_info=True, **options
+                name, dtype=provenance["dtype_asked"], output_loading_info=True, **options
             )
     except UNREADABLE as error:
-        raise InputError(f"model {model} cannot be loaded: {load_error(error, model, known['revision'])}") from error
-    loaded, found = pair
-    check_all_loaded(found, model)
+        raise InputError(
+            f"model {model} cannot be loaded: {load_error(error, model, provenance['revision'])}"
+        ) from error
+    loaded, loading_info = pair
+    check_all_loaded(loading_info, model)
     parameters = base_parameters(loaded)
     if parameters is None:
         log.warning("model %s: its size is not known (quantised weights); model_params is recorded as null", model)
@@ -136,11 +137,11 @@ def load(described: Described, device: str = "auto") -> Checkpoint:
         loaded.to(chosen).eval()
     except (RuntimeError, ValueError) as error:
         raise InputError(f"model {model} cannot be put on device {chosen}: {first_lines(error)}") from error
-    return Checkpoint(loaded, described.tokenizer, {**known, "model_params": parameters})
+    return Checkpoint(loaded, described.tokenizer, {**provenance, "model_params": parameters})
 
 
 def is_hub_id(model: str) -> bool:
-    """Whether `model` has the form of a hub id and no folder or file of that name is there."""
+    """Whether `model` has the form of a hub id and no folder or file has that name."""
     path = Path(model)
     if path.exists() or model.startswith((".", "/", "~")) or "\\" in model or path.suffix == ".gguf":
         return False
@@ -148,14 +149,14 @@ def is_hub_id(model: str) -> bool:
 
 
 def _source(model: str, revision: str | None, trust_remote_code: bool) -> tuple[str, dict[str, Any]]:
-    """What transformers' from_pretrained is called with."""
+    """Arguments for transformers' from_pretrained."""
     if Path(model).is_file():
         return str(Path(model).parent), {"gguf_file": Path(model).name}
     return model, {"revision": revision, "trust_remote_code": trust_remote_code}
 
 
 def choose_device(device: str) -> torch.device:
-    """'auto' is the first GPU where there is one, else the CPU. InputError for a device that is not there."""
+    """The device; 'auto' is the first GPU, else the CPU. Raises InputError if it is not available."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -167,7 +168,7 @@ def choose_device(device: str) -> torch.device:
 
 
 def check_model(model: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
-    """The model's configuration, or InputError if it is not there or is no model."""
+    """Reads the model's configuration. Raises InputError if it is missing or no model."""
     path = Path(model)
     if path.is_dir() and not (path / "config.json").is_file():
         raise InputError(f"folder {model} is {_no_model(path)}")
@@ -191,13 +192,13 @@ def check_model(model: str, revision: str | None = None, trust_remote_code: bool
 def _no_model(folder: Path) -> str:
     if (folder / ADAPTER_CONFIG).is_file():
         return "a LoRA adapter: give its base as --model and the folder as --adapter"
-    if found := sorted(folder.glob("*.gguf")):
-        return f"no model folder; give a GGUF file in it: {', '.join(map(str, found))}"
+    if gguf_files := sorted(folder.glob("*.gguf")):
+        return f"no model folder; give a GGUF file in it: {', '.join(map(str, gguf_files))}"
     return "no model: it has no config.json"
 
 
 def load_tokenizer(model: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, padding on the left as generation needs."""
+    """Loads the model's tokenizer. It pads on the left, as generation needs."""
     name, options = _source(model, revision, trust_remote_code)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left", **options)
@@ -209,37 +210,37 @@ def load_tokenizer(model: str, revision: str | None = None, trust_remote_code: b
 
 
 def weights_id(model: str, revision: str | None = None) -> str:
-    """What identifies the weights: 'sha256:...' of a folder's weight files together or of a GGUF file (as sha256sum
-    prints it), 'hub:<commit>' of a hub model.
+    """Identifies weights: 'hub:<commit>', or 'sha256:...' of a GGUF file (as sha256sum prints it) or of a folder's
+    files.
     """
     path = Path(model)
     if path.is_file():
         with path.open("rb") as handle:
             return "sha256:" + hashlib.file_digest(handle, "sha256").hexdigest()
     if path.is_dir():
-        found = sorted(p for pattern in WEIGHT_PATTERNS for p in path.glob(pattern))
-        if not found:
+        weight_files = sorted(p for pattern in WEIGHT_PATTERNS for p in path.glob(pattern))
+        if not weight_files:
             raise InputError(f"folder {model} has no weights (*.safetensors); it is not a saved model")
-        return "sha256:" + sha256(found)
+        return "sha256:" + sha256(weight_files)
     return f"hub:{commit_of(model, revision)}"
 
 
 def config_sha256(config: Any) -> str:
-    """Checksum of what a configuration says of the model: not of where it lay or which program wrote it."""
-    said = {k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
-    return hashlib.sha256(json.dumps(said, sort_keys=True, default=_as_json).encode()).hexdigest()
+    """Checksum of a configuration, without where it was stored and which program wrote it."""
+    content = {k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=_as_json).encode()).hexdigest()
 
 
 def _as_json(value: Any) -> Any:
-    """A set in the order of its members' texts, which is the same in every process; else the text."""
+    """A set as its members' sorted texts, which are the same in every process; any other value as its text."""
     return sorted(map(str, value)) if isinstance(value, set | frozenset) else str(value)
 
 
 def weights_mib(model: str, revision: str | None, dtype: str, kind: Any = AutoModelForCausalLM) -> float:
-    """Size in MiB of the model's weights when they are saved in `dtype` (auto: in which they are stored), by its
-    configuration alone, so that a hub model need not be there. kind: transformers' class for it.
+    """Size in MiB of the model's weights when saved in `dtype` (auto: the stored one).
 
-    Raises InputError where the model is not there or not of this kind.
+    Reads only the configuration, so a hub model need not be downloaded. kind: transformers' class for the model. Raises
+    InputError if the model does not exist or is not of this kind.
     """
     config = check_model(model, revision)
     stored = config.dtype or torch.float32
@@ -252,9 +253,9 @@ def weights_mib(model: str, revision: str | None, dtype: str, kind: Any = AutoMo
 
 
 def base_parameters(model: Any) -> int | None:
-    """Number of parameters of the model without adapters: the size that it has on the axis of model sizes.
+    """Number of parameters without adapters: the model's place on the axis of model sizes.
 
-    None where it cannot be counted: quantised weights may be packed, several to a number.
+    None if it cannot be counted: quantised weights may be packed, several to a number.
     """
     if getattr(model.config, "quantization_config", None) is not None:
         return None
@@ -262,11 +263,10 @@ def base_parameters(model: Any) -> int | None:
 
 
 def adapter_id(adapter: str) -> str:
-    """What identifies an adapter: the hash of its weights and of what its configuration says of them, or the commit of
-    its hub repository.
+    """Identifies an adapter: a hash of its weights and of its configuration, or the commit of its hub repository.
 
-    peft writes sets of names in an order that differs between processes, paths, and its own version: the same adapter,
-    saved again or moved, keeps its hash. Raises InputError for a damaged configuration.
+    An adapter that is saved again or moved keeps its hash. peft writes sets of names in an order that differs between
+    processes, so they are sorted; paths and peft's version are left out. Raises InputError for a damaged configuration.
     """
     folder = Path(adapter)
     if not folder.is_dir():
@@ -280,7 +280,7 @@ def adapter_id(adapter: str) -> str:
 
 
 def check_adapter(adapter: str, model: str, weights: str, differs_accepted: bool) -> None:
-    """Refuses an adapter that was trained on another base, by recorded weights where there are any, else by name."""
+    """Raises InputError for an adapter trained on another base, by recorded weights if any, else by name."""
     from peft import PeftConfig
 
     if Path(adapter).is_dir() and not (Path(adapter) / ADAPTER_CONFIG).is_file():
@@ -293,7 +293,7 @@ def check_adapter(adapter: str, model: str, weights: str, differs_accepted: bool
         raise InputError(f"adapter {adapter} is {config.peft_type}, which adds tokens to every prompt; give a LoRA")
     base = config.base_model_name_or_path or ""
     recorded = read_policy(Path(adapter)).get("base_weights")
-    if recorded and recorded not in ("hub:None", "hub:main"):  # earlier versions did not know a hub model's commit
+    if recorded and recorded not in ("hub:None", "hub:main"):  # earlier versions did not record a hub model's commit
         if recorded != weights:
             raise InputError(f"adapter {adapter} was trained on other weights than {model} (its base was '{base}')")
     elif not differs_accepted and Path(base).name.lower() != Path(model).name.lower():
@@ -304,12 +304,12 @@ def check_adapter(adapter: str, model: str, weights: str, differs_accepted: bool
 
 
 def read_policy(folder: Path) -> dict[str, Any]:
-    """policy.json of a checkpoint of ours; empty where there is none. Raises InputError where it is damaged."""
+    """policy.json of a checkpoint; empty if there is none. Raises InputError if it is damaged."""
     return read_json(folder / POLICY_FILE) or {}
 
 
 def _trained_dtype(checkpoint: Path) -> str:
-    """What policy.json says the policy was trained in, else 'auto': the base of a LoRA may be stored otherwise."""
+    """The policy's dtype in training by policy.json, else 'auto'. A LoRA's base may be stored in another."""
     recorded = read_policy(checkpoint).get("dtype") or "auto"
     if recorded not in DTYPES:
         raise InputError(
@@ -320,7 +320,7 @@ def _trained_dtype(checkpoint: Path) -> str:
 
 
 def _with_adapter(model: Any, adapter: str) -> Any:
-    """Puts the adapter on and makes sure that every one of its tensors found its place."""
+    """Adds the adapter to the model and checks that every one of its tensors was used."""
     from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
 
     try:
@@ -336,15 +336,15 @@ def _with_adapter(model: Any, adapter: str) -> Any:
 
 
 def adapter_options(adapter: str) -> dict[str, Any]:
-    """What peft's from_pretrained is called with for this adapter: its commit, where it is on the hub."""
+    """Arguments for peft's from_pretrained: the adapter's commit, if it is on the hub."""
     return {} if Path(adapter).is_dir() else {"revision": commit_of(adapter)}
 
 
 def load_error(error: BaseException, name: str, revision: str | None = None) -> str:
-    """One line for an error of from_pretrained."""
+    """Describes an error of from_pretrained in one line."""
     if "trust_remote_code" in str(error):
         return (
             "it comes with code of its own that would have to be executed; read that code, and if you trust it add "
             "--trust_remote_code"
         )
-    return first_lines(error) if Path(name).exists() else explained(error, name, revision)
+    return first_lines(error) if Path(name).exists() else explain_hub_error(error, name, revision)

@@ -1,7 +1,7 @@
-"""Whether a model can answer the questions at all: every reason why not is one line, told before anything is scored.
+"""Checks whether a model can answer the questions at all. Each failure is reported in one line, before any scoring.
 
-A model that was not trained to continue text, or whose weights were not all in its checkpoint, scores without an error
-and wrongly.
+A model that was not trained to continue text, or whose checkpoint lacks weights, would score without an error, but
+wrongly.
 """
 
 from __future__ import annotations
@@ -20,32 +20,34 @@ OTHER_HEADS = (
 
 
 def check_language_model(config: Any, model: str) -> None:
-    """InputError for a sequence-to-sequence or encoder-only model, and for one saved with another head.
+    """Raises InputError for a sequence-to-sequence or encoder-only model, and for one saved with another head.
 
-    By what its configuration says of it; check_all_loaded goes by the weights.
+    It reads the configuration; check_all_loaded checks the weights.
     """
     architectures = getattr(config, "architectures", None) or []
-    said = f" ({', '.join(architectures)})" if architectures else ""
+    listed = f" ({', '.join(architectures)})" if architectures else ""
     need = "needed is a causal language model, which continues text"
     if getattr(config, "is_encoder_decoder", False):
-        raise InputError(f"model {model} is a sequence-to-sequence model{said}; {need}")
+        raise InputError(f"model {model} is a sequence-to-sequence model{listed}; {need}")
     decodes = getattr(config, "is_decoder", False) or getattr(config, "causal", False)
     if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not decodes:
-        raise InputError(f"model {model} is an encoder-only model{said}; {need}")
+        raise InputError(f"model {model} is an encoder-only model{listed}; {need}")
     if architectures and all(name.endswith(OTHER_HEADS) for name in architectures):
-        raise InputError(f"model {model} was saved without a language model's head{said}; {need}")
+        raise InputError(f"model {model} was saved without a language model's head{listed}; {need}")
 
 
 def check_all_loaded(
-    found: Mapping[str, Any], model: str, kind: str = "causal language model", made_anew: Collection[str] = ()
+    loading_info: Mapping[str, Any], model: str, kind: str = "causal language model", made_anew: Collection[str] = ()
 ) -> None:
-    """InputError where transformers filled in weights at random: `found` is its loading info.
+    """Raises InputError if transformers initialised weights at random. Tied weights do not count as missing.
 
-    kind: what the model is to be. made_anew: tensors that are meant to be random.
-
-    Weights that are tied to others are not missing, by its own account.
+    Args:
+        loading_info: what transformers reports of loading (output_loading_info).
+        model: the model's name.
+        kind: what the model is meant to be.
+        made_anew: tensors that are meant to be random.
     """
-    random = sorted({*map(str, (*found["missing_keys"], *found["mismatched_keys"]))} - {*made_anew})
+    random = sorted({*map(str, (*loading_info["missing_keys"], *loading_info["mismatched_keys"]))} - {*made_anew})
     if random:
         raise InputError(
             f"model {model} has no weights for {len(random)} tensors of a {kind}, such as {random[0]}: "
@@ -54,7 +56,7 @@ def check_all_loaded(
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: Any, model: str) -> None:
-    """InputError where the tokenizer's vocabulary (without tokens added later) is larger than the model's."""
+    """Raises InputError if the tokenizer's vocabulary, without added tokens, is larger than the model's."""
     rows = getattr(config.get_text_config(), "vocab_size", None)
     if rows is not None and tokenizer.vocab_size > rows:
         raise InputError(

@@ -1,4 +1,4 @@
-"""What a hub id stands for: the commit of its revision; and one line for all that keeps it from being fetched."""
+"""Resolves a hub id's revision to its commit, and explains in one line why a repository cannot be fetched."""
 
 from __future__ import annotations
 
@@ -20,20 +20,29 @@ from eval.errors import InputError
 
 
 def commit_of(repo: str, revision: str | None = None, repo_type: str | None = None) -> str:
-    """The commit that a branch, tag or commit of a hub repository stands for (None: its default branch).
+    """Resolves a branch, tag or commit of a hub repository to its commit.
 
-    repo_type: None for a model, "dataset" for a dataset. Without network, or with HF_HUB_OFFLINE=1, as the cache has
-    it. InputError where it cannot be known.
+    Without network, or with HF_HUB_OFFLINE=1, the cache is used.
+
+    Args:
+        repo: the hub id.
+        revision: branch, tag or commit; None is the default branch.
+        repo_type: None for a model, "dataset" for a dataset.
+
+    Raises:
+        InputError: the commit cannot be determined.
     """
     try:
-        found = resolve_revision(repo, repo_type=repo_type, revision=revision, local_files_only=is_offline_mode())
-        return found.resolved
+        resolution = resolve_revision(repo, repo_type=repo_type, revision=revision, local_files_only=is_offline_mode())
+        return resolution.resolved
     except (HTTPError, OSError, ValueError, RevisionResolutionError) as error:
-        raise InputError(explained(error, repo, revision, repo_type)) from error
+        raise InputError(explain_hub_error(error, repo, revision, repo_type)) from error
 
 
-def explained(error: BaseException, repo: str, revision: str | None = None, repo_type: str | None = None) -> str:
-    """One line for what huggingface_hub, or transformers on top of it, raised about a repository."""
+def explain_hub_error(
+    error: BaseException, repo: str, revision: str | None = None, repo_type: str | None = None
+) -> str:
+    """Explains in one line an error of huggingface_hub, or of transformers on top of it, about a repository."""
     at = f" at revision '{revision}'" if revision else ""
     page = f"https://huggingface.co/{'datasets/' if repo_type == 'dataset' else ''}{repo}"
     for cause in _causes(error):
@@ -69,6 +78,6 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def first_lines(error: BaseException) -> str:
-    """The beginning of an error's text, on one line; its type where it has none."""
+    """The first two lines of an error's text, joined; its type if it has no text."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:2])[:300] if lines else type(error).__name__

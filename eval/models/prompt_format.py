@@ -1,11 +1,11 @@
-"""Dialogues as token ids, and where the answer begins in them.
+"""Encodes dialogues as token ids and finds where the answer begins.
 
 Two formats (Ganguli et al. 2023 used the first):
-- paper: each turn is "\\n\\nHuman: " or "\\n\\nAssistant: " followed by its text, nothing else; a BOS token only if the
-  tokenizer adds one by default.
-- chat: the tokenizer's own chat template with continue_final_message=True, the assistant's beginning being the content
-  of the last message, neither closed nor followed by a space. Special tokens are those that the template writes. A
-  system turn that the template puts in by itself is kept or dropped by an option; which, and its text, is recorded.
+- paper: each turn is "\\n\\nHuman: " or "\\n\\nAssistant: " followed by its text, nothing else. A BOS token is added
+  only if the tokenizer adds one by default.
+- chat: the tokenizer's own chat template with continue_final_message=True. The assistant's beginning is the content of
+  the last message, neither closed nor followed by a space. Special tokens are those that the template writes. A system
+  turn that the template adds by itself is kept or dropped by an option; the choice and the text are recorded.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ CHAT_ROLES = {"human": "user", "assistant": "assistant"}
 class Encoded:
     """Token ids of a prompt and of each candidate after it.
 
-    boundary_moved: number of the prompt's last tokens that were moved into every candidate because the tokenizer
-    merges across the boundary for at least one of them. Each candidate's probability is then that of the same moved
-    text and the candidate, so ratios between candidates stay those of the whole strings.
+    boundary_moved: number of the prompt's last tokens that were moved into every candidate, because for at least one of
+    them the tokenizer merges tokens across the boundary. Each candidate's probability then includes the same moved
+    text, so ratios between candidates stay those of the complete strings.
     """
 
     context: tuple[int, ...]
@@ -41,9 +41,13 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Format:
-    """How dialogues are written. `opening` is what the chat template writes before the first human turn (BOS and a
-    default system turn); `bos` is the part of it that stays when the system turn is dropped. Where the opening cannot
-    be told apart from how that turn begins, `unclear` is both together.
+    """How dialogues are written.
+
+    Attributes:
+        opening: what the chat template writes before the first human turn (BOS and a default system turn).
+        bos: the part of the opening that stays when the system turn is dropped.
+        keep_system: whether the default system turn is kept.
+        unclear: the opening and the beginning of the first human turn, if they cannot be separated; else ''.
     """
 
     name: str
@@ -54,7 +58,7 @@ class Format:
 
     @property
     def system_turn(self) -> str:
-        """For the record: 'none', or 'kept: ' or 'dropped: ' with the text of the default system turn."""
+        """For the record: 'none', or 'kept: ' or 'dropped: ' and the text of the default system turn."""
         if self.unclear:
             return f"unknown, not told apart from the first turn: {self.unclear}"
         text = self.opening.removeprefix(self.bos)
@@ -62,9 +66,15 @@ class Format:
 
 
 def choose_format(wanted: str, tokenizer: PreTrainedTokenizerBase, system_turn: str = "keep") -> Format:
-    """chat or paper; 'auto' is chat where the tokenizer has a template. system_turn: keep or drop the default one.
+    """Chooses chat or paper.
 
-    Raises InputError for chat without a template, and for a system turn that cannot be dropped.
+    Args:
+        wanted: chat, paper or auto. auto is chat if the tokenizer has a chat template.
+        tokenizer: the model's tokenizer.
+        system_turn: keep or drop the template's default system turn.
+
+    Raises:
+        InputError: chat without a template, or a system turn that cannot be dropped.
     """
     has_template = bool(getattr(tokenizer, "chat_template", None))
     if wanted == "chat" and not has_template:
@@ -81,30 +91,35 @@ def choose_format(wanted: str, tokenizer: PreTrainedTokenizerBase, system_turn: 
         return Format("chat", unclear=head)
     opening = head.removesuffix(begin)
     bos = str(tokenizer.bos_token or "")
-    # ChatML's tokenizers name the mark that begins every turn their BOS; it is none then
+    # ChatML's tokenizers call the mark that begins every turn their BOS; that is not a BOS
     if begin.startswith(bos) or not opening.startswith(bos):
         bos = ""
     return Format("chat", opening, bos, system_turn == "keep")
 
 
 def _head(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    """(all that stands before the first human text, its end that begins a human turn: found by looking at the second
-    human turn, '' where the two do not agree).
+    """Finds the beginning of a rendered dialogue.
+
+    Returns:
+        (all text before the first human text; its end that begins a human turn). A human turn's beginning is read off
+        the second human turn; it is '' if the first turn begins differently.
     """
-    asked, answered, again = "asked0", "answered1", "again2"
-    messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
-    ended: Any = tokenizer.apply_chat_template(messages, tokenize=False)
-    whole: Any = tokenizer.apply_chat_template([*messages, {"role": "user", "content": again}], tokenize=False)
-    close = ended.partition(answered)[2]  # how the assistant's turn is closed
-    between = whole.partition(answered)[2].partition(again)[0]
-    head = whole.partition(asked)[0]
+    first_question, first_answer, second_question = "asked0", "answered1", "again2"
+    messages = [{"role": "user", "content": first_question}, {"role": "assistant", "content": first_answer}]
+    one_exchange: Any = tokenizer.apply_chat_template(messages, tokenize=False)
+    two_questions: Any = tokenizer.apply_chat_template(
+        [*messages, {"role": "user", "content": second_question}], tokenize=False
+    )
+    close = one_exchange.partition(first_answer)[2]  # how the assistant's turn is closed
+    between = two_questions.partition(first_answer)[2].partition(second_question)[0]
+    head = two_questions.partition(first_question)[0]
     begin = between.removeprefix(close)  # how a human turn begins
-    alike = between.startswith(close) and head.endswith(begin)
-    return head, begin if alike else ""
+    consistent = between.startswith(close) and head.endswith(begin)
+    return head, begin if consistent else ""
 
 
 def render(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, style: Format) -> str:
-    """The dialogue as text, ending with the assistant's beginning."""
+    """The dialogue as text, ending with the assistant's beginning. InputError if the template changes a turn's text."""
     if style.name == "paper":
         return paper_text(prompt)
     messages = [{"role": CHAT_ROLES[t.role], "content": t.text} for t in prompt.turns]
@@ -125,12 +140,12 @@ def render(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, style: Format) ->
 
 
 def paper_text(prompt: Prompt) -> str:
-    """The dialogue in the paper's format, which needs no tokenizer."""
+    """The dialogue in the paper's format. It needs no tokenizer."""
     return "".join(PAPER_TURNS[t.role] + t.text for t in prompt.turns)
 
 
 def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer puts a BOS token before plain text by default."""
+    """Whether the tokenizer adds a BOS token before plain text by default."""
     return tokenizer.bos_token_id is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
 
 
@@ -152,7 +167,7 @@ def encode(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, style:
 
 
 def _split(prompt: Prompt, ids: list[tuple[int, ...]]) -> Encoded:
-    """The longest beginning that the prompt and all its candidates share, and what each candidate adds to it."""
+    """Splits off the longest beginning that the prompt and all its candidates share; the rest are the candidates."""
     context, wholes = ids[0], ids[1:]
     shared = len(context)
     for whole in wholes:
@@ -174,14 +189,19 @@ def _common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
 
 
 def parts(e: Encoded) -> Iterator[tuple[tuple[int, ...], int]]:
-    """(sequence, next token) for every token of every candidate."""
+    """Yields (sequence, next token) for every token of every candidate."""
     for candidate in e.candidates:
         for k, token in enumerate(candidate):
             yield e.context + candidate[:k], token
 
 
 def answer_of(e: Encoded, known: Mapping[tuple[int, ...], Mapping[int, float]]) -> Answer:
-    """The sums over each candidate's tokens; known: sequence -> {next token: its log-probability}."""
+    """Sums the log-probabilities of each candidate's tokens.
+
+    Args:
+        e: the encoded prompt.
+        known: {sequence: {next token: its log-probability}}.
+    """
     sums = [
         sum(known[e.context + candidate[:k]][token] for k, token in enumerate(candidate)) for candidate in e.candidates
     ]
@@ -189,7 +209,7 @@ def answer_of(e: Encoded, known: Mapping[tuple[int, ...], Mapping[int, float]]) 
 
 
 def clean(text: str) -> str:
-    """The reasoning without a further turn that the model began, and without white space at its ends."""
+    """The reasoning, cut before any further turn that the model began, without surrounding white space."""
     for mark in TURN_MARKS:
         text = text.partition(mark)[0]
     return text.strip()

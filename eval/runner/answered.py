@@ -18,7 +18,7 @@ class Known:
 
     done: their keys, with the record where a precision watches; earlier: those of them that were there before these
     questions were asked, which are left out of the chunks; alone: nothing that is done is asked again for company, as
-    each answer stands alone (AnswersAlone). Raises InputError for a record that was asked otherwise.
+    each answer stands alone (IndependentScorer). Raises InputError for a record that was asked otherwise.
     """
 
     def __init__(

@@ -13,7 +13,7 @@ from eval.errors import InputError
 from eval.runner.keys import record_key
 from eval.runner.plan import Job, Question
 from eval.runner.store import Store
-from eval.types import Answer, AnswersAlone, Record, Scorer
+from eval.types import Answer, IndependentScorer, Record, Scorer
 
 if TYPE_CHECKING:
     from eval.runner.answered import Known
@@ -61,7 +61,7 @@ def _as_they_come(
     """The records of a chunk: all at once, or, where answers stand alone, those of each second, also before an end by
     an error or by Ctrl-C.
     """
-    if not isinstance(scorer, AnswersAlone):
+    if not isinstance(scorer, IndependentScorer):
         yield _ask(scorer, config, style, chunk, bar)
         return
     records: list[Record] = []
@@ -81,7 +81,7 @@ def _as_they_come(
 
 
 def _alone(
-    scorer: AnswersAlone, config: EvaluationConfig, chunk: list[Question]
+    scorer: IndependentScorer, config: EvaluationConfig, chunk: list[Question]
 ) -> Iterator[tuple[int, str | None, Answer]]:
     """(index into the chunk, reasoning, answer), as they are done."""
     if not chunk[0].condition.reasoning:

@@ -24,7 +24,7 @@ from eval.runner.processes import Team
 from eval.runner.provenance import command, git_commit, machine, versions
 from eval.runner.shards import in_order, open_whole
 from eval.runner.store import Store
-from eval.types import AnswersAlone, Metric, Record, Scorer
+from eval.types import IndependentScorer, Metric, Record, Scorer
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ def evaluate(
             follow(us, scorer, planned, store, described, Asking(scorer, config, style, bar))
         return []
     with store.locked():
-        known = _begun(store, config, planned, described, isinstance(scorer, AnswersAlone))
+        known = _begun(store, config, planned, described, isinstance(scorer, IndependentScorer))
         if summary := store.finished(described, by_cell(known.done)):
             if us is not None:
                 us.say("begun", None)

@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from eval.data.catalog import known
+from eval.data.catalog import pin_of
 from eval.secrets import masked_arguments
 
 LIBRARIES = (
@@ -132,7 +132,7 @@ def file_checksums(paths: Iterable[Path], folder: Path) -> dict[str, dict[str, A
             while block := handle.read(1 << 20):
                 digest.update(block)
                 blob.update(block)
-        ids, pin = {"sha256": digest.hexdigest(), "git_blob": blob.hexdigest()}, known(path)
+        ids, pin = {"sha256": digest.hexdigest(), "git_blob": blob.hexdigest()}, pin_of(path)
         pinned = pin and pin.checksum in (f"sha256:{ids['sha256']}", f"git:{ids['git_blob']}")
         found[path.relative_to(folder).as_posix()] = {**ids, "bytes": size, "pinned": pinned}
     return found

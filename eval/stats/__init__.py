@@ -1,1 +1,1 @@
-"""Statistics that know nothing of language models."""
+"""Statistics that are independent of language models."""

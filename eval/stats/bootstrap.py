@@ -1,15 +1,18 @@
 """Intervals and comparisons: cluster bootstrap, paired differences, Holm's correction, Fisher's z.
 
-What an experiment measures is a Quantity: sums per cluster (template, occupation, profile) and a statistic of the
-summed sums. All resamples of a quantity are then one matrix product, and two conditions asked on the same items share
-the same draws, which makes their difference a paired one. A seed is required; the same seed gives the same interval.
+An experiment's measure is a Quantity: sums per cluster (template, occupation, profile) and a statistic of the total
+sums. All resamples of a quantity are then one matrix product. Two conditions on the same items share the same draws,
+which makes their difference a paired one. A seed is required; the same seed gives the same interval.
 
 Clusters are drawn with replacement within their stratum (BBQ's categories, which are fixed by design; elsewhere there
-is one stratum). Where a stratum has a single cluster, which alone shows no spread, all are drawn together: the interval
-then holds the spread between strata too, is wider, and says so. Percentile intervals of few clusters are too narrow;
-their tails are therefore widened as Hesterberg 2015 ("What Teachers Should Know About the Bootstrap", expanded
-percentile interval) proposes: the normal quantile is replaced by Student's with C - S degrees of freedom, times
-sqrt(C / (C - S)), for C clusters in S strata.
+is one stratum). A stratum with a single cluster shows no spread. If there is one, all clusters are drawn together: the
+interval then includes the spread between strata, is wider, and its note says so.
+
+Percentile intervals of few clusters are too narrow, so their tails are widened as Hesterberg 2015 ("What Teachers
+Should Know About the Bootstrap", expanded percentile interval) proposes: the normal quantile is replaced by Student's
+with C - S degrees of freedom, times sqrt(C / (C - S)), for C clusters in S strata.
+
+Letters in array names are axes: C clusters, K sums, S strata, U unique clusters.
 """
 
 from __future__ import annotations
@@ -24,20 +27,20 @@ from scipy import stats
 LEVEL = 0.95
 N_RESAMPLES = 10_000
 MIN_CLUSTERS = 8
-"""Below this (for S strata, below MIN_CLUSTERS - 1 + S) a bootstrap over clusters says little: no interval is shown."""
+"""With fewer clusters (for S strata, fewer than MIN_CLUSTERS - 1 + S) the bootstrap says little: no interval."""
 MAX_UNDEFINED = 0.05
-"""Where more than this share of the resamples is undefined, no interval is shown."""
+"""If more than this share of the resamples is undefined, there is no interval."""
 MIN_SPREAD = 1e-4
-"""Standard deviation of p(female) below which its correlation is noise of the arithmetic, and so undefined."""
+"""If p(female) has a smaller standard deviation, its correlation is rounding noise: it counts as undefined."""
 BLOCK = 500  # resamples multiplied at a time
 
 Statistic = Callable[[np.ndarray], np.ndarray]
-"""Maps sums of shape (..., K), of which column 0 is the summed weight, to values of shape (...)."""
+"""Maps sums of shape (..., K), whose column 0 is the total weight, to values of shape (...)."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95% interval; None where undefined, with the reason in `note`."""
+    """A value with its 95% interval. Each is None where undefined; `note` then says why."""
 
     value: float | None
     low: float | None
@@ -49,7 +52,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Table:
-    """Sums per cluster: sums_CK with column 0 the weights, and each cluster's stratum (C,), equal ones adjacent."""
+    """Sums per cluster. sums_CK: column 0 holds the weights. strata_C: stratum of each cluster; equal ones adjacent."""
 
     clusters: tuple[str, ...]
     sums_CK: np.ndarray
@@ -61,12 +64,12 @@ class Table:
         return tuple(int(n) for n in np.unique(self.strata_C, return_counts=True)[1])
 
     def select(self, chosen_C: np.ndarray) -> Table:
-        """The clusters where `chosen_C` (bool) holds."""
+        """The clusters where `chosen_C` (bool) is True."""
         names = tuple(c for c, keep in zip(self.clusters, chosen_C, strict=True) if keep)
         return Table(names, self.sums_CK[chosen_C], self.strata_C[chosen_C])
 
     def split_by_stratum(self) -> np.ndarray:
-        """(C, S, K): each cluster's sums in its own stratum's place, zero elsewhere."""
+        """Each cluster's sums placed in its own stratum, zero in the others. Shape (C, S, K)."""
         codes = np.unique(self.strata_C, return_inverse=True)[1]
         split = np.zeros((len(self.clusters), codes.max() + 1, self.sums_CK.shape[1]))
         split[np.arange(len(self.clusters)), codes] = self.sums_CK
@@ -79,24 +82,34 @@ def tabulate(
     weights: np.ndarray | None = None,
     strata: Sequence[str] | np.ndarray | None = None,
 ) -> Table:
-    """A Table from values (items, K) with a cluster name per item, weights (items,) and each item's stratum."""
+    """Sums values by cluster.
+
+    Args:
+        values: (items, K).
+        clusters: cluster name of each item.
+        weights: (items,); default 1.
+        strata: stratum of each item; default one stratum.
+    """
     weights = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=float)
     names_U, first, index = np.unique(np.asarray(clusters), return_index=True, return_inverse=True)
     columns = np.column_stack([np.ones(len(values)), values]) * weights[:, None]
     sums = np.column_stack([np.bincount(index, column, minlength=len(names_U)) for column in columns.T])
-    of_cluster = np.zeros(len(names_U), dtype=int)
+    stratum_of_cluster = np.zeros(len(names_U), dtype=int)
     if strata is not None:
-        of_cluster = np.unique(np.asarray(strata), return_inverse=True)[1][first]
-    order = np.argsort(of_cluster, kind="stable")
-    return Table(tuple(str(n) for n in names_U[order]), sums[order], of_cluster[order])
+        stratum_of_cluster = np.unique(np.asarray(strata), return_inverse=True)[1][first]
+    order = np.argsort(stratum_of_cluster, kind="stable")
+    return Table(tuple(str(n) for n in names_U[order]), sums[order], stratum_of_cluster[order])
 
 
 @dataclass(frozen=True, eq=False)
 class Quantity:
-    """Something to be estimated. `of_each_stratum`: the statistic is taken in each stratum and averaged.
+    """Something to be estimated.
 
-    exact: an interval that is known without resampling (Fisher's); undefined: the reason why there is no value.
-    per_cluster: what one cluster is called where the quantity has a meaning within it ("template"), else "".
+    Attributes:
+        of_each_stratum: the statistic is taken in each stratum, then averaged.
+        exact: an interval that is known without resampling (Fisher's).
+        undefined: the reason why there is no value, else ''.
+        per_cluster: what one cluster is called if the quantity has a meaning within it ("template"), else ''.
     """
 
     name: str
@@ -113,21 +126,21 @@ class Quantity:
     reported: bool = True
 
     def apply(self, sums: np.ndarray) -> np.ndarray:
-        """The statistic of sums (..., K), or the mean over strata of (..., S, K)."""
+        """The statistic of sums (..., K); with of_each_stratum, the mean over strata of sums (..., S, K)."""
         with np.errstate(divide="ignore", invalid="ignore"):
             values = self.statistic(sums)
         return values.mean(axis=-1) if self.of_each_stratum else values
 
     @property
     def value(self) -> float:
-        """The value on the data; NaN where it divides by zero."""
+        """The value on the data. NaN if it divides by zero."""
         sums = self.table.split_by_stratum() if self.of_each_stratum else self.table.sums_CK
         return float(self.apply(sums.sum(axis=0)))
 
 
 @dataclass
 class Bootstrap:
-    """Resamples with one seed; quantities over the same numbers of clusters share their draws."""
+    """Draws resamples with one seed. Quantities with the same numbers of clusters share their draws."""
 
     seed: int
     resamples: int = N_RESAMPLES
@@ -135,7 +148,7 @@ class Bootstrap:
     _replicates: dict[Quantity, np.ndarray] = field(default_factory=dict, repr=False)
 
     def estimate(self, quantity: Quantity) -> Estimate:
-        """The value with its interval; Quantity.exact's where it has one."""
+        """The value with its interval. Quantity.exact, if set, is returned as it is."""
         if quantity.exact is not None:
             return quantity.exact
         clusters = len(quantity.table.clusters)
@@ -146,14 +159,18 @@ class Bootstrap:
             return Estimate(None, None, None, clusters, "undefined: no answer that the score could be taken of")
         reason = self._no_interval(quantity.table, quantity.of_each_stratum)
         if reason:
-            return Estimate(value, None, None, clusters, _joined(quantity.note, reason))
+            return Estimate(value, None, None, clusters, _join_notes(quantity.note, reason))
         estimate = self._interval(value, self.replicates(quantity), quantity.table)
-        return replace(estimate, note=_joined(quantity.note, estimate.note))
+        return replace(estimate, note=_join_notes(quantity.note, estimate.note))
 
     def difference(self, before: Quantity, after: Quantity) -> Estimate:
-        """after - before on the same clusters, paired by drawing the same ones for both, with a two-sided p-value.
+        """Estimates after - before on the same clusters, with a two-sided p-value.
 
-        The p-value is the level at which the interval would just touch 0. Raises ValueError for other clusters.
+        The difference is paired: both quantities use the same draws. The p-value is the level at which the interval
+        would just touch 0.
+
+        Raises:
+            ValueError: the quantities have different clusters.
         """
         if before.table.clusters != after.table.clusters:
             raise ValueError(f"{after.name}: the two conditions were not asked on the same clusters")
@@ -170,7 +187,11 @@ class Bootstrap:
         return self._interval(value, replicates, before.table, test=True)
 
     def mean(self, quantities: Sequence[Quantity]) -> Estimate:
-        """The mean of several quantities over the same clusters, with its interval. Raises ValueError for others."""
+        """Estimates the mean of several quantities over the same clusters.
+
+        Raises:
+            ValueError: the quantities have different clusters.
+        """
         first, clusters = quantities[0], len(quantities[0].table.clusters)
         if any(q.table.clusters != first.table.clusters for q in quantities):
             raise ValueError(f"{first.name}: the quantities were not asked on the same clusters")
@@ -183,7 +204,7 @@ class Bootstrap:
         return self._interval(float(np.mean(values)), replicates, first.table)
 
     def replicates(self, quantity: Quantity) -> np.ndarray:
-        """The quantity in every resample, shape (resamples,); NaN where it is undefined."""
+        """The quantity in every resample, shape (resamples,). NaN where it is undefined."""
         if quantity not in self._replicates:
             table = quantity.table
             split = table.split_by_stratum() if quantity.of_each_stratum else table.sums_CK
@@ -195,7 +216,11 @@ class Bootstrap:
         return self._replicates[quantity]
 
     def _draw(self, sizes: tuple[int, ...]) -> np.ndarray:
-        """How often each cluster is drawn, (resamples, C): as many as there are, within each stratum."""
+        """How often each cluster is drawn, shape (resamples, C).
+
+        Args:
+            sizes: number of clusters in each stratum. As many are drawn from each stratum as it has.
+        """
         if sizes not in self._draws:
             rng = np.random.default_rng(self.seed)
             blocks = []
@@ -208,15 +233,15 @@ class Bootstrap:
 
     @staticmethod
     def _stratified(table: Table) -> bool:
-        """Whether clusters are drawn within their strata: not where one of several has a single cluster."""
+        """Whether clusters are drawn within strata. False if one of several strata has a single cluster."""
         return len(table.sizes) == 1 or min(table.sizes) > 1
 
     def _degrees(self, table: Table) -> int:
-        """Degrees of freedom: clusters less the strata that they are drawn in."""
+        """Degrees of freedom: clusters minus the strata that they are drawn in."""
         return len(table.clusters) - (len(table.sizes) if self._stratified(table) else 1)
 
     def _no_interval(self, table: Table, of_each_stratum: bool) -> str:
-        """Why there can be no interval, or ''."""
+        """The reason why there can be no interval, or ''."""
         clusters, degrees = len(table.clusters), self._degrees(table)
         if of_each_stratum and not self._stratified(table):
             return "no interval: a category has fewer than 2 clusters"
@@ -230,7 +255,7 @@ class Bootstrap:
         left_out = len(replicates) - len(finite)
         note = f"{left_out} of {len(replicates)} resamples undefined and left out" if left_out else ""
         if not self._stratified(table):
-            note = _joined(note, "drawn across categories, since one has a single cluster")
+            note = _join_notes(note, "drawn across categories, since one has a single cluster")
         clusters = len(table.clusters)
         if left_out > MAX_UNDEFINED * len(replicates):
             return Estimate(value, None, None, clusters, f"no interval: {note}")
@@ -246,17 +271,17 @@ class Bootstrap:
         return Estimate(value, float(low), float(high), clusters, note, p_value)
 
 
-def _joined(*notes: str) -> str:
+def _join_notes(*notes: str) -> str:
     return "; ".join(filter(None, notes))
 
 
 def mean_of(column: int) -> Statistic:
-    """The weighted mean of a column (counted from 1, behind the weights)."""
+    """The weighted mean of a column. Columns are counted from 1; column 0 holds the weights."""
     return lambda sums: sums[..., column] / sums[..., 0]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction (Holm 1979): adjusted p-values in the order given."""
+    """Holm's step-down correction (Holm 1979). Adjusted p-values, in the order given."""
     order = np.argsort(p_values)
     adjusted, running = [0.0] * len(p_values), 0.0
     for rank, k in enumerate(order):
@@ -266,14 +291,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def correlation(sums: np.ndarray) -> np.ndarray:
-    """Pearson's correlation from the columns weight, x, y, xx, yy, xy (x and y centred beforehand)."""
+    """Pearson's correlation from the columns weight, x, y, xx, yy, xy. x and y must be centred beforehand."""
     n, x, y, xx, yy, xy = np.moveaxis(sums, -1, 0)
     spread = np.maximum(n * xx - x * x, 0) * np.maximum(n * yy - y * y, 0)
     return (n * xy - x * y) / np.sqrt(spread)
 
 
 def slope(sums: np.ndarray) -> np.ndarray:
-    """Least-squares slope of x on y from the same columns."""
+    """Least-squares slope of x on y, from the columns that `correlation` takes."""
     n, x, y, _, yy, xy = np.moveaxis(sums, -1, 0)
     return (n * xy - x * y) / (n * yy - y * y)
 
@@ -284,8 +309,8 @@ def moments(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.column_stack([x, y, x * x, y * y, x * y])
 
 
-def hardly_varies(x: np.ndarray, y: np.ndarray) -> str:
-    """Why the correlation of x (model) with y (reference) is undefined, or ''."""
+def why_no_correlation(x: np.ndarray, y: np.ndarray) -> str:
+    """The reason why the correlation of x (model) with y (reference) is undefined, or ''."""
     if len(x) < 4:
         return f"{len(x)} points, at least 4 are needed"
     for name, values in (("the model's probability", x), ("the reference percentage", y)):
@@ -297,9 +322,9 @@ def hardly_varies(x: np.ndarray, y: np.ndarray) -> str:
 def pearson(x: np.ndarray, y: np.ndarray) -> Estimate:
     """Pearson's correlation of x and y, shape (n,) each, with Fisher's interval (scipy).
 
-    Undefined (value None) with fewer than 4 points or where x or y has a standard deviation below MIN_SPREAD.
+    Undefined (value None) with fewer than 4 points, or if x or y has a standard deviation below MIN_SPREAD.
     """
-    if reason := hardly_varies(x, y):
+    if reason := why_no_correlation(x, y):
         return Estimate(None, None, None, len(x), f"undefined: {reason}")
     result: Any = stats.pearsonr(x, y)
     interval = result.confidence_interval(LEVEL)

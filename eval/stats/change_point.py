@@ -1,21 +1,26 @@
-"""From where on is there an effect? A threshold on a log-size or step axis, with its interval and a test.
+"""Where does an effect begin? A threshold on an axis of log-sizes or steps, with its interval and a test.
 
-What is estimated. At each place x (log10 of parameters; RLHF step) the effect is the reduction of bias,
-|bias under Q| - |bias under the instruction|: what is left of a bias counts, on whichever side of 0 it lies, so that a
-gap turned from -0.1 into +0.1 is no reduction. The effects are fitted by a ramp: 0 up to a threshold, rising linearly
-to a second point, level from there on, by an amount that is not negative. A jump (both points between two tested
-places) and a broken line (the second point at the last place) are ramps too, and which of the three it is need not be
-known: with an interval of 95% a fitted broken line held a planted jump in none to 60% of trials of a simulation, and a
-fitted jump a planted broken line in 69 to 99%; the ramp held either in 94 to 99% (docs/validation.md, Emergence).
+What is estimated. At each place x (log10 of parameters, or RLHF step) the effect is the reduction of bias,
+|bias under Q| - |bias under the instruction|. Remaining bias counts on either side of 0, so a gap that turns from -0.1
+into +0.1 is no reduction. The effects are fitted by a ramp: 0 up to a threshold, rising linearly to a second point,
+constant from there on, by an amount that is not negative. A jump (both points between two tested places) and a broken
+line (second point at the last place) are ramps too, and which of the three it is need not be known. In a simulation, a
+95% interval from a fitted broken line held a planted jump in none to 60% of trials, and a fitted jump a planted broken
+line in 69 to 99%; the ramp held either in 94 to 99% (docs/validation.md, Emergence).
 
-How. Least squares over a grid of ramps, weighted by the variances of the null below. Ramps that fit equally well are
-all kept (a jump between two tested places may be anywhere between them): the estimate is the middle of their
-thresholds, and the interval is that of the outermost. Templates are drawn jointly for all places and both conditions,
-which were asked the same ones; trainings within a place where there are several. The interval is the percentile
-interval of the threshold over the resamples, whose spread is widened as that of eval.stats.bootstrap is (few clusters,
-Student's t), and so is that of the trainings (few of them). Whether there is any effect at all is tested first: the
-largest reduction of the weighted sum of squares by any ramp, against its distribution over draws in which there is none
-(`Effects.null`).
+How it is estimated. Least squares over a grid of ramps, weighted by the variances of the null below. All ramps that fit
+equally well are kept (a jump between two tested places may be anywhere between them). The estimate is the middle of
+their thresholds; the interval is that of the outermost ones.
+
+Resampling. Templates are drawn jointly for all places and both conditions, which were asked the same ones. If a place
+has several trainings, those are drawn too. The interval is the percentile interval of the threshold over the resamples.
+Their spread is widened as in eval.stats.bootstrap (few clusters, Student's t), and so is the spread of the trainings,
+of which there are few.
+
+Test. Whether there is any effect is tested first: the largest reduction of the weighted sum of squares by any ramp,
+against its distribution over draws without an effect (`Effects.null`).
+
+Letters in array names are axes: M places, P policies, B resamples, G grid of ramps, N trainings of one place.
 """
 
 from __future__ import annotations
@@ -29,33 +34,38 @@ from scipy import stats
 from eval.stats.bootstrap import LEVEL, MAX_UNDEFINED, MIN_CLUSTERS, Bootstrap, Quantity, Table
 
 MIN_PLACES = 3
-"""Fewer places leave nothing of a ramp to be seen."""
+"""With fewer places no ramp can be recognised."""
 ALPHA = 1 - LEVEL
 LEAST_SHARE = 0.01
-"""A variance counts as no less than this share of the places' mean: one that happens to be 0 would decide all."""
+"""A variance counts as at least this share of the places' mean. One that happens to be 0 would decide everything."""
 FINE, COARSE, MANY = 8, 4, 9
-"""Grid points between two neighbouring places: FINE of them, COARSE from MANY places on."""
+"""Grid points between two neighbouring places: FINE, or COARSE if there are at least MANY places."""
 NEAR = 0.1
-"""Ramps whose weighted sums of squares differ by less fit nearly as well: it is a third of a standard error."""
+"""Ramps whose weighted sums of squares differ by less fit nearly as well. It is a third of a standard error."""
 CLOSER = 33
-"""Points within a step of the best ramp's threshold, and of its end, when it is looked at more closely."""
+"""Number of points, within one step of the best ramp's threshold and of its end, for the finer second search."""
 BLOCK = 500  # resamples fitted at a time
 TIE = 1e-9
-"""Relative difference of the explained sums of squares below which two ramps fit equally well."""
+"""If the explained sums of squares of two ramps have a smaller relative difference, they fit equally well."""
 
 
 class Undefined(ValueError):
-    """No interval can be had; the text says why."""
+    """There can be no interval; the text says why."""
 
 
 class TooFewClusters(Undefined):
-    """Below MIN_CLUSTERS: whatever is answered, there is no interval."""
+    """Fewer than MIN_CLUSTERS clusters: no answers, whatever they are, can give an interval."""
 
 
 @dataclass(frozen=True)
 class Effects:
-    """Reductions of bias at M places: values (M,), resamples (B, M) with the spread widened, how many trainings each
-    place has (M,), and null (B, M): what noise alone would make of them where nothing is reduced (see `reductions`).
+    """Reductions of bias at M places.
+
+    Attributes:
+        values: (M,).
+        resamples: (B, M), spread widened.
+        trainings: number of trainings at each place, (M,).
+        null: (B, M), what noise alone would produce if nothing were reduced (see `reductions`).
     """
 
     values: np.ndarray
@@ -64,8 +74,10 @@ class Effects:
     null: np.ndarray
 
     def intervals(self) -> np.ndarray:
-        """95% percentile intervals, (M, 2), widened to the value where they leave it out: where a bias is near 0, the
-        resampled absolute ones are larger than its own, and the reductions all smaller.
+        """95% percentile intervals, shape (M, 2), extended to include the value.
+
+        Near a bias of 0 the resampled absolute biases are all larger than the bias itself. The resampled reductions are
+        then all smaller than the value, and a plain percentile interval would exclude it.
         """
         low, high = np.quantile(self.resamples, [ALPHA / 2, 1 - ALPHA / 2], axis=0)
         return np.column_stack([np.minimum(low, self.values), np.maximum(high, self.values)])
@@ -75,9 +87,13 @@ class Effects:
 class Threshold:
     """Where the effect begins, on the axis of the places.
 
-    estimate, low: -inf = at or below the first place; high: inf = above the last, or nowhere. between: the outermost
-    thresholds of the ramps that fit best (within NEAR). located: whether the interval leaves out any place. p_value: of
-    the hypothesis that there is no effect at any place; misfit_p: of the hypothesis that the effects follow a ramp.
+    Attributes:
+        estimate, low: -inf means at or below the first place.
+        high: inf means above the last place, or nowhere.
+        between: the outermost thresholds of the ramps that fit best (within NEAR).
+        p_value: of the hypothesis that there is no effect at any place.
+        misfit_p: of the hypothesis that the effects follow a ramp.
+        located: whether the interval excludes any place.
     """
 
     estimate: float
@@ -91,8 +107,12 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Ramps:
-    """shapes_GM: the value of each ramp at each place, at most 1; start_G, end_G: where it rises; step_G: how far from
-    its threshold the next one lies.
+    """A grid of ramps.
+
+    Attributes:
+        shapes_GM: value of each ramp at each place, at most 1.
+        start_G, end_G: where it starts and stops rising.
+        step_G: distance from its threshold to the next one.
     """
 
     shapes_GM: np.ndarray
@@ -102,9 +122,11 @@ class Ramps:
 
 
 def ramps(x_M: np.ndarray) -> Ramps:
-    """All ramps over the places, which must increase; thresholds from one range below the first place to the last.
+    """All ramps over places x_M, which must increase. Thresholds reach from one range below the first place to the
+    last.
 
-    One ramp is level at all places: what begins below the first cannot be told apart from what was always there.
+    One ramp is constant at all places: an effect that begins below the first place looks like one that was always
+    there.
     """
     between = FINE if len(x_M) < MANY else COARSE
     gaps = np.diff(x_M)
@@ -116,7 +138,7 @@ def ramps(x_M: np.ndarray) -> Ramps:
 
 
 def _rising(x_M: np.ndarray, starts: np.ndarray, ends: np.ndarray, steps: np.ndarray) -> Ramps:
-    """All ramps from a start (each with its step) to an end above it that are more than 0 at the last place."""
+    """All ramps from a start (each with its step) to an end above it that are positive at the last place."""
     start, end = np.meshgrid(starts, ends, indexing="ij")
     chosen = (end > start + TIE * (x_M[-1] - x_M[0])) & (start < x_M[-1])
     start_G, end_G = start[chosen], end[chosen]
@@ -128,15 +150,19 @@ def _rising(x_M: np.ndarray, starts: np.ndarray, ends: np.ndarray, steps: np.nda
 def reductions(
     before: Sequence[Quantity], after: Sequence[Quantity], bootstrap: Bootstrap
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """|before| - |after| of P policies: values (P,), resamples (B, P) and null (B, P), the same clusters drawn for all.
+    """|before| - |after| of P policies, with the same clusters drawn for all.
 
-    null is what a reduction of 0 would be seen as: |before*| - |before| less sign(after) (after* - after). An absolute
-    value near 0 grows with noise. Of a noisy `before` that looks like a reduction, so it is in the null; of a noisy
-    `after` it looks like the opposite, and with |after*| - |after| in the null nearly every reduction would seem
+    The null is what a reduction of 0 would look like: |before*| - |before| minus sign(after) (after* - after). An
+    absolute value near 0 grows with noise. In a noisy `before` this looks like a reduction, so the null includes it. In
+    a noisy `after` it looks like the opposite. With |after*| - |after| in the null, nearly every reduction would seem
     larger than noise: 20 to 29% false alarms instead of 5% (docs/validation.md, Emergence).
 
-    Raises Undefined where they were not asked on the same clusters, or a value is undefined, or has no interval (too
-    few clusters; undefined in more than 5% of the resamples).
+    Returns:
+        (values (P,), resamples (B, P), null (B, P)).
+
+    Raises:
+        Undefined: the quantities have different clusters, or a value is undefined or has no interval (too few clusters;
+            undefined in more than 5% of the resamples).
     """
     first = before[0].table
     for q in (*before, *after):
@@ -156,9 +182,13 @@ def reductions(
 
 
 def spread(table: Table) -> float:
-    """By how much the spread of the resamples is widened: sqrt(C / (C - S)) for C clusters in S strata, times what
-    Student's t adds to the normal quantile (Hesterberg 2015, as in eval.stats.bootstrap). Raises TooFewClusters
-    below MIN_CLUSTERS.
+    """The factor by which the spread of the resamples is widened.
+
+    It is sqrt(C / (C - S)) for C clusters in S strata, times the ratio of Student's t quantile to the normal one
+    (Hesterberg 2015, as in eval.stats.bootstrap).
+
+    Raises:
+        TooFewClusters: fewer than MIN_CLUSTERS.
     """
     clusters = len(table.clusters)
     stratified = len(table.sizes) == 1 or min(table.sizes) > 1  # as Bootstrap draws them
@@ -175,40 +205,58 @@ def over_trainings(
     values_P: np.ndarray, resamples_BP: np.ndarray, null_BP: np.ndarray, place_P: np.ndarray, seed: int,
     same_trainings: bool = False,
 ) -> Effects:  # fmt: skip
-    """The mean of each place's policies. place_P: number of each policy's place, from 0. same_trainings: the trainings
-    of every place are the same ones, in the same order (checkpoints of a few trainings), and are drawn together.
+    """Averages the policies of each place.
 
-    Where a place has n > 1 trainings, n of them are drawn with replacement, and how far their mean then lies from that
-    of all is widened by sqrt(n / (n - 1)), by which the spread of such draws is too small, times what Student's t of
-    n - 1 degrees of freedom adds. Where it has one, how much trainings differ is unknown and is not in the spread.
+    If a place has n > 1 trainings, n of them are drawn with replacement. The distance of their mean from the mean of
+    all is multiplied by sqrt(n / (n - 1)), by which the spread of such draws is too small, and by the factor of
+    Student's t with n - 1 degrees of freedom. If a place has one training, the spread between trainings is unknown and
+    not included.
+
+    Args:
+        values_P, resamples_BP, null_BP: as `reductions` returns them.
+        place_P: index of each policy's place, from 0.
+        seed: of the draws of trainings.
+        same_trainings: every place has the same trainings in the same order (checkpoints of a few trainings). They are
+            then drawn together.
     """
     rng = np.random.default_rng([seed, 1])
     values, drawn, null, counts = [], [], [], []
-    together = None
+    draws = None
     for place in range(int(place_P.max()) + 1):
-        here = place_P == place
-        n = int(here.sum())
-        value = values_P[here].mean()
-        if together is None or not same_trainings:
-            together = rng.integers(n, size=(len(resamples_BP), n))
+        at_place = place_P == place
+        n = int(at_place.sum())
+        value = values_P[at_place].mean()
+        if draws is None or not same_trainings:
+            draws = rng.integers(n, size=(len(resamples_BP), n))
         values.append(value)
-        drawn.append(_mean_of_drawn(resamples_BP[:, here], together))
-        null.append(_mean_of_drawn(values_P[here] + null_BP[:, here], together) - value)
+        drawn.append(_mean_of_drawn(resamples_BP[:, at_place], draws))
+        null.append(_mean_of_drawn(values_P[at_place] + null_BP[:, at_place], draws) - value)
         counts.append(n)
     return Effects(np.array(values), np.column_stack(drawn), np.array(counts), np.column_stack(null))
 
 
-def _mean_of_drawn(found_BN: np.ndarray, drawn_BN: np.ndarray) -> np.ndarray:
-    """The mean of the trainings drawn (their numbers, from 0) in each resample, its spread widened; (B,)."""
-    mean, n = found_BN.mean(axis=1), found_BN.shape[1]
+def _mean_of_drawn(samples_BN: np.ndarray, drawn_BN: np.ndarray) -> np.ndarray:
+    """The mean of the drawn trainings in each resample, its spread widened. Shape (B,).
+
+    Args:
+        samples_BN: resampled values of each training.
+        drawn_BN: indices of the trainings drawn in each resample, from 0.
+    """
+    mean, n = samples_BN.mean(axis=1), samples_BN.shape[1]
     if n == 1:
         return mean
     student = stats.t.ppf(1 - ALPHA / 2, n - 1) / stats.norm.ppf(1 - ALPHA / 2)
-    return mean + np.sqrt(n / (n - 1)) * student * (np.take_along_axis(found_BN, drawn_BN, axis=1).mean(axis=1) - mean)
+    return mean + np.sqrt(n / (n - 1)) * student * (
+        np.take_along_axis(samples_BN, drawn_BN, axis=1).mean(axis=1) - mean
+    )
 
 
 def change_point(x_M: np.ndarray, effects: Effects) -> Threshold:
-    """The threshold of the effects at increasing places x_M. Raises ValueError for fewer than MIN_PLACES."""
+    """Estimates the threshold of the effects at increasing places x_M.
+
+    Raises:
+        ValueError: fewer than MIN_PLACES places.
+    """
     if len(x_M) < MIN_PLACES:
         raise ValueError(f"{len(x_M)} places, at least {MIN_PLACES} are needed")
     grid, y_M = ramps(x_M), effects.values
@@ -218,10 +266,10 @@ def change_point(x_M: np.ndarray, effects: Effects) -> Threshold:
     best, *_, fitted = _fit(y_M[None], grid, weights_M)
     most, between = _best(x_M, y_M, grid, weights_M)
     none, *_ = _fit(effects.null, grid, weights_M)
-    left = (weights_M * y_M**2).sum() - most
-    again = fitted[0] + effects.null
-    explained, *_ = _fit(again, grid, weights_M)
-    unexplained = (weights_M * again**2).sum(axis=1) - explained
+    residual = (weights_M * y_M**2).sum() - most
+    simulated = fitted[0] + effects.null
+    explained, *_ = _fit(simulated, grid, weights_M)
+    unexplained = (weights_M * simulated**2).sum(axis=1) - explained
     _, lows, highs, _ = _fit(effects.resamples, grid, weights_M)
     lowest = _beyond(float(np.quantile(lows, ALPHA / 2, method="lower")), x_M[0])
     highest = max(float(np.quantile(highs, 1 - ALPHA / 2, method="higher")), float(x_M[0]))
@@ -231,19 +279,22 @@ def change_point(x_M: np.ndarray, effects: Effects) -> Threshold:
         highest,
         between,
         _share(none, best[0]),
-        _share(unexplained, left) if variances.max() > 0 else 1.0,
+        _share(unexplained, residual) if variances.max() > 0 else 1.0,
         bool(np.isfinite(lowest) or highest < x_M[-1] * (1 - TIE)),
     )
 
 
 def _fit(y_BM: np.ndarray, grid: Ramps, weights_M: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Of each row: the weighted sum of squares that the best ramp explains (B,), the outermost thresholds of those
-    that fit as well (B,), inf where none explains anything, and the fitted values (B, M).
+    """Fits the best ramp to each row.
+
+    Returns:
+        The weighted sum of squares that it explains (B,); the lowest and the highest threshold of the ramps that fit
+        equally well (B,) each, inf where none explains anything; the fitted values (B, M).
     """
     norm_G = np.sqrt(grid.shapes_GM**2 @ weights_M)
     projector_MG = (grid.shapes_GM * weights_M / norm_G[:, None]).T
     last = len(norm_G) - 1
-    found = []
+    blocks = []
     for i in range(0, len(y_BM), BLOCK):
         along_BG = y_BM[i : i + BLOCK] @ projector_MG  # its square is what a ramp explains
         best = along_BG.argmax(axis=1)
@@ -252,14 +303,14 @@ def _fit(y_BM: np.ndarray, grid: Ramps, weights_M: np.ndarray) -> tuple[np.ndarr
         first, final = tied.argmax(axis=1), last - tied[:, ::-1].argmax(axis=1)  # thresholds are in ascending order
         low = np.where(most > 0, grid.start_G[first], np.inf)
         high = np.where(most > 0, grid.start_G[final] + grid.step_G[final], np.inf)
-        found.append((most**2, low, high, (most / norm_G[best])[:, None] * grid.shapes_GM[best]))
-    return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
+        blocks.append((most**2, low, high, (most / norm_G[best])[:, None] * grid.shapes_GM[best]))
+    return tuple(np.concatenate(parts) for parts in zip(*blocks, strict=True))
 
 
 def _best(x_M: np.ndarray, y_M: np.ndarray, grid: Ramps, weights_M: np.ndarray) -> tuple[float, tuple[float, float]]:
     """What the best ramp explains, and the outermost thresholds of the ramps that fit nearly as well.
 
-    The neighbourhood of the best ramp is looked at more closely; where only it fits, that gives the threshold.
+    A finer grid around the best ramp is searched. If no other ramp fits nearly as well, it gives the threshold.
     """
     gain_G = np.maximum(grid.shapes_GM @ (weights_M * y_M), 0) ** 2 / (grid.shapes_GM**2 @ weights_M)
     k = int(gain_G.argmax())
@@ -276,11 +327,11 @@ def _best(x_M: np.ndarray, y_M: np.ndarray, grid: Ramps, weights_M: np.ndarray) 
 
 
 def _beyond(threshold: float, first: float) -> float:
-    """-inf for a threshold at or below the first place: where below it lies, nothing that was asked can say."""
+    """-inf for a threshold at or below the first place: the data cannot say how far below it lies."""
     return -np.inf if threshold <= first else float(threshold)
 
 
 def _share(simulated: np.ndarray, observed: float) -> float:
-    """The share of the simulated values that reach the observed one, it being one of them."""
+    """The share of simulated values that reach the observed one, which itself counts as one of them."""
     reached = simulated >= observed - TIE * abs(observed)
     return float((1 + reached.sum()) / (1 + len(simulated)))

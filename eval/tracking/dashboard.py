@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eval.cli.dispatch import JSON_HELP, Told
+from eval.cli.dispatch import JSON_HELP, CommandOutput
 from eval.curves.gather import Curve, gather
 from eval.errors import InputError
 from eval.files import prepare_output, read_json, write_json, write_text
@@ -55,7 +55,7 @@ class Shown:
     cautions: list[str]
 
 
-def dashboard(config: DashboardConfig) -> Told:
+def dashboard(config: DashboardConfig) -> CommandOutput:
     """Saves both online; offline writes them as files. The text for the terminal, and {"mode", "urls", "files"}.
 
     Raises InputError where a RUN has no results, the folder cannot be written, or W&B refuses.

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eval.cli.dispatch import Told
+from eval.cli.dispatch import CommandOutput
 from eval.curves.gather import Curve, gather
 from eval.errors import FAILURES, InputError, log_failure
 from eval.files import read_json
@@ -45,7 +45,7 @@ class PublishConfig(RunsConfig):
         check_destination(self.project, self.entity)
 
 
-def publish(config: PublishConfig, pictures: Pictures | None = None, trainings: bool = True) -> Told:
+def publish(config: PublishConfig, pictures: Pictures | None = None, trainings: bool = True) -> CommandOutput:
     """Sends what was not sent yet, policy by policy; one that fails does not keep the others back.
 
     pictures: draws what is logged beside the numbers, `pictures` of this module by default. trainings: also what the

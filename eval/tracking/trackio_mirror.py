@@ -19,12 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eval.cli.dispatch import Told
+from eval.cli.dispatch import CommandOutput
 from eval.curves.cautions import SIGNS
 from eval.curves.gather import Curve, gather
 from eval.errors import InputError
 from eval.files import read_json
-from eval.models.target import numbered
+from eval.models.target import numbered_checkpoints
 from eval.tracking.ledger import check_distinct, ledger_of
 from eval.tracking.publish import alone_in
 from eval.views.options import RunsConfig
@@ -70,7 +70,7 @@ class Shown:
         return hashlib.sha256(json.dumps([self.config, self.rows], sort_keys=True).encode()).hexdigest()
 
 
-def live(config: LiveConfig) -> Told:
+def live(config: LiveConfig) -> CommandOutput:
     """Brings the project up to date: {"project", "runs", "written", "url"}; with --follow and --show until interrupted.
 
     Raises InputError where trackio is not installed, or a run folder is not there or holds nothing.
@@ -180,7 +180,7 @@ def _log(curve: Curve) -> list[dict[str, Any]]:
     if name := curve.described.get("result"):
         if result := read_json(curve.folder / name):
             return result["log"]
-        states = {step: p / "trainer_state.json" for step, p in numbered(curve.folder).items()}
+        states = {step: p / "trainer_state.json" for step, p in numbered_checkpoints(curve.folder).items()}
         if there := [step for step, state in states.items() if state.is_file()]:
             return (read_json(states[max(there)]) or {}).get("log_history", [])
     return []

@@ -25,7 +25,7 @@ from eval.errors import InputError
 from eval.experiments.bbq_metrics import MEAN
 from eval.experiments.conditions import CONDITIONS, Condition
 from eval.experiments.registry import EXPERIMENTS
-from eval.metrics.measure import CONTROL, paired
+from eval.metrics.measure import CONTROL, pair_quantities
 from eval.metrics.sequential import group_of
 from eval.stats.bootstrap import Bootstrap, Quantity
 from eval.types import Item, Record
@@ -152,7 +152,7 @@ def _trial(
     for name, quantities in found.items():
         if name == CONTROL or CONTROL not in found:
             continue
-        for before, after in paired(found[CONTROL], quantities):
+        for before, after in pair_quantities(found[CONTROL], quantities):
             truth = truths[name][_label(after)] - truths[CONTROL][_label(after)]
             tally = tallies.setdefault((f"{CONTROL} -> {name}", _label(after)), Tally(truth))
             _add(tally, bootstrap.difference(before, after))

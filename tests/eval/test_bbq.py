@@ -12,7 +12,7 @@ from eval.config import EvaluationConfig
 from eval.data.readers import SMALL_SET
 from eval.errors import InputError
 from eval.experiments import bbq
-from eval.experiments.bbq_groups import names_of
+from eval.experiments.bbq_groups import group_names
 from eval.experiments.bbq_metrics import MEAN
 from eval.metrics.measure import measure
 from eval.metrics.sampled_answers import FLOOR
@@ -202,7 +202,7 @@ def test_rows_without_exactly_one_target_are_counted() -> None:
     ],
 )  # fmt: skip
 def test_groups_that_are_one(group: str, same_as: str) -> None:
-    assert names_of(group) & names_of(same_as)
+    assert group_names(group) & group_names(same_as)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_groups_that_are_one(group: str, same_as: str) -> None:
     ],
 )  # fmt: skip
 def test_groups_that_are_two(group: str, other: str) -> None:
-    assert not names_of(group) & names_of(other)
+    assert not group_names(group) & group_names(other)
 
 
 @pytest.mark.parametrize("applied", [True, False])

@@ -8,7 +8,7 @@ import pytest
 
 from eval.__main__ import main
 from eval.config import EvaluationConfig
-from eval.data.catalog import PINNED, DataConfig, blob_id, inventory, known, table, verify
+from eval.data.catalog import PINNED, DataConfig, blob_id, inventory, pin_of, table, verify
 from eval.data.readers import SMALL_SET, data_folder, required
 from eval.errors import InputError
 
@@ -53,8 +53,8 @@ def test_pins_are_whole() -> None:
         assert len(bytes.fromhex(digest)) == {"git": 20, "sha256": 32}[kind]
         assert p.url.startswith("https://") and f"/{p.source.split('@')[1]}/" in p.url
         assert p.optional == (p.dataset in ("bbq_unifiedqa", "preferences"))
-        assert known(Path("anywhere") / p.path) == p
-    assert known(Path("bbq/Mine.jsonl")) is None
+        assert pin_of(Path("anywhere") / p.path) == p
+    assert pin_of(Path("bbq/Mine.jsonl")) is None
 
 
 def test_blob_id_is_git_s(tmp_path: Path) -> None:

@@ -212,7 +212,7 @@ def test_errors_below_an_oserror_of_transformers_are_found() -> None:
         try:
             raise OSError("something about tokens") from error
         except OSError as wrapped:
-            assert said in hub.explained(wrapped, "lab/model")
+            assert said in hub.explain_hub_error(wrapped, "lab/model")
 
 
 def test_half_precision_on_a_cpu(tiny: Path, tmp_path: Path, monkeypatch, capsys) -> None:

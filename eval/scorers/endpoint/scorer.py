@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class EndpointScorer:
-    """eval.types.Scorer and AnswersAlone over a served model."""
+    """eval.types.Scorer and IndependentScorer over a served model."""
 
     def __init__(self, served: Served, ability: Ability, samples: int, seed: int) -> None:
         self.served, self.ability, self.samples, self.seed = served, ability, samples, seed
@@ -119,7 +119,7 @@ class EndpointScorer:
     def reason(
         self, prompts: Sequence[Prompt], seeds: Sequence[int], max_new_tokens: int, then: Callable[[int, str], Prompt]
     ) -> Iterator[tuple[int, str, Answer]]:
-        """eval.types.AnswersAlone: each prompt is sampled from and its final prompt scored, as they are done.
+        """eval.types.IndependentScorer: each prompt is sampled from and its final prompt scored, as they are done.
 
         What has no reasoning is not scored, which would be another condition: its reason is in Answer.extra.
         """

@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from eval.models import checkpoints
-from eval.models.checkpoints import Described
+from eval.models.checkpoints import DescribedCheckpoint
 from eval.models.prompt_format import Format, choose_format
 from eval.models.target import Target
 from eval.runner.plan import Plan
@@ -17,7 +17,7 @@ from eval.scorers.question_checks import check_questions
 log = logging.getLogger(__name__)
 
 
-def describe(target: Target, config: ScorerConfig) -> tuple[Described, Format, dict[str, Any]]:
+def describe(target: Target, config: ScorerConfig) -> tuple[DescribedCheckpoint, Format, dict[str, Any]]:
     """The checkpoint without its weights, the dialogue format, and Opened.known. Raises InputError."""
     checkpoints.choose_device(config.device)
     described = checkpoints.describe_checkpoint(
@@ -35,7 +35,7 @@ def describe(target: Target, config: ScorerConfig) -> tuple[Described, Format, d
     return described, style, known
 
 
-def check(described: Described, style: Format, target: Target, config: ScorerConfig, planned: Plan) -> None:
+def check(described: DescribedCheckpoint, style: Format, target: Target, config: ScorerConfig, planned: Plan) -> None:
     """What is checked before weights are read: that every question can be asked. Raises InputError."""
     if config.format == "auto" and style.name == "paper":
         log.warning("%s: the tokenizer has no chat template, so questions are in the paper's format", target.model)

@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from eval.errors import InputError, nearest
 from eval.models import checkpoints
-from eval.models.checkpoints import Described
+from eval.models.checkpoints import DescribedCheckpoint
 from eval.models.checks import check_all_loaded
 from eval.models.hub import first_lines
 from eval.models.prompt_format import TURN_MARKS, Encoded, Format, answer_of, clean, encode, parts
@@ -158,7 +158,7 @@ class VllmScorer:
             self.engine.abort_request(sorted(flying))  # of a caller that takes no more
 
 
-def start(described: Described, style: Format, dtype: str, config: ScorerConfig) -> VllmScorer:
+def start(described: DescribedCheckpoint, style: Format, dtype: str, config: ScorerConfig) -> VllmScorer:
     """Starts the engine on the checkpoint. Raises InputError for what vLLM does not take."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ["VLLM_LOGGING_STREAM"] = "ext://sys.stderr"
@@ -187,7 +187,7 @@ def start(described: Described, style: Format, dtype: str, config: ScorerConfig)
     return VllmScorer(llm, described.tokenizer, style, _stop_ids(described), given, request)
 
 
-def _arguments(described: Described, dtype: str, config: ScorerConfig) -> dict[str, Any]:
+def _arguments(described: DescribedCheckpoint, dtype: str, config: ScorerConfig) -> dict[str, Any]:
     known = described.provenance
     found: dict[str, Any] = {
         "model": known["model"], "revision": known["commit"], "tokenizer_revision": known["commit"],
@@ -270,7 +270,7 @@ def _adapter_request(llm: Any, adapter: str) -> Any:
     return request
 
 
-def shortened(described: Described, context: Any) -> Described:
+def shortened(described: DescribedCheckpoint, context: Any) -> DescribedCheckpoint:
     """The description with a context of at most so many tokens, for the check of the questions."""
     if not isinstance(context, int) or context < 1:
         return described
@@ -280,7 +280,7 @@ def shortened(described: Described, context: Any) -> Described:
     return dataclasses.replace(described, config=config)
 
 
-def parameters(described: Described) -> int | None:
+def parameters(described: DescribedCheckpoint) -> int | None:
     """The base's number of parameters, as eval.models.checkpoints counts it. No weights are read.
 
     Raises InputError where weights are missing from the checkpoint: of a tensor that vLLM merges from several, it
@@ -300,7 +300,7 @@ def parameters(described: Described) -> int | None:
     return checkpoints.base_parameters(empty)
 
 
-def _stop_ids(described: Described) -> frozenset[int]:
+def _stop_ids(described: DescribedCheckpoint) -> frozenset[int]:
     """The ends of sequence of the model's generation settings (else of its configuration) and of the tokenizer."""
     known = described.provenance
     try:

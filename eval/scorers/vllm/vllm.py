@@ -14,7 +14,7 @@ from eval.errors import InputError
 from eval.scorers.vllm.engine import not_served
 
 if TYPE_CHECKING:
-    from eval.models.checkpoints import Described
+    from eval.models.checkpoints import DescribedCheckpoint
     from eval.models.target import Target
     from eval.runner.plan import Plan
     from eval.scorers.options import ScorerConfig
@@ -56,7 +56,7 @@ def open_target(target: Target, config: ScorerConfig, planned: Plan) -> Opened:
     return Opened(known, load_scorer)
 
 
-def stored_dtype(described: Described, model: str) -> str:
+def stored_dtype(described: DescribedCheckpoint, model: str) -> str:
     """The dtype in which the transformers scorer would have the model: the one asked for, for auto the one in its
     configuration (vLLM's own auto makes float16 of float32). Raises InputError where that names none.
     """

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.cli.dispatch import Told
+from eval.cli.dispatch import CommandOutput
 from eval.cli.parser import check_seed, split_commas
 from eval.curves.cautions import caution_of, of_checkpoint
 from eval.curves.gather import Curve, find, gather
@@ -62,7 +62,7 @@ class EmergenceConfig(RunsConfig):
         check_seed(self.seed)
 
 
-def emergence(config: EmergenceConfig) -> Told:
+def emergence(config: EmergenceConfig) -> CommandOutput:
     """The thresholds, {"thresholds": [...], "left_out": [lines], "seed", "resamples", "scoring"}.
 
     Raises InputError where the runs hold no Q, no instruction, neither enough sizes nor enough steps, or a size that

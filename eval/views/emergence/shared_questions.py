@@ -17,7 +17,7 @@ from eval.curves.headline import names
 from eval.experiments.conditions import CONDITIONS
 from eval.experiments.registry import EXPERIMENTS
 from eval.metrics.measure import CONTROL
-from eval.metrics.sampled_answers import answered
+from eval.metrics.sampled_answers import drop_unanswered
 from eval.runner.store import Store
 from eval.stats.bootstrap import Quantity
 from eval.types import Record
@@ -109,7 +109,7 @@ def _cells(folder: Path) -> dict[tuple[str, str], dict[Question, Record]]:
             continue
         if condition == CONTROL or (condition in CONDITIONS and CONDITIONS[condition].instruction):
             cells.setdefault((record["experiment"], condition), []).append(record)
-    found, _ = answered(cells)
+    found, _ = drop_unanswered(cells)
     return {cell: {(r["item"], r["order"]): r for r in records} for cell, records in found.items()}
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.cli.dispatch import Told
+from eval.cli.dispatch import CommandOutput
 from eval.cli.parser import split_commas
 from eval.curves.cautions import cautions
 from eval.curves.gather import Curve, gather, size_name, whole
@@ -62,7 +62,7 @@ class FiguresConfig(OutputConfig):
                 raise InputError(f"only: there is no figure '{number}'; figures: {', '.join(NUMBERS)}")
 
 
-def figures(config: FiguresConfig) -> Told:
+def figures(config: FiguresConfig) -> CommandOutput:
     """Draws all figures into the output folder; returns the text for the terminal and
     {"folder", "scoring", "figures": [{"figure", "title", "files", "missing", "remarks", "caption"}]}.
 

@@ -15,7 +15,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from eval.cli.dispatch import Told
+from eval.cli.dispatch import CommandOutput
 from eval.curves.gather import Curve, gather, size_name
 from eval.curves.tables import text_table
 from eval.errors import InputError
@@ -55,7 +55,7 @@ class ReportConfig(OutputConfig):
     )
 
 
-def report(config: ReportConfig, emergence: Emergence | None = None) -> Told:
+def report(config: ReportConfig, emergence: Emergence | None = None) -> CommandOutput:
     """Writes the page; the table of headline numbers, notes and the path.
 
     emergence: where the instruction begins to work, of the curves (eval.views.emergence.emergence.told); None leaves it
