@@ -11,7 +11,7 @@ from typing import Any
 
 from eval.cli.dispatch import JSON_HELP, Told, dispatch
 from eval.errors import run_main
-from eval.runner.processes import one_voice
+from eval.runner.processes import report_as_one
 
 USAGE = """usage: python -m eval COMMAND [options] [--json]
 
@@ -232,7 +232,7 @@ VIEWS = {
 
 
 def main() -> None:
-    with one_voice(sys.argv[1] if len(sys.argv) > 1 else ""):
+    with report_as_one(sys.argv[1] if len(sys.argv) > 1 else ""):
         dispatch("eval", USAGE, COMMANDS, config_type, POSITIONAL)
 
 

@@ -22,7 +22,7 @@ from eval.experiments.registry import EXPERIMENTS
 from eval.metrics.measure import Cell, correct, effect, paired
 from eval.metrics.sampled_answers import answered, left_out_lines
 from eval.metrics.upper_bounds import counted, lines
-from eval.runner.keys import record_key, selected_alike
+from eval.runner.keys import record_key, same_selection
 from eval.runner.store import Store
 from eval.stats.bootstrap import Bootstrap, Quantity
 from eval.types import Effect, Record
@@ -207,7 +207,7 @@ def _by_cell(store: Store, remarks: list[str]) -> dict[Cell, dict[Any, Record]]:
 
 def _complete(store: Store) -> bool:
     summary = store.summary()
-    return summary is not None and selected_alike(summary, store.provenance())
+    return summary is not None and same_selection(summary, store.provenance())
 
 
 def _provenance(store: Store) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from eval.cli.columns import columns
 from eval.errors import InputError
-from eval.runner.keys import selected_alike
+from eval.runner.keys import same_selection
 from eval.runner.store import Store
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def entry(store: Store) -> dict[str, Any]:
     """
     begun = store.provenance()
     summary = store.summary()
-    complete = summary is not None and selected_alike(summary, begun)
+    complete = summary is not None and same_selection(summary, begun)
     told = begun if summary is None else summary
     state = "complete" if complete else "in progress" if summary is None else "being extended"
     planned, done = begun["planned"], begun["done"]

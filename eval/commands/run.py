@@ -20,7 +20,7 @@ from eval.files import prepare_output
 from eval.models.target import Target
 from eval.runner.evaluate import evaluate, finished
 from eval.runner.plan import Plan, plan
-from eval.runner.processes import Elsewhere, Team, team
+from eval.runner.processes import ProcessGroup, RemoteError, team
 from eval.scorers.registry import open_target
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def run(config: RunConfig) -> tuple[str, dict[str, Any]]:
         log.info("checkpoint %d of %d: %s, into %s", number, len(chosen), target, target.folder)
         try:
             done.append((target, evaluate_target(target, config, planned, us)))
-        except Elsewhere as error:
+        except RemoteError as error:
             failed.append(Failure(target, str(error)))
         except FAILURES as error:
             failed.append(Failure(target, log_failure(target, error)))
@@ -77,13 +77,13 @@ def run(config: RunConfig) -> tuple[str, dict[str, Any]]:
     }
 
 
-def same_targets(us: Team, chosen: list[Target]) -> list[Target]:
+def same_targets(us: ProcessGroup, chosen: list[Target]) -> list[Target]:
     """Those that the first process has found: a training may have saved another checkpoint since."""
-    found = us.of_first("targets", [{**vars(t), "folder": str(t.folder)} for t in chosen])
+    found = us.from_rank_0("targets", [{**vars(t), "folder": str(t.folder)} for t in chosen])
     return [Target(**{**t, "folder": Path(t["folder"])}) for t in found]
 
 
-def evaluate_target(target: Target, config: RunConfig, planned: Plan, us: Team | None = None) -> dict[str, Any]:
+def evaluate_target(target: Target, config: RunConfig, planned: Plan, us: ProcessGroup | None = None) -> dict[str, Any]:
     """Evaluates one checkpoint into its folder, or finds it done there; returns its summary.
 
     Where its results go beside a checkpoint of our trainers, its model card is written too. With `us` each process does
@@ -98,7 +98,7 @@ def evaluate_target(target: Target, config: RunConfig, planned: Plan, us: Team |
     return summary
 
 
-def _evaluated(target: Target, config: RunConfig, planned: Plan, us: Team | None) -> dict[str, Any]:
+def _evaluated(target: Target, config: RunConfig, planned: Plan, us: ProcessGroup | None) -> dict[str, Any]:
     """The summary, of what is done already without loading the model."""
     from eval.runner.store import Store
 
@@ -108,7 +108,7 @@ def _evaluated(target: Target, config: RunConfig, planned: Plan, us: Team | None
     summary = finished(config, planned, target.folder, opened.known, target.step) if first else None
     complete = summary is not None
     if us is not None:
-        complete = us.of_first("complete", complete)
+        complete = us.from_rank_0("complete", complete)
     if complete:
         log.info("done already: %s", target.folder)
         return summary or {}
