@@ -19,7 +19,7 @@ from torch.distributed import HashStore
 
 from eval.commands import run
 from eval.commands.run_config import RunConfig
-from eval.commands.targets import alone
+from eval.commands.targets import single_target
 from eval.config import EvaluationConfig
 from eval.errors import InputError
 from eval.runner import processes
@@ -78,7 +78,7 @@ def one(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The results of the tiny model in one process."""
     folder = tmp_path_factory.mktemp("one")
     config = RunConfig(model=[str(tiny)], output=str(folder), **SMALL)
-    run.evaluate_target(alone(tiny, folder), config, plan(config))
+    run.evaluate_target(single_target(tiny, folder), config, plan(config))
     return folder
 
 
@@ -118,7 +118,7 @@ def test_one_killed_and_the_next_run_finishes(tiny: Path, one: Path, tmp_path: P
         ends = in_threads(
             n,
             lambda us, n=n, folder=folder, config=config: run.evaluate_target(
-                alone(tiny, folder), config, plan(config), us if n > 1 else None
+                single_target(tiny, folder), config, plan(config), us if n > 1 else None
             ),
         )
         assert ends[0]["metrics"] and all(end == {} for end in ends[1:])
@@ -240,7 +240,7 @@ def test_processes_with_other_weights_do_not_mix(tmp_path: Path) -> None:
 def test_what_is_done_loads_no_model_on_any_rank(tiny: Path, one: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("eval.models.checkpoints.load", lambda *_: pytest.fail("loaded"))
     config = RunConfig(model=[str(tiny)], output=str(one), **SMALL)
-    ends = in_threads(2, lambda us: run.evaluate_target(alone(tiny, one), config, plan(config), us))
+    ends = in_threads(2, lambda us: run.evaluate_target(single_target(tiny, one), config, plan(config), us))
     assert ends == [sessions_too(one), {}]
 
 
