@@ -81,7 +81,7 @@ def config_type() -> type:
 
 
 class Patience:
-    """How long nothing new has come. `over` is true after so many minutes, never if that is None."""
+    """The time since something new came. It is over after `minutes`, or never if that is None."""
 
     def __init__(self, minutes: float | None) -> None:
         self.minutes = minutes
