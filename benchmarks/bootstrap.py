@@ -1,13 +1,13 @@
-"""How long 10,000 resamples of a full BBQ result take on one core, against other ways of the same intervals.
+"""How long 10,000 resamples of a full BBQ result take on one core, compared with other ways to the same intervals.
 
 python -m benchmarks.bootstrap [--resamples N] [--orders 1|3]
 
-A made-up result of BBQ's full size (58,492 questions, their published numbers per category, 25 templates each) under
-Q, Q+IF and Q+IF+CoT. Measured, one thread, process-CPU seconds, in one run:
+The result is synthetic and of BBQ's full size: 58,492 questions, their published numbers per category, 25 templates
+each, under Q, Q+IF and Q+IF+CoT. One run measures, in process-CPU seconds of one thread:
 - reading the records into arrays and tabulating them;
 - all metrics with intervals (every variant, category, the union, the mean of categories) and all paired effects;
-- for one interval (bias_ambig of the union, categories not fixed, in all three ways): ours, scipy.stats.bootstrap over
-  templates, and drawing rows template by template in a loop, a few resamples scaled up.
+- one interval (bias_ambig of the union, categories not fixed) in three ways: eval.stats.bootstrap,
+  scipy.stats.bootstrap over templates, and a loop that draws rows by template, timed on a few resamples and scaled up.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ LOOPED = 20  # resamples of the slow loop
 
 
 def records(orders: int, seed: int) -> Iterator[Record]:
-    """The records of one condition."""
+    """Yields the records of one condition."""
     rng = np.random.default_rng(seed)
     for category, n in QUESTIONS.items():
         logprobs = np.log(rng.dirichlet([1, 1, 1], size=(n, orders)))
@@ -61,27 +61,27 @@ def records(orders: int, seed: int) -> Iterator[Record]:
 
 
 def timed(run: Callable[[], Any]) -> tuple[float, Any]:
-    """(process-CPU seconds, what `run` gave)."""
+    """Returns (process-CPU seconds, the result of `run`)."""
     started = time.process_time()
-    found = run()
-    return time.process_time() - started, found
+    result = run()
+    return time.process_time() - started, result
 
 
 def row_loop(values: np.ndarray, clusters: np.ndarray, resamples: int) -> list[float]:
-    """Resamples by drawing templates and gathering their rows."""
+    """Resamples bias_ambig by drawing templates and collecting their rows."""
     rng = np.random.default_rng(0)
     names = np.unique(clusters)
     rows = {name: np.flatnonzero(clusters == name) for name in names}
-    found = []
+    estimates = []
     for _ in range(resamples):
         chosen = np.concatenate([rows[name] for name in rng.choice(names, len(names))])
         sums = np.concatenate([[len(chosen)], values[chosen].sum(axis=0)])
-        found.append(float(bbq_metrics.bias_ambig(sums)))
-    return found
+        estimates.append(float(bbq_metrics.bias_ambig(sums)))
+    return estimates
 
 
 def one_interval(answers: bbq_metrics.Answers, resamples: int) -> dict[str, float]:
-    """Seconds for one interval in three ways."""
+    """Returns the seconds for one interval in each of three ways."""
     chosen = answers.context_N == "ambig"
     values, clusters = answers.shares(symmetrised=False, expected=False)[chosen], answers.cluster_N[chosen]
     table = tabulate(values, clusters)
@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--orders", type=int, choices=(1, 3), default=3)
     arguments = parser.parse_args()
     cells = {("bbq", c): list(records(arguments.orders, k)) for k, c in enumerate(("Q", "Q+IF", "Q+IF+CoT"))}
-    tabulating, quantities = timed(lambda: {cell: bbq.measure(found) for cell, found in cells.items()})
+    tabulating, quantities = timed(lambda: {cell: bbq.measure(cell_records) for cell, cell_records in cells.items()})
     everything, measured = timed(lambda: measure(cells, seed=0, resamples=arguments.resamples))
     result = {
         "questions": sum(QUESTIONS.values()), "records": sum(map(len, cells.values())),

@@ -1,4 +1,4 @@
-"""How fast prompts are scored, against lm-evaluation-harness 0.4.13 at its best; run by `make bench`.
+"""How fast prompts are scored, compared with lm-evaluation-harness 0.4.13 at its best; run by `make bench`.
 
 python -m benchmarks.scoring --data-dir FOLDER [--only NAMES] [--questions N] [--rounds 5] [--cost] [--profile]
 
@@ -6,22 +6,23 @@ Workloads: bf16, fp32 (BBQ, Q and Q+IF, paper format), chat_bf16 (the same in th
 prompts share), admissions_bf16, winogender_bf16 (with Match Stats too), cot_bf16 (all three conditions of BBQ,
 reasoning of one length sampled first). --only also takes `cost` (seconds by number of questions) and `profile`.
 
-Both sides live in one process with the same threads and malloc settings and run by turns, the order alternating; a
-ratio is the median over the rounds of lm-eval's seconds over ours. Seconds are process-CPU seconds of all threads (what
-a shared machine disturbs least) and wall. Both score token-identical prompts, which is checked. lm-eval's request phase
-is timed (encoding, forward passes, log-softmax, gathering), at the fastest of the batch sizes tried first on a part of
-the same prompts, on candidates of one token, where its logits cache gives it one row per prompt (--whole_candidates:
-BBQ's ' (a)' as the evaluation asks it, which costs lm-eval a row per candidate). Of ours all of scorer.score is timed;
-its set-up and self-check on the first prompts are told apart (self_check).
+Both sides run in one process, in turn, in alternating order, with the same threads and malloc settings. A ratio is the
+median over the rounds of lm-eval's seconds over ours. Seconds are process-CPU seconds of all threads, which a shared
+machine disturbs least, and wall. Both sides score token-identical prompts, which is checked.
 
-Tokens: raw = sum over distinct sequences, unique = nodes of the tree of all of them, what any method must compute.
+lm-eval's request phase is timed (encoding, forward passes, log-softmax, gathering), at the fastest of several batch
+sizes, tried on a part of the same prompts. Its candidates have one token, so that its logits cache needs one row per
+prompt. --whole_candidates scores BBQ's ' (a)' as the evaluation does, which costs lm-eval a row per candidate. On our
+side all of scorer.score is timed; its set-up and self-check on the first prompts are reported separately (self_check).
+
+Tokens: raw = sum over distinct sequences; unique = nodes of the tree of all of them, which any method must compute.
 share_of_matmul_peak = FLOPs of the linear layers for the unique tokens (and of the output layer for the distributions
-asked for), over process-CPU seconds, over the fastest matrix product of this dtype measured in the same run.
-Log-probabilities of a part of the prompts are compared with a stock model's fp32 passes over one prompt at a time.
-Peak memory is that of a fresh process per side, which does the workload once. Admissions: rounds on a part of the 3,888
-prompts spread evenly (--questions admissions_bf16=N; 0 = all), then each side once on all of them.
+needed), over process-CPU seconds, over the fastest matrix product of this dtype measured in the same run.
+Log-probabilities of a part of the prompts are compared with a stock model's fp32 passes over one prompt at a time. Peak
+memory is that of a fresh process per side, which runs the workload once. Admissions: rounds use a part of the 3,888
+prompts spread evenly (--questions admissions_bf16=N; 0 = all); then each side runs once on all of them.
 
-Everything is kept in benchmarks/results/scoring.json, written after each workload; other workloads' results in it stay.
+All results go to benchmarks/results/scoring.json after each workload; other workloads' results in it stay.
 """
 
 from __future__ import annotations
@@ -50,7 +51,11 @@ EXTRA = ("cost", "profile")
 
 
 def question_counts(values: Sequence[str]) -> dict[str, int]:
-    """'200' for all workloads, 'fp32=100' for one; later ones win. InputError for anything else."""
+    """Parses numbers of questions: '200' for all workloads, 'fp32=100' for one; later ones win.
+
+    Raises:
+        InputError: Anything else is given.
+    """
     counts: dict[str, int] = {}
     for value in values:
         name, _, number = value.rpartition("=")
@@ -61,7 +66,7 @@ def question_counts(values: Sequence[str]) -> dict[str, int]:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line's options; `argv` keeps those that a process of one side needs too."""
+    """Parses the command line. `argv` keeps the arguments that the process of one side needs too."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--data-dir", default=os.environ.get("SELFCORRECT_DATA"), help="folder with bbq/, winogender/, admissions/")
@@ -98,7 +103,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def same_settings(threads: int) -> None:
-    """Starts this process again with the thread count and malloc settings, which are read when a process starts."""
+    """Restarts this process with the thread count and malloc settings, which are read when a process starts."""
     wanted = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "true"} | MALLOC
     if any(name not in os.environ for name in wanted) or os.environ["OMP_NUM_THREADS"] != str(threads):
         environment = wanted | os.environ | {"OMP_NUM_THREADS": str(threads)}
@@ -119,10 +124,10 @@ def main() -> None:
         return
     for name in options.only:
         if name in KINDS:
-            found = measure(KINDS[name], options)
+            result = measure(KINDS[name], options)
         else:
-            found = {"cost": scoring_cost.cost, "profile": scoring_cost.profile}[name](options)
-        merge(options.output, {name: found, "versions": versions(), "machine": machine(options.threads)})
+            result = {"cost": scoring_cost.cost, "profile": scoring_cost.profile}[name](options)
+        merge(options.output, {name: result, "versions": versions(), "machine": machine(options.threads)})
         say(f"{name} is in {options.output}")
     print(scoring_table.table(read(options.output)))
 

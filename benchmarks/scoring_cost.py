@@ -1,4 +1,4 @@
-"""Modes of benchmarks.scoring without another side: seconds by number of questions, and where the time goes."""
+"""Modes of benchmarks.scoring for our side only: seconds by number of questions, and a profile."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from eval.types import Prompt
 
 SIZES = (100, 300, 1000, 3000, 11956)
 SMALL = 1000  # fewer questions than this are run twice
-TOP = 12  # operations of the profile
+TOP = 12  # operations listed in the profile
 KIND = KINDS["bf16"]
 
 
@@ -31,7 +31,7 @@ def _ready(options: argparse.Namespace) -> Ours:
 
 
 def cost(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row per number of BBQ questions (Q and Q+IF, bf16, paper format): distinct tokens and seconds of ours."""
+    """Returns a row per number of BBQ questions (Q and Q+IF, bf16, paper format): distinct tokens and our seconds."""
     ours = _ready(options)
     rows = []
     for size in options.cost_sizes:
@@ -47,15 +47,15 @@ def cost(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def profile(options: argparse.Namespace) -> dict[str, Any]:
-    """Shares of the calling thread's time by operation, the largest first, of the bf16 BBQ workload."""
+    """Returns shares of the calling thread's time by operation, the largest first, of the bf16 BBQ workload."""
     ours = _ready(options)
     prompts = _prompts(options, options.questions.get(KIND.name, KIND.questions))
     encoding, _ = timed(lambda: encoded(prompts, ours.checkpoint.tokenizer, KIND.style))
     job = ours.prepare(prompts)
     plain, _ = timed(job)
-    with torch_profile(activities=[ProfilerActivity.CPU]) as found:
+    with torch_profile(activities=[ProfilerActivity.CPU]) as profiler:
         profiled, _ = timed(job)
-    rows = sorted(found.key_averages(), key=lambda e: -e.self_cpu_time_total)
+    rows = sorted(profiler.key_averages(), key=lambda e: -e.self_cpu_time_total)
     inside = sum(e.self_cpu_time_total for e in rows) / 1e6
     return {
         "prompts": len(prompts), "unprofiled": plain, "profiled": profiled, "encoding": encoding,

@@ -1,4 +1,6 @@
-"""One workload of benchmarks.scoring: both sides prepared, lm-eval tuned, rounds, exactness, memory."""
+"""One workload of benchmarks.scoring: prepares both sides, tunes lm-eval, runs the rounds, measures exactness and
+memory.
+"""
 
 from __future__ import annotations
 
@@ -31,27 +33,27 @@ SECONDS = ("cpu_s", "wall_s", "sample_cpu_s", "sample_wall_s", "score_cpu_s", "s
 
 
 class Workload:
-    """A kind with its questions, and what both sides are asked to do once."""
+    """A kind with its questions, and one run of it by a side."""
 
     def __init__(self, kind: Kind, options: argparse.Namespace, wanted: int | None = None) -> None:
         self.kind, self.options = kind, options
         self.style = options.admissions_format if kind.experiment == "admissions" else kind.style
         n = options.questions.get(kind.name, kind.questions) if wanted is None else wanted
         items = load_items(kind.experiment, options.data_dir, n)
-        self.asked: list[Question] = questions(items, kind.experiment, kind.conditions)
+        self.questions: list[Question] = questions(items, kind.experiment, kind.conditions)
         self.items = len(items)
-        self.cot = any(q.condition.reasoning for q in self.asked)
+        self.cot = any(q.condition.reasoning for q in self.questions)
 
     def prompts(self) -> list[Prompt]:
-        """What is scored, sampled reasoning left out."""
-        whole = self.options.whole_candidates
-        return [final_prompt(q, whole) for q in self.asked if not q.condition.reasoning]
+        """Returns the prompts to score, without those that need sampled reasoning."""
+        whole_candidates = self.options.whole_candidates
+        return [final_prompt(q, whole_candidates) for q in self.questions if not q.condition.reasoning]
 
     def run(self, side: Ours | LmEval, seed: int, sample_batch: int) -> tuple[Run, Scores]:
-        """One timed run of a side."""
+        """Times one run of a side."""
         if self.cot:
-            whole, length = self.options.whole_candidates, self.options.length
-            run, scores = scoring_cot.run_once(side, self.asked, whole, length, seed, sample_batch)
+            whole_candidates, length = self.options.whole_candidates, self.options.length
+            run, scores = scoring_cot.run_once(side, self.questions, whole_candidates, length, seed, sample_batch)
         else:
             run, scores = timed(side.prepare(self.prompts()))
         run |= {"prompts": len(scores)}
@@ -68,14 +70,17 @@ def make_side(name: str, workload: Workload, batch_size: int = 8) -> Ours | LmEv
 
 
 def part(prompts: Sequence[Prompt], wanted: int, block: int) -> list[Prompt]:
-    """About `wanted` prompts in whole blocks spread evenly, so that neighbours, whose beginnings are alike, stay."""
+    """Returns about `wanted` prompts in whole blocks spread evenly.
+
+    Whole blocks keep neighbours, whose beginnings are shared, together.
+    """
     blocks = [list(prompts[i : i + block]) for i in range(0, len(prompts), block)]
     step = max(1, len(blocks) * block // max(wanted, 1))
     return [p for b in blocks[::step] for p in b]
 
 
 def tune(lm: LmEval, prompts: Sequence[Prompt], sizes: Sequence[int]) -> tuple[int, list[Run]]:
-    """(lm-eval's fastest batch size, the runs that showed it): each size once, the two fastest once more."""
+    """Returns lm-eval's fastest batch size, and the runs that showed it: each size once, the two fastest once more."""
     job = lm.prepare(prompts)
     runs: list[Run] = []
 
@@ -95,7 +100,7 @@ def tune(lm: LmEval, prompts: Sequence[Prompt], sizes: Sequence[int]) -> tuple[i
 
 
 def rounds(workload: Workload, sides: Sequence[Ours | LmEval], sample_batch: int) -> list[Run]:
-    """All rounds, the sides by turns and the first one changing from round to round."""
+    """Runs all rounds. The sides take turns, and the first one alternates from round to round."""
     runs: list[Run] = []
     for k in range(workload.options.rounds):
         for side in sides if k % 2 == 0 else sides[::-1]:
@@ -107,7 +112,7 @@ def rounds(workload: Workload, sides: Sequence[Ours | LmEval], sample_batch: int
 
 
 def first_pass(ours: Ours, lm: LmEval, prompts: Sequence[Prompt]) -> dict[str, Any]:
-    """What is outside of the rounds: token identity, and the cost of the scorer's first prompts with its self-check."""
+    """Checks token identity, and measures the cost of the scorer's first prompts with its self-check."""
     tokens = encoded(prompts, ours.checkpoint.tokenizer, lm.style.name)
     lm.check_same_tokens(prompts, tokens)
     first = prompts[: min(64, len(prompts))]
@@ -122,38 +127,41 @@ def first_pass(ours: Ours, lm: LmEval, prompts: Sequence[Prompt]) -> dict[str, A
 
 
 def exactness(workload: Workload, ours: Ours, lm: LmEval) -> dict[str, Any]:
-    """Log-probabilities of some prompts against plain fp32 passes: ours, lm-eval's, plain ones'."""
+    """Compares log-probabilities of some prompts with plain fp32 passes: ours, lm-eval's, plain ones in this dtype."""
     prompts = part(workload.prompts(), workload.options.checked, 8)
     tokens = encoded(prompts, ours.checkpoint.tokenizer, workload.style)
-    true = reference_scores(workload.options.model, "float32", tokens)
-    found = {
-        "ours": differences(ours.prepare(prompts)(), true),
-        "lm_eval": differences(lm.prepare(prompts)(), true),
-        "plain_same_dtype": differences(plain_scores(lm.lm.model, tokens), true),
+    reference = reference_scores(workload.options.model, "float32", tokens)
+    gaps = {
+        "ours": differences(ours.prepare(prompts)(), reference),
+        "lm_eval": differences(lm.prepare(prompts)(), reference),
+        "plain_same_dtype": differences(plain_scores(lm.lm.model, tokens), reference),
     }
     return {
-        "max_abs_logprob_difference": found["ours"]["max"],
-        "mean_abs_logprob_difference": found["ours"]["mean"],
-        "logprob_differences": {"prompts": len(prompts), "from": "plain fp32 passes", **found},
+        "max_abs_logprob_difference": gaps["ours"]["max"],
+        "mean_abs_logprob_difference": gaps["ours"]["mean"],
+        "logprob_differences": {"prompts": len(prompts), "from": "plain fp32 passes", **gaps},
     }
 
 
 def memory(workload: Workload, batch_size: int, sample_batch: int) -> dict[str, Any]:
-    """Peak resident memory of a fresh process per side, and their ratio."""
-    found = {}
+    """Measures the peak resident memory of a fresh process per side, and their ratio."""
+    by_side = {}
     for name in ("ours", "lm_eval"):
         internal = ["--side", name, "--batch_size", str(batch_size), "--sample_batch", str(sample_batch)]
         command = [sys.executable, "-m", "benchmarks.scoring", *workload.options.argv, "--only", workload.kind.name]
-        done = subprocess.run([*command, *internal], capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command + internal)}: {done.stderr[-2000:]}")
-        found[name] = json.loads(done.stdout.splitlines()[-1])
-        say(f"  memory, {name}: {found[name]['peak_mib']:.0f} MiB")
-    return {"peak_memory_ratio": round(found["ours"]["peak_mib"] / found["lm_eval"]["peak_mib"], 3), "memory": found}
+        process = subprocess.run([*command, *internal], capture_output=True, text=True, check=False)
+        if process.returncode:
+            raise RuntimeError(f"{' '.join(command + internal)}: {process.stderr[-2000:]}")
+        by_side[name] = json.loads(process.stdout.splitlines()[-1])
+        say(f"  memory, {name}: {by_side[name]['peak_mib']:.0f} MiB")
+    return {
+        "peak_memory_ratio": round(by_side["ours"]["peak_mib"] / by_side["lm_eval"]["peak_mib"], 3),
+        "memory": by_side,
+    }
 
 
 def memory_of_side(workload: Workload) -> None:
-    """The process that `memory` starts: the workload once, and what it took on stdout."""
+    """Runs the workload once in the process that `memory` starts, and prints what it took."""
     options = workload.options
     side = make_side(options.side, workload, options.batch_size)
     loaded = peak_rss_mib()
@@ -162,7 +170,7 @@ def memory_of_side(workload: Workload) -> None:
 
 
 def on_all(workload: Workload, ours: Ours, lm: LmEval) -> dict[str, Any]:
-    """Admissions: each side once on all prompts there are."""
+    """Runs each side once on all admissions prompts."""
     options = workload.options
     everything = Workload(workload.kind, options, 0)
     if options.skip_all or everything.items == workload.items:
@@ -186,7 +194,10 @@ def on_all(workload: Workload, ours: Ours, lm: LmEval) -> dict[str, Any]:
 def peak_shares(
     model: Any, tokens: Tokens, peak: dict[str, Any], medians: dict[str, dict[str, float]]
 ) -> dict[str, Any]:
-    """The needed FLOPs of both sides' median process-CPU seconds, as shares of the measured matmul peak."""
+    """Returns both sides' speed as a share of the measured matmul peak.
+
+    Speed is the FLOPs that the workload needs, over the median process-CPU seconds.
+    """
     body, head = linear_parameters(model)
     gflop = 2e-9 * (body * tokens.unique + head * tokens.leaves)
     share = {name: round(gflop / m["cpu_s"] / peak["gflop_per_cpu_s"], 3) for name, m in medians.items()}
@@ -194,15 +205,15 @@ def peak_shares(
 
 
 def measure(kind: Kind, options: argparse.Namespace) -> dict[str, Any]:
-    """Everything about one workload."""
+    """Measures everything about one workload."""
     workload = Workload(kind, options)
     prompts = workload.prompts()
-    say(f"{kind.name}: {workload.items} items, {len(workload.asked)} prompts, {workload.style} format")
+    say(f"{kind.name}: {workload.items} items, {len(workload.questions)} prompts, {workload.style} format")
     peaks = [matmul_peak(DTYPES[kind.dtype])]
     ours, lm = Ours(options.model, kind.dtype, workload.style), LmEval(options.model, kind.dtype, workload.style)
     result: dict[str, Any] = first_pass(ours, lm, prompts)
     batch_size, tuning = tune(lm, part(prompts, options.tuned_on, 8), options.batch_sizes)
-    sample_batch, sampling = scoring_cot.tune_sampling(lm, workload.asked) if workload.cot else (0, [])
+    sample_batch, sampling = scoring_cot.tune_sampling(lm, workload.questions) if workload.cot else (0, [])
     runs = rounds(workload, (lm, ours), sample_batch)
     peaks.append(matmul_peak(DTYPES[kind.dtype]))
     peak = max(peaks, key=lambda p: p["gflop_per_cpu_s"])
@@ -212,7 +223,7 @@ def measure(kind: Kind, options: argparse.Namespace) -> dict[str, Any]:
         "ratio_to_lm_eval": round_ratio(runs, "cpu_s"), "ratio_wall": round_ratio(runs, "wall_s"), "goal": kind.goal,
         **exactness(workload, ours, lm), **result,
         "items": workload.items, "conditions": kind.conditions, "format": workload.style, "dtype": kind.dtype,
-        "candidates": "whole" if options.whole_candidates else "one token", "prompts": len(workload.asked),
+        "candidates": "whole" if options.whole_candidates else "one token", "prompts": len(workload.questions),
         "tokens": vars(tokens), "lm_eval_batch_size": batch_size, "tuning": tuning, "scorer": ours.scorer.describe(),
         "matmul_peak": peak, **medians,
     }  # fmt: skip
@@ -231,9 +242,9 @@ def measure(kind: Kind, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def cot_parts(workload: Workload, runs: list[Run], medians: dict[str, dict[str, float]]) -> dict[str, Any]:
-    """The ratios of sampling and scoring by themselves, and of vLLM's seconds where they were measured."""
+    """Returns the ratios of sampling and of scoring, and of vLLM's seconds if they were measured."""
     options = workload.options
-    sampled = len(scoring_cot.sampled_prompts(workload.asked))
+    sampled = len(scoring_cot.sampled_prompts(workload.questions))
     return {
         "length": options.length, "ratio_sampling": round_ratio(runs, "sample_cpu_s"),
         "ratio_scoring": round_ratio(runs, "score_cpu_s"),
@@ -247,5 +258,7 @@ def write_vllm_prompts(workload: Workload) -> None:
     options = workload.options
     path = options.scratch / scoring_cot.PROMPTS_FILE
     tokenizer = load_tokenizer(options.model)
-    scoring_cot.write_prompts(path, workload.asked, options.whole_candidates, options.length, workload.style, tokenizer)
+    scoring_cot.write_prompts(
+        path, workload.questions, options.whole_candidates, options.length, workload.style, tokenizer
+    )
     say(f"prompts for benchmarks/vllm_cot.py in {path}")

@@ -1,4 +1,4 @@
-"""The numbers of the scoring benchmark: seconds, ratios, the matmul peak, memory, and the file they are kept in."""
+"""The numbers of the scoring benchmark: seconds, ratios, the matmul peak, memory, and the file that keeps them."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": "2147483647",
     "MALLOC_MMAP_THRESHOLD_": "1073741824",
 }
-"""The Makefile's settings, for both sides: memory that is kept instead of given back and faulted in again."""
+"""The Makefile's settings, for both sides: freed memory is kept instead of returned and faulted in again."""
 PEAK_SHAPES = ((512, 576, 1536), (512, 1536, 576), (2048, 576, 1536), (2048, 2048, 2048))
-PEAK_SECONDS = 0.15  # of each try
+PEAK_SECONDS = 0.15  # duration of each try
 PACKAGES = ("torch", "transformers", "lm_eval", "tokenizers", "numpy")
 
 Run = dict[str, Any]
@@ -34,20 +34,20 @@ Run = dict[str, Any]
 
 
 def say(text: str) -> None:
-    """Progress, on stderr."""
+    """Prints progress on stderr, with the time."""
     print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
 
 def timed(job: Callable[[], Any]) -> tuple[dict[str, float], Any]:
-    """({wall_s, cpu_s} with process-CPU seconds of all threads, what the job gave)."""
+    """Returns ({wall_s, cpu_s} with process-CPU seconds of all threads, the job's result)."""
     wall, cpu = time.perf_counter(), time.process_time()
-    found = job()
+    result = job()
     cost = {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
-    return {k: round(v, 4) for k, v in cost.items()}, found
+    return {k: round(v, 4) for k, v in cost.items()}, result
 
 
 def round_ratio(runs: Sequence[Run], key: str, above: str = "lm_eval", below: str = "ours") -> float | None:
-    """Median over the rounds of the one side's figure over the other's, each round by itself; None without a round.
+    """Returns the median over the rounds of one side's value over the other's. None without a round.
 
     Only numbered rounds count, so a run kept for another purpose ('all') does not.
     """
@@ -60,54 +60,57 @@ def round_ratio(runs: Sequence[Run], key: str, above: str = "lm_eval", below: st
 
 
 def side_medians(runs: Sequence[Run], side: str, keys: Iterable[str]) -> dict[str, float]:
-    """A side's median over its numbered rounds, for each of the keys that its runs have."""
+    """Returns a side's median over its numbered rounds, for each of the keys that its runs have."""
     chosen = [r for r in runs if r["side"] == side and isinstance(r["round"], int)]
     return {k: round(median(r[k] for r in chosen), 4) for k in keys if chosen and k in chosen[0]}
 
 
-def differences(found: Sequence[np.ndarray], true: Sequence[np.ndarray]) -> dict[str, float]:
-    """How far log-probabilities lie from the true ones, and how often the most probable candidate is another."""
-    gaps = np.abs(np.concatenate(list(found)) - np.concatenate(list(true)))
-    changed = [int(a.argmax() != b.argmax()) for a, b in zip(found, true, strict=True)]
+def differences(logprobs: Sequence[np.ndarray], true: Sequence[np.ndarray]) -> dict[str, float]:
+    """Returns how far log-probabilities are from the true ones, and how often the most probable candidate differs."""
+    gaps = np.abs(np.concatenate(list(logprobs)) - np.concatenate(list(true)))
+    changed = [int(a.argmax() != b.argmax()) for a, b in zip(logprobs, true, strict=True)]
     return {"max": float(gaps.max()), "mean": float(gaps.mean()), "argmax_changed": float(np.mean(changed))}
 
 
 def linear_parameters(model: Any) -> tuple[int, int]:
-    """(parameters of the linear layers without the output layer, of the output layer)."""
+    """Returns the numbers of parameters (of the linear layers without the output layer, of the output layer)."""
     head = model.get_output_embeddings()
     linears = {id(m.weight): m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear)}
     return sum(linears.values()) - linears.pop(id(head.weight), 0), head.weight.numel()
 
 
 def matmul_peak(dtype: torch.dtype) -> dict[str, Any]:
-    """The fastest matrix product of this dtype here, plain or with oneDNN's packed weights, with the threads now set.
+    """Measures this machine's fastest matrix product of a dtype, with the threads now set.
 
-    GFLOP per process-CPU second and per second of wall time, the best of several shapes and tries.
+    Tries plain weights and oneDNN's packed weights.
+
+    Returns:
+        GFLOP per process-CPU second and per second of wall time, the best of several shapes and tries.
     """
     best: dict[str, Any] = {"gflop_per_cpu_s": 0.0, "gflop_per_wall_s": 0.0}
     for m, k, n in PEAK_SHAPES:
         x, weight = torch.randn(m, k).to(dtype), torch.randn(n, k).to(dtype)
-        for how, product in _products(x, weight):
+        for layout, product in _products(x, weight):
             product()
             for _ in range(3):
                 cost, times = timed(lambda product=product: _repeat(product))
                 gflop = 2e-9 * m * k * n * times
                 best["gflop_per_wall_s"] = max(best["gflop_per_wall_s"], round(gflop / cost["wall_s"], 1))
                 if (rate := round(gflop / cost["cpu_s"], 1)) > best["gflop_per_cpu_s"]:
-                    best |= {"gflop_per_cpu_s": rate, "shape": [m, k, n], "weights": how}
+                    best |= {"gflop_per_cpu_s": rate, "shape": [m, k, n], "weights": layout}
     return best
 
 
 def _products(x: torch.Tensor, weight: torch.Tensor) -> list[tuple[str, Callable[[], torch.Tensor]]]:
-    ways = [("plain", lambda: torch.nn.functional.linear(x, weight))]
+    products = [("plain", lambda: torch.nn.functional.linear(x, weight))]
     try:  # oneDNN's packed weights have no public name
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, x.shape[0])
         run = torch.ops.mkldnn._linear_pointwise
         run(x, packed, None, "none", [], "")
-        ways.append(("packed", lambda: run(x, packed, None, "none", [], "")))
+        products.append(("packed", lambda: run(x, packed, None, "none", [], "")))
     except (AttributeError, RuntimeError):
         pass
-    return ways
+    return products
 
 
 def _repeat(product: Callable[[], Any]) -> int:
@@ -119,9 +122,9 @@ def _repeat(product: Callable[[], Any]) -> int:
 
 
 def peak_rss_mib() -> float:
-    """Largest resident memory of this process so far.
+    """Returns the largest resident memory of this process so far, in MiB.
 
-    From /proc where there is one: ru_maxrss of a process that another started also counts the starter's.
+    It comes from /proc if there is one: ru_maxrss also counts the memory of the process that started this one.
     """
     status = Path("/proc/self/status")
     if status.is_file():
@@ -133,18 +136,18 @@ def peak_rss_mib() -> float:
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of what the measurement depends on, and the commit."""
-    found: dict[str, str | None] = {"python": platform.python_version(), "commit": git_commit()}
+    """Returns the versions of what the measurement depends on, and the commit."""
+    package_versions: dict[str, str | None] = {"python": platform.python_version(), "commit": git_commit()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            package_versions[package] = version(package)
         except PackageNotFoundError:
-            found[package] = None
-    return found
+            package_versions[package] = None
+    return package_versions
 
 
 def machine(threads: int) -> dict[str, Any]:
-    """The processor and the settings that both sides ran with."""
+    """Returns the processor and the settings that both sides ran with."""
     model = ""
     if (info := Path("/proc/cpuinfo")).is_file():
         model = next((x.partition(":")[2].strip() for x in info.read_text().splitlines() if "model name" in x), "")
@@ -157,12 +160,12 @@ def machine(threads: int) -> dict[str, Any]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The results there are."""
+    """Returns the results in the file, {} without one."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def merge(path: Path, parts: dict[str, Any]) -> None:
-    """Puts parts into the results and leaves the others as they are; a kill leaves the old file or the new one."""
+    """Merges parts into the results file and keeps the others. A kill leaves either the old or the new file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_suffix(".tmp")
     new.write_text(json.dumps(read(path) | parts, indent=1) + "\n", encoding="utf-8")

@@ -1,7 +1,7 @@
 """The two sides of the scoring benchmark, ours and lm-eval with Hugging Face's generate, and the plain reference.
 
-Each prepares a job outside of the clock: ours from prompts, whose encoding is part of what is timed; lm-eval's from
-rendered texts, so that what is timed is its request phase: encoding, forward passes, log-softmax, gathering.
+Each side prepares a job that is then timed. Ours starts from prompts and includes their encoding. lm-eval's starts from
+rendered texts and covers its request phase: encoding, forward passes, log-softmax, gathering.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NEVER = "\x00never"  # a text that no model writes
 
 
 class Ours:
-    """eval.scorers.local.transformers over a model of its own."""
+    """eval.scorers.local.transformers, over a model of its own."""
 
     name = "ours"
 
@@ -36,44 +36,44 @@ class Ours:
         self.scorer = TransformersScorer(self.checkpoint.model, self.checkpoint.tokenizer, style=style)
 
     def prepare(self, prompts: Sequence[Prompt]) -> Callable[[], Scores]:
-        """A job that scores the prompts, each one's log-probabilities in the order of the prompts."""
+        """Returns a job that scores the prompts and returns each one's log-probabilities, in their order."""
 
         def job() -> Scores:
-            found = dict(self.scorer.score(prompts))
-            return [np.asarray(found[i].logprobs) for i in range(len(prompts))]
+            answers = dict(self.scorer.score(prompts))
+            return [np.asarray(answers[i].logprobs) for i in range(len(prompts))]
 
         return job
 
     def sampling(self, prompts: Sequence[Prompt], length: int, seed: int) -> Callable[[], list[str]]:
-        """A job that samples exactly `length` tokens after each prompt."""
+        """Returns a job that samples exactly `length` tokens after each prompt."""
         seeds = [seed * len(prompts) + k for k in range(len(prompts))]
 
         def job() -> list[str]:
             with endless(self.scorer):
-                found = dict(self.scorer.sample(prompts, seeds, length))
-            return [found[i] for i in range(len(prompts))]
+                texts = dict(self.scorer.sample(prompts, seeds, length))
+            return [texts[i] for i in range(len(prompts))]
 
         return job
 
 
 @contextmanager
 def endless(scorer: Any) -> Iterator[None]:
-    """Takes from the scorer all that ends a sample before its full length: stop tokens and the marks of a next turn."""
+    """Removes all that ends a sample early from the scorer: stop tokens and the marks of a next turn."""
     config = scorer.model.generation_config
-    kept = config.eos_token_id, scorer_module.TURN_MARKS, getattr(scorer, "stop_ids", None)
+    saved = config.eos_token_id, scorer_module.TURN_MARKS, getattr(scorer, "stop_ids", None)
     config.eos_token_id, scorer_module.TURN_MARKS = None, (NEVER,)
     if hasattr(scorer, "stop_ids"):
         scorer.stop_ids = frozenset()
     try:
         yield
     finally:
-        config.eos_token_id, scorer_module.TURN_MARKS = kept[:2]
+        config.eos_token_id, scorer_module.TURN_MARKS = saved[:2]
         if hasattr(scorer, "stop_ids"):
-            scorer.stop_ids = kept[2]
+            scorer.stop_ids = saved[2]
 
 
 class LmEval:
-    """lm-evaluation-harness' HFLM, and generate of the model that it holds."""
+    """lm-evaluation-harness' HFLM, and generate of the model in it."""
 
     name = "lm_eval"
 
@@ -96,29 +96,29 @@ class LmEval:
         self.lm._model_call = counted
 
     def set_batch_size(self, size: int) -> None:
-        """Rows of one forward pass."""
+        """Sets the rows of one forward pass."""
         self.lm.batch_size_per_gpu = size
 
     def requests(self, prompts: Sequence[Prompt]) -> list[Any]:
-        """One request per candidate, a prompt's side by side."""
+        """Returns one request per candidate; those of a prompt are side by side."""
         texts = [(render(p, self.lm.tokenizer, self.style), c) for p in prompts for c in p.candidates]
         return [
             self.instance(request_type="loglikelihood", doc={}, arguments=pair, idx=i) for i, pair in enumerate(texts)
         ]
 
     def prepare(self, prompts: Sequence[Prompt]) -> Callable[[], Scores]:
-        """A job that scores the prompts, each one's log-probabilities in the order of the prompts."""
+        """Returns a job that scores the prompts and returns each one's log-probabilities, in their order."""
         requests = self.requests(prompts)
 
         def job() -> Scores:
             self.rows = self.padded_tokens = 0
-            found = iter(self.lm.loglikelihood(requests, disable_tqdm=True))
-            return [np.array([next(found)[0] for _ in p.candidates]) for p in prompts]
+            results = iter(self.lm.loglikelihood(requests, disable_tqdm=True))
+            return [np.array([next(results)[0] for _ in p.candidates]) for p in prompts]
 
         return job
 
     def check_same_tokens(self, prompts: Sequence[Prompt], ours: Sequence[Encoded]) -> None:
-        """Raises ValueError where a request's tokens, prompt and candidate, are not those that ours scores."""
+        """Raises ValueError if a request's tokens, prompt and candidate, are not those that our side scores."""
         requests = iter(self.requests(prompts))
         for e in ours:
             for candidate in e.candidates:
@@ -127,7 +127,10 @@ class LmEval:
                     raise ValueError(f"lm-eval's tokens {context} + {continuation} are not ours, {e}")
 
     def sampling(self, prompts: Sequence[Prompt], length: int, seed: int, batch_size: int) -> Callable[[], list[str]]:
-        """A job that samples exactly `length` tokens with generate, batches alike in length and padded on the left."""
+        """Returns a job that samples exactly `length` tokens with generate.
+
+        Its batches hold prompts of similar length, padded on the left.
+        """
         ids = [e.context for e in encoded([Prompt(p.turns) for p in prompts], self.lm.tokenizer, self.style.name)]
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
 
@@ -158,27 +161,27 @@ class LmEval:
 
 @torch.no_grad()
 def plain_scores(model: Any, prompts: Sequence[Encoded]) -> Scores:
-    """Log-probabilities by a stock model's forward pass over one sequence at a time, log-softmax in fp32."""
+    """Returns log-probabilities of a stock model's forward pass over one sequence at a time, log-softmax in fp32."""
     scores = []
     for e in prompts:
-        known: dict[tuple[int, ...], torch.Tensor] = {}
+        logprobs_of: dict[tuple[int, ...], torch.Tensor] = {}
         sums = []
         for candidate in e.candidates:
             sequence = e.context + candidate[:-1]
-            if sequence not in known:
-                known[sequence] = torch.log_softmax(model(torch.tensor([sequence])).logits[0].float(), dim=-1)
-            rows = known[sequence][len(e.context) - 1 :]
+            if sequence not in logprobs_of:
+                logprobs_of[sequence] = torch.log_softmax(model(torch.tensor([sequence])).logits[0].float(), dim=-1)
+            rows = logprobs_of[sequence][len(e.context) - 1 :]
             sums.append(float(sum(rows[k, token] for k, token in enumerate(candidate))))
         scores.append(np.array(sums))
     return scores
 
 
 def reference_scores(model: str, dtype: str, prompts: Sequence[Encoded]) -> Scores:
-    """plain_scores of a stock model loaded for that alone."""
+    """Returns plain_scores of a stock model that is loaded for this call only."""
     from transformers import AutoModelForCausalLM
 
     stock: Any = AutoModelForCausalLM.from_pretrained(model, dtype=DTYPES[dtype])
-    found = plain_scores(stock.eval(), prompts)
+    scores = plain_scores(stock.eval(), prompts)
     del stock
     gc.collect()
-    return found
+    return scores

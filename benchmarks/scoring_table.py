@@ -1,4 +1,4 @@
-"""The results of benchmarks.scoring as a table to read."""
+"""Formats the results of benchmarks.scoring as a table."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ COLUMNS = (
 
 
 def table(results: dict[str, Any]) -> str:
-    """All workloads in the results, a line each (seconds are process-CPU), then cost and profile where they are."""
+    """Formats the workloads in the results, a line each in process-CPU seconds, then cost and profile if present."""
     rows = [COLUMNS] + [_row(name, results[name]) for name in KINDS if name in results]
     lines = _aligned(rows)
-    if found := results.get("cot_bf16"):
+    if entry := results.get("cot_bf16"):
         lines += [
             "",
-            f"cot_bf16: sampling {_number(found['ratio_sampling'])}, scoring {_number(found['ratio_scoring'])}, vLLM's "
-            f"seconds / ours {_number(found['vllm_ratio'])}; tokens sampled a second: ours "
-            f"{found['ours']['sampled_tokens_per_s']}, generate {found['lm_eval']['sampled_tokens_per_s']}",
+            f"cot_bf16: sampling {_number(entry['ratio_sampling'])}, scoring {_number(entry['ratio_scoring'])}, vLLM's "
+            f"seconds / ours {_number(entry['vllm_ratio'])}; tokens sampled a second: ours "
+            f"{entry['ours']['sampled_tokens_per_s']}, generate {entry['lm_eval']['sampled_tokens_per_s']}",
         ]
-    if found := results.get("admissions_bf16", {}).get("all"):
-        lines += [f"admissions_bf16, all {found['prompts']} prompts, once: {_number(found['ratio_to_lm_eval'])}"]
-    if found := results.get("cost"):
+    if entry := results.get("admissions_bf16", {}).get("all"):
+        lines += [f"admissions_bf16, all {entry['prompts']} prompts, once: {_number(entry['ratio_to_lm_eval'])}"]
+    if entry := results.get("cost"):
         head = ("questions", "prompts", "unique tokens", "cpu s", "wall s", "us cpu/token")
         keys = ("questions", "prompts", "unique", "cpu_s", "wall_s", "us_cpu_per_unique_token")
-        lines += ["", *_aligned([head, *(tuple(_number(r[k]) for k in keys) for r in found)])]
-    if found := results.get("profile"):
-        shares = [(f"{o['share']:.1%}", str(o["calls"]), o["name"]) for o in found["operations"]]
-        shares.append((f"{found['outside_of_operations_share']:.1%}", "", "outside of operations"))
+        lines += ["", *_aligned([head, *(tuple(_number(r[k]) for k in keys) for r in entry)])]
+    if entry := results.get("profile"):
+        shares = [(f"{o['share']:.1%}", str(o["calls"]), o["name"]) for o in entry["operations"]]
+        shares.append((f"{entry['outside_of_operations_share']:.1%}", "", "outside of operations"))
         lines += ["", *_aligned([("share", "calls", "operation"), *shares])]
     return "\n".join(lines)
 

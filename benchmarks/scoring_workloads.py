@@ -1,4 +1,4 @@
-"""What the scoring benchmark asks: real questions of the experiments as prompts, and how many tokens they need."""
+"""What the scoring benchmark scores: real questions of the experiments as prompts, and how many tokens they need."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SIBLINGS = 4  # rows of BBQ that share a filling: ambiguous or not, negative or 
 
 @dataclass(frozen=True)
 class Kind:
-    """A line of the benchmark: conditions asked, dtype, format, how many questions by default, the ratio aimed at."""
+    """A workload: its conditions, dtype, format, default number of questions, and the ratio to reach."""
 
     name: str
     experiment: str
@@ -48,35 +48,35 @@ KINDS = {
 
 
 def even_shares(sizes: Sequence[int], wanted: int) -> list[int]:
-    """`wanted` shared out as evenly as the sizes allow: what a small one cannot take, larger ones do."""
+    """Shares `wanted` out as evenly as the sizes allow: larger ones take what small ones cannot."""
     shares = [0] * len(sizes)
-    left = min(wanted, sum(sizes))
+    remaining = min(wanted, sum(sizes))
     order = sorted(range(len(sizes)), key=lambda i: sizes[i])
     for k, i in enumerate(order):
-        shares[i] = min(sizes[i], -(-left // (len(order) - k)))
-        left -= shares[i]
+        shares[i] = min(sizes[i], -(-remaining // (len(order) - k)))
+        remaining -= shares[i]
     return shares
 
 
 def spread(items: Sequence[Item], wanted: int) -> list[Item]:
-    """About `wanted` BBQ items as whole groups of siblings, evenly over the categories and within each."""
+    """Returns about `wanted` BBQ items as whole groups of siblings, evenly over the categories and within each."""
     groups: dict[str, list[Sequence[Item]]] = {}
-    at = 0
-    while at < len(items):
-        category = items[at].fields["category"]
-        group = [i for i in items[at : at + SIBLINGS] if i.fields["category"] == category]
+    start = 0
+    while start < len(items):
+        category = items[start].fields["category"]
+        group = [i for i in items[start : start + SIBLINGS] if i.fields["category"] == category]
         groups.setdefault(category, []).append(group)
-        at += len(group)
+        start += len(group)
     shares = even_shares([len(g) for g in groups.values()], max(1, round(wanted / SIBLINGS)))
     chosen: list[Item] = []
-    for found, share in zip(groups.values(), shares, strict=True):
-        for k in np.linspace(0, len(found) - 1, share).round().astype(int) if share else []:
-            chosen += found[k]
+    for category_groups, share in zip(groups.values(), shares, strict=True):
+        for k in np.linspace(0, len(category_groups) - 1, share).round().astype(int) if share else []:
+            chosen += category_groups[k]
     return chosen
 
 
 def load_items(experiment: str, data_dir: str, wanted: int | None) -> list[Item]:
-    """Items of an experiment from a data folder, about `wanted` of them spread evenly; None or 0 takes all."""
+    """Loads an experiment's items from a data folder, about `wanted` of them spread evenly; None or 0 loads all."""
     config, folder = QuestionsConfig(data_dir=data_dir), Path(data_dir)
     if not folder.is_dir():
         raise InputError(f"data folder {data_dir} is not there; give --data-dir a folder with bbq/, winogender/, ...")
@@ -88,21 +88,21 @@ def load_items(experiment: str, data_dir: str, wanted: int | None) -> list[Item]
 
 
 def questions(items: Sequence[Item], experiment: str, conditions: Sequence[str]) -> list[Question]:
-    """The items under the conditions, an item's questions side by side, options as given."""
+    """Returns the items under the conditions, an item's questions side by side, options in the given order."""
     return [Question(experiment, CONDITIONS[c], item, 0) for item in items for c in conditions]
 
 
-def final_prompt(question: Question, whole: bool, reasoning: str | None = None) -> Prompt:
-    """What is scored of a question; `whole` leaves BBQ's candidates as they are."""
+def final_prompt(question: Question, whole_candidates: bool, reasoning: str | None = None) -> Prompt:
+    """Returns the prompt to score. `whole_candidates` leaves BBQ's candidates as they are."""
     prompt = question.prompt(reasoning)
-    return prompt if whole or question.experiment != "bbq" else by_letter(prompt)
+    return prompt if whole_candidates or question.experiment != "bbq" else by_letter(prompt)
 
 
 def by_letter(prompt: Prompt) -> Prompt:
-    """BBQ's prompt with the opening bracket in the assistant's beginning, so that each candidate is one token.
+    """Moves BBQ's opening bracket into the assistant's beginning, so that each candidate is one token.
 
-    lm-eval scores ' (a)', three tokens, by a forward pass per candidate; of one-token candidates it makes one pass per
-    prompt. This is its best case, and the smaller ratio.
+    lm-eval scores ' (a)', three tokens, by a forward pass per candidate; with one-token candidates it needs one pass
+    per prompt. This is its best case, and gives the smaller ratio.
     """
     last = prompt.turns[-1]
     letters = tuple(c.strip().strip("()") for c in prompt.candidates)
@@ -111,13 +111,19 @@ def by_letter(prompt: Prompt) -> Prompt:
 
 
 def encoded(prompts: Sequence[Prompt], tokenizer: Any, style: str) -> list[Encoded]:
-    """The prompts' token ids, as the scorer has them."""
+    """Returns the prompts' token ids, as the scorer encodes them."""
     return encode(prompts, tokenizer, choose_format(style, tokenizer))
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """raw: of all distinct sequences; unique: nodes of the tree of all sequences; leaves: distributions asked for."""
+    """Numbers of tokens.
+
+    Attributes:
+        raw: Sum over all distinct sequences.
+        unique: Nodes of the prefix tree of all sequences.
+        leaves: Distributions that are read.
+    """
 
     raw: int
     unique: int
@@ -125,14 +131,14 @@ class Tokens:
 
 
 def count_tokens(prompts: Sequence[Encoded]) -> Tokens:
-    """The tokens that scoring the prompts needs, each candidate's last token being none of them."""
+    """Counts the tokens that scoring the prompts needs. A candidate's last token is not needed."""
     sequences = sorted({e.context + c[:-1] for e in prompts for c in e.candidates})
     leaves = {e.context + c[:k] for e in prompts for c in e.candidates for k in range(len(c))}
     return Tokens(sum(map(len, sequences)), unique_tokens(sequences), len(leaves))
 
 
 def unique_tokens(sequences: Sequence[tuple[int, ...]]) -> int:
-    """Number of distinct beginnings (nodes of the prefix tree) of the sequences."""
+    """Returns the number of distinct beginnings of the sequences (nodes of the prefix tree)."""
     ordered = sorted(sequences)
     if not ordered:
         return 0

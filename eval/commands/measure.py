@@ -1,9 +1,9 @@
-"""`python -m eval measure RUNS...`: recomputes the metrics of earlier results from their records; no model is asked.
+"""`python -m eval measure RUNS...`: recomputes the metrics of earlier results from their records, without a model.
 
 Every summary.json below RUNS that another version of the metrics made (METRICS_VERSION) is replaced, with its
-breakdown.jsonl. It keeps where its records come from, and says under `remeasured` when and by which code its numbers
-were recomputed. The data folder is read only where the records alone do not say which of them a summary is of: where
-the folder holds more than its summary used, and for the half widths of a BBQ evaluation that stopped early.
+breakdown.jsonl. The new summary keeps its provenance and records under `remeasured` when and by which code it was
+recomputed. The data folder is read only if the records alone do not show which of them a summary used: if the folder
+holds more than its summary used, and for the half widths of a BBQ evaluation that stopped early.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class MeasureConfig:
-    """`eval measure`."""
+    """Options of `eval measure`."""
 
     runs: list[str] = field(
         default_factory=list, metadata={"help": "folders with results in them", "nargs": "+", "action": "extend"}
@@ -48,14 +48,14 @@ class MeasureConfig:
 
 
 def remeasure(config: MeasureConfig) -> CommandOutput:
-    """Recomputes what is outdated below the folders.
+    """Recomputes the outdated summaries below the folders.
 
     Returns:
         A line per folder, and {"measured": [folder], "current": [folder], "failed": {folder: why}}. A folder that
-        cannot be recomputed does not keep the others from it, and is the command's error in the end.
+            cannot be recomputed does not stop the others; it is the command's error at the end.
 
     Raises:
-        InputError: no folder is given, one is not there, or none holds a finished evaluation.
+        InputError: No folder is given, one is not there, or none holds a finished evaluation.
     """
     if not config.runs:
         raise InputError("no run folder is given; give folders of training runs or of `eval run`")
@@ -71,8 +71,8 @@ def remeasure(config: MeasureConfig) -> CommandOutput:
         )
     for path in paths:
         try:
-            done = "measured" if _remeasured(Store(path.parent), config.data_dir) else "current"
-            result[done].append(str(path.parent))
+            state = "measured" if _remeasured(Store(path.parent), config.data_dir) else "current"
+            result[state].append(str(path.parent))
         except InputError as error:
             log.warning("%s", error)
             result["failed"][str(path.parent)] = str(error)
@@ -89,21 +89,21 @@ def _is_evaluation(path: Path) -> bool:
 
 
 def _remeasured(store: Store, data_dir: str | None) -> bool:
-    """Replaces an outdated summary; whether there was something to replace."""
+    """Replaces the summary if it is outdated. Returns True if it was."""
     with store.locked():
         summary = read_json(store.summary_path) or {}
         if (before := version_of(summary)) == METRICS_VERSION:
             return False
         store.check_version(summary)
-        earlier = Earlier(store, summary, data_dir)
+        earlier = EarlierResults(store, summary, data_dir)
         measured, fields = summarise(earlier.cells(), summary["evaluation"]["seed"], earlier.stops())
         about = {"from_version": before, "when": now(), "command": command(), "git_commit": git_commit()}
         store.write_measured(measured, summary | fields | {"remeasured": about | {"versions": versions()}})
         return True
 
 
-class Earlier:
-    """The records that an outdated summary is of, and where its evaluation stopped."""
+class EarlierResults:
+    """The records that an outdated summary used, and where its evaluation stopped."""
 
     def __init__(self, store: Store, summary: dict[str, Any], data_dir: str | None) -> None:
         self.store = store
@@ -112,7 +112,11 @@ class Earlier:
 
     @cached_property
     def plan(self) -> Plan:
-        """What was asked. Raises InputError where the data folder holds other data."""
+        """The plan of the evaluation that wrote the summary.
+
+        Raises:
+            InputError: The data folder holds other data.
+        """
         settings = {name: value for name, value in self.summary["evaluation"].items() if name != "stopping_rule"}
         inverse = INVERSE in settings["conditions"]
         planned = plan(EvaluationConfig(**settings, inverse=inverse, data_dir=self.data_dir))
@@ -124,39 +128,43 @@ class Earlier:
         return planned
 
     def cells(self) -> dict[Cell, list[Record]]:
-        """The records by experiment and condition, in the order of the file.
+        """Returns the records by experiment and condition, in the order of the file.
 
-        Raises InputError where those that the summary used cannot be told from others in the folder.
+        Raises:
+            InputError: The records that the summary used cannot be distinguished from others in the folder.
         """
         used = {(e, c): n for e, counts in self.summary["records"].items() for c, n in counts.items()}
-        found: dict[Cell, list[Record]] = {cell: [] for cell in used}
+        records: dict[Cell, list[Record]] = {cell: [] for cell in used}
         for record in self.store.read():
             cell = (record["experiment"], record["condition"])
             if cell in used and record["weight"] > 0:
-                found[cell].append(record)
+                records[cell].append(record)
         for cell, n in used.items():
-            if len(found[cell]) != n:
-                keys = {q.key for q in self._asked(cell[0])}
-                found[cell] = [r for r in found[cell] if record_key(r) in keys]
-            if len(found[cell]) != n:
+            if len(records[cell]) != n:
+                keys = {q.key for q in self._questions(cell[0])}
+                records[cell] = [r for r in records[cell] if record_key(r) in keys]
+            if len(records[cell]) != n:
                 raise InputError(
                     f"{self.store.folder}: {cell[0]}, {cell[1]}: the summary is of {n} records, and which of those in "
                     "records.jsonl is not known; evaluate again into another folder"
                 )
-        return found
+        return records
 
-    def _asked(self, experiment: str) -> list[Any]:
-        """The questions of an experiment, up to where each of its jobs stopped."""
+    def _questions(self, experiment: str) -> list[Any]:
+        """Returns an experiment's questions, up to where each of its jobs stopped."""
         ends = {(s["experiment"], s["reasoning"]): s["questions_asked"] for s in self.summary.get("stopping", [])}
         jobs = [job for job in self.plan.jobs if job.experiment == experiment]
         return [q for job in jobs for q in job.questions[: ends.get((job.experiment, job.reasoning))]]
 
     def stops(self) -> list[Stop]:
-        """Where asking stopped, BBQ's half widths recomputed: its headline metric is another number now."""
-        found = [Stop(**stop) for stop in self.summary.get("stopping", [])]
-        return [self._watched_again(stop) if stop.experiment == bbq.NAME else stop for stop in found]
+        """Returns where each job stopped early.
 
-    def _watched_again(self, stop: Stop) -> Stop:
+        BBQ's half widths are recomputed, since its headline metric has changed.
+        """
+        stops = [Stop(**stop) for stop in self.summary.get("stopping", [])]
+        return [self._recomputed(stop) if stop.experiment == bbq.NAME else stop for stop in stops]
+
+    def _recomputed(self, stop: Stop) -> Stop:
         records = {record_key(r): r for r in self.store.read() if r["experiment"] == stop.experiment}
         (job,) = (j for j in self.plan.jobs if (j.experiment, j.reasoning) == (stop.experiment, stop.reasoning))
         watch = job.watch(stop.precision)

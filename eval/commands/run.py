@@ -1,7 +1,7 @@
 """`python -m eval run`: evaluates a checkpoint, or several in turn, each into a folder of its own.
 
-One of several that fails is told at once and again at the end, with the rest done. What is complete is skipped without
-loading the model.
+If one of several fails, its error is reported at once and again at the end, and the others are evaluated. A complete
+folder is skipped without loading the model.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from eval.files import prepare_output
 from eval.models.target import Target
 from eval.runner.evaluate import evaluate, finished
 from eval.runner.plan import Plan, plan
-from eval.runner.processes import Elsewhere, Team, team
+from eval.runner.processes import ProcessGroup, RemoteError, team
 from eval.scorers.registry import open_target
 
 log = logging.getLogger(__name__)
@@ -28,45 +28,50 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Failure:
-    """A checkpoint that could not be evaluated."""
+    """A checkpoint that could not be evaluated, and why."""
 
     target: Target
     error: str
 
 
 def run(config: RunConfig) -> tuple[str, dict[str, Any]]:
-    """Evaluates everything that `config` names; returns the text for the terminal and the object for --json.
+    """Evaluates the checkpoints that `config` names.
 
-    Raises InputError for bad input and, where there is only one checkpoint, for what is wrong with it. Failures of
-    several stand in the object's 'failed'. Under torchrun or accelerate launch the processes share each checkpoint's
-    questions, and the first alone tells of them.
+    Under torchrun or accelerate launch the processes share each checkpoint's questions, and only rank 0 returns text.
+
+    Returns:
+        The text for the terminal and the object for --json. Failures of several checkpoints are in the object's
+            'failed'.
+
+    Raises:
+        InputError: Bad input, or the failure of a single checkpoint.
     """
-    us = team()
+    group = team()
     output, chosen = targets(config)
-    if us is not None:
-        chosen = same_targets(us, chosen)
-        config.device = us.device(config.device)
-        log.info("%d processes share the questions; the progress bar is that of all", us.size)
+    if group is not None:
+        chosen = same_targets(group, chosen)
+        config.device = group.device(config.device)
+        log.info("%d processes share the questions; the progress bar is that of all", group.size)
     prepare_output(output)
     planned = plan(config)
     if [t.folder for t in chosen] == [output]:
-        summary = evaluate_target(chosen[0], config, planned, us)
-        return (_told(summary, output), {**summary, "output": str(output)}) if summary else ("", {})
+        summary = evaluate_target(chosen[0], config, planned, group)
+        return (_format_summary(summary, output), {**summary, "output": str(output)}) if summary else ("", {})
     done: list[tuple[Target, dict[str, Any]]] = []
     failed: list[Failure] = []
     for number, target in enumerate(chosen, 1):
         log.info("checkpoint %d of %d: %s, into %s", number, len(chosen), target, target.folder)
         try:
-            done.append((target, evaluate_target(target, config, planned, us)))
-        except Elsewhere as error:
+            done.append((target, evaluate_target(target, config, planned, group)))
+        except RemoteError as error:
             failed.append(Failure(target, str(error)))
         except FAILURES as error:
             failed.append(Failure(target, log_failure(target, error)))
         free_memory()
-    if us is not None and us.rank > 0:
+    if group is not None and group.rank > 0:
         return "", {}
     shown = [(target.folder, summary) for target, summary in done]
-    return told_of_several(output, shown, [(str(f.target), f.error) for f in failed]), {
+    return format_summaries(output, shown, [(str(f.target), f.error) for f in failed]), {
         "output": str(output),
         "done": [{**summary, "output": str(target.folder)} for target, summary in done],
         "error": f"{len(failed)} of {len(chosen)} checkpoints failed, the others are done" if failed else None,
@@ -77,43 +82,53 @@ def run(config: RunConfig) -> tuple[str, dict[str, Any]]:
     }
 
 
-def same_targets(us: Team, chosen: list[Target]) -> list[Target]:
-    """Those that the first process has found: a training may have saved another checkpoint since."""
-    found = us.of_first("targets", [{**vars(t), "folder": str(t.folder)} for t in chosen])
-    return [Target(**{**t, "folder": Path(t["folder"])}) for t in found]
+def same_targets(group: ProcessGroup, chosen: list[Target]) -> list[Target]:
+    """Returns rank 0's targets on all ranks: a training may have saved another checkpoint in between."""
+    on_rank_0 = group.from_rank_0("targets", [{**vars(t), "folder": str(t.folder)} for t in chosen])
+    return [Target(**{**t, "folder": Path(t["folder"])}) for t in on_rank_0]
 
 
-def evaluate_target(target: Target, config: RunConfig, planned: Plan, us: Team | None = None) -> dict[str, Any]:
-    """Evaluates one checkpoint into its folder, or finds it done there; returns its summary.
+def evaluate_target(
+    target: Target, config: RunConfig, planned: Plan, group: ProcessGroup | None = None
+) -> dict[str, Any]:
+    """Evaluates one checkpoint into its folder, unless it is done there already.
 
-    Where its results go beside a checkpoint of our trainers, its model card is written too. With `us` each process does
-    its share, and on others than the first there is no summary: {}.
+    If the results go beside a checkpoint of this project's trainers, its model card is written too.
+
+    Args:
+        target: The checkpoint, its step and its results folder.
+        config: The options of `eval run`.
+        planned: The plan of `config`.
+        group: The processes of this job, each of which scores its share.
+
+    Returns:
+        The summary; {} on ranks other than 0.
     """
     from eval.views.model_card import write_card
 
-    with nullcontext() if us is None else us.task(str(target.folder)):
-        summary = _evaluated(target, config, planned, us)
+    with nullcontext() if group is None else group.task(str(target.folder)):
+        summary = _evaluated(target, config, planned, group)
         if summary and (checkpoint := target.training_checkpoint):
             write_card(checkpoint, summary)
     return summary
 
 
-def _evaluated(target: Target, config: RunConfig, planned: Plan, us: Team | None) -> dict[str, Any]:
-    """The summary, of what is done already without loading the model."""
+def _evaluated(target: Target, config: RunConfig, planned: Plan, group: ProcessGroup | None) -> dict[str, Any]:
+    """Returns the summary. A complete folder's is returned without loading the model."""
     from eval.runner.store import Store
 
     opened = open_target(target, config, planned)
     opened.known["step_name"] = target.step_name
-    first = us is None or us.rank == 0
+    first = group is None or group.rank == 0
     summary = finished(config, planned, target.folder, opened.known, target.step) if first else None
     complete = summary is not None
-    if us is not None:
-        complete = us.of_first("complete", complete)
+    if group is not None:
+        complete = group.from_rank_0("complete", complete)
     if complete:
         log.info("done already: %s", target.folder)
         return summary or {}
     scorer, provenance = opened.load()
-    evaluate(scorer, config, target.folder, {**provenance, "step_name": target.step_name}, target.step, planned, us)
+    evaluate(scorer, config, target.folder, {**provenance, "step_name": target.step_name}, target.step, planned, group)
     if not first:
         return {}
     summary = Store(target.folder).summary()
@@ -122,7 +137,7 @@ def _evaluated(target: Target, config: RunConfig, planned: Plan, us: Team | None
 
 
 def free_memory() -> None:
-    """Gives back what the last model held, before the next one is loaded."""
+    """Frees the last model's memory before the next one is loaded."""
     import torch
 
     gc.collect()
@@ -130,7 +145,7 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _told(summary: dict[str, Any], folder: Path) -> str:
+def _format_summary(summary: dict[str, Any], folder: Path) -> str:
     from eval.curves.cautions import of_headlines
     from eval.curves.tables import effects_table, remarks, text_table
     from eval.experiments.conditions import CONDITIONS
@@ -152,8 +167,14 @@ def _told(summary: dict[str, Any], folder: Path) -> str:
     return "\n\n".join(filter(None, parts))
 
 
-def told_of_several(output: Path, done: list[tuple[Path, dict[str, Any]]], failed: list[tuple[str, str]]) -> str:
-    """The headline metrics of what is done, (folder, summary), and (what, why) failed."""
+def format_summaries(output: Path, done: list[tuple[Path, dict[str, Any]]], failed: list[tuple[str, str]]) -> str:
+    """Formats the headline metrics of several checkpoints.
+
+    Args:
+        output: The folder that the results folders lie in.
+        done: (results folder, summary) of each evaluated checkpoint.
+        failed: (name, reason) of each failed checkpoint.
+    """
     from eval.cli.columns import columns
     from eval.curves.headline import headlines
     from eval.curves.tables import COLUMNS, metric_row
@@ -161,21 +182,23 @@ def told_of_several(output: Path, done: list[tuple[Path, dict[str, Any]]], faile
     named = [(str(folder.relative_to(output)), summary) for folder, summary in done]
     rows = [(name, *metric_row(summary["step"], m)) for name, summary in named for m in headlines(summary)]
     parts = [columns([("checkpoint", *COLUMNS), *rows])] if rows else []
-    parts += ["\n".join(lines)] if (lines := _doubts(named)) else []
+    parts += ["\n".join(lines)] if (lines := _cautions(named)) else []
     if failed:
         parts.append(columns([("failed", "why"), *failed]))
     parts.append(f"{len(done)} of {len(done) + len(failed)} checkpoints done: {output}")
     return "\n\n".join(parts)
 
 
-def _doubts(named: list[tuple[str, dict[str, Any]]]) -> list[str]:
-    """What to know before believing the numbers: of lines that differ in numbers only the last, and how many."""
+def _cautions(named: list[tuple[str, dict[str, Any]]]) -> list[str]:
+    """Returns cautions about the numbers. Of lines that differ only in numbers, the last is kept, with a count."""
     from eval.curves.cautions import NUMBER, of_headlines
     from eval.curves.headline import headlines
     from eval.curves.tables import remarks
 
-    alike: dict[str, list[str]] = {}
+    by_wording: dict[str, list[str]] = {}
     for name, summary in named:
         for line in [*remarks(headlines(summary)), *of_headlines(summary)]:
-            alike.setdefault(NUMBER.sub("#", line), []).append(f"{name}: {line}")
-    return [lines[-1] + (f" (and {len(lines) - 1} more like it)" if len(lines) > 1 else "") for lines in alike.values()]
+            by_wording.setdefault(NUMBER.sub("#", line), []).append(f"{name}: {line}")
+    return [
+        lines[-1] + (f" (and {len(lines) - 1} more like it)" if len(lines) > 1 else "") for lines in by_wording.values()
+    ]

@@ -1,4 +1,4 @@
-"""The options of `python -m eval run`: which checkpoints, asked by which scorer, into which folder."""
+"""The options of `python -m eval run`: which checkpoints, by which scorer, into which folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from eval.scorers.options import ScorerConfig, check_endpoint
 
 @dataclass
 class RunConfig(ScorerConfig):
-    """`python -m eval run`: evaluate one checkpoint, or several in turn."""
+    """Options of `python -m eval run`, which evaluates one checkpoint, or several in turn."""
 
     model: list[str] = field(
         default_factory=list, metadata={"action": "extend", "help": "hub id, folder, GGUF file; may be repeated"}

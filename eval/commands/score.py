@@ -1,8 +1,9 @@
-"""`python -m eval score`: BBQ's metrics of answers that were produced anywhere.
+"""`python -m eval score`: computes BBQ's metrics from answers that were produced anywhere.
 
-A line of the predictions file (JSONL, may be gzipped) is a BBQ row with the answer in one more field, as the released
-UnifiedQA predictions are, or has category, example_id and the answer, and the question is looked up in the folder that
-the user names (never in the small set by default: ids alone do not say which data they are of).
+Each line of the predictions file (JSONL, may be gzipped) is one of two kinds. It may be a BBQ row with the answer in
+one more field, as in the released UnifiedQA predictions. Or it has category, example_id and the answer, and the
+question is looked up in the folder that the user names. The small set is never the default for that, since ids alone do
+not say which data they are of.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from eval.types import Item, Metric, Record
 ANSWER_FIELDS = ("answer", "prediction", "pred", "response", "completion")
 MEAN_KEY = "mean_of_categories"
 NO_TARGET = "BBQ's supplement names no target"
-CERTAINLY = 1000.0  # nats between the chosen option and the others
+CERTAINLY = 1000.0  # nats from the chosen option to the others
 SCORES = tuple(f"{score}_{context}" for score in ("bias", "accuracy") for context in ("ambig", "disambig"))
 Located = tuple[str, dict[str, Any]]
 """('file:line', row)."""
@@ -36,7 +37,7 @@ Located = tuple[str, dict[str, Any]]
 
 @dataclass
 class ScoreConfig:
-    """`python -m eval score`: score a file of answers."""
+    """Options of `python -m eval score`."""
 
     predictions: str = field(default="", metadata={"help": "JSONL file, a line per question with its answer"})
     experiment: str = field(default="bbq", metadata={"help": "bbq"})
@@ -56,16 +57,21 @@ class ScoreConfig:
 
     @property
     def folder(self) -> Path | None:
-        """The data folder that the user named, by --data-dir or $SELFCORRECT_DATA."""
+        """The data folder that the user names, by --data-dir or $SELFCORRECT_DATA."""
         named = self.data_dir or os.environ.get("SELFCORRECT_DATA")
         return data_folder(named) if named else None
 
 
 def score(config: ScoreConfig) -> dict[str, Any]:
-    """{"categories": {name: scores}, "all": scores, "mean_of_categories": scores, ...}, in fractions, None where
-    undefined; `unread` counts the answers that could not be read (left out of every score), `unread_reasons` says why.
+    """Scores a file of answers.
 
-    Raises InputError for a file, line or field that cannot be used, and for two answers to one question.
+    Returns:
+        {"categories": {name: scores}, "all": scores, "mean_of_categories": scores, ...}, as fractions, None if
+            undefined. `unread` counts the answers that could not be read, which no score includes; `unread_reasons`
+            gives the reasons.
+
+    Raises:
+        InputError: A file, line or field cannot be used, or a question has two answers.
     """
     path = Path(config.predictions)
     rows = list(read_jsonl(path, ("category", "example_id")))
@@ -73,8 +79,8 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         raise InputError(f"{path} has no line; each needs category, example_id and an answer")
     key = config.answer_key or _answer_field(path, rows)
     if not any(key in row for _, row in rows):
-        known = [k for k in rows[0][1] if k not in bbq.KEYS]
-        raise InputError(f"{path}: no line has the field '{key}'{nearest(key, known)}; give it as --answer-key")
+        fields = [k for k in rows[0][1] if k not in bbq.KEYS]
+        raise InputError(f"{path}: no line has the field '{key}'{nearest(key, fields)}; give it as --answer-key")
     rows = _with_questions(rows, config)
     items = _items(rows, config)
     records: list[Record] = []
@@ -90,17 +96,17 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     return {
         "experiment": "bbq", "predictions": str(path), "predictions_sha256": sha256([path]), "answer_key": key,
         "data": str(config.folder) if config.folder else None, "seed": config.seed, "git_commit": git_commit(),
-        **_told(metrics, records, unread),
+        **_all_scores(metrics, records, unread),
     }  # fmt: skip
 
 
 def crossed(item: Item) -> bool:
-    """Whether it is a question of an intersection."""
+    """Returns True if the question is of an intersection category."""
     return item.fields["category"] in bbq_groups.INTERSECTIONS
 
 
 def _answer_field(path: Path, rows: list[Located]) -> str:
-    """The field with the answer where the user names none: one of the usual names, or the only one of no other use."""
+    """Returns the field with the answer if the user names none: a usual name, or the only field with no other use."""
     fields = list(dict.fromkeys(k for _, row in rows for k in row if k not in bbq.KEYS))
     usual = [k for k in ANSWER_FIELDS if k in fields]
     if len(usual or fields) == 1:
@@ -109,7 +115,7 @@ def _answer_field(path: Path, rows: list[Located]) -> str:
 
 
 def _with_questions(rows: list[Located], config: ScoreConfig) -> list[Located]:
-    """Lines that are no whole BBQ rows are completed from the data folder; what they have must agree with it."""
+    """Completes lines that are not whole BBQ rows from the data folder. Their fields must agree with it."""
     partial = [row for _, row in rows if not all(k in row for k in bbq.KEYS)]
     if not partial:
         return rows
@@ -119,19 +125,19 @@ def _with_questions(rows: list[Located], config: ScoreConfig) -> list[Located]:
             f"{config.predictions}: some lines are no whole BBQ rows; give --data-dir the folder whose bbq/ has the "
             "questions"
         )
-    known = {}
+    questions = {}
     for category in dict.fromkeys(str(row["category"]) for row in partial):
-        known |= {(category, str(r["example_id"])): r for _, r in _questions(folder, category)}
+        questions |= {(category, str(r["example_id"])): r for _, r in _questions(folder, category)}
     completed = []
     for where, row in rows:
         if not all(k in row for k in bbq.KEYS):
-            question = known.get((row["category"], str(row["example_id"])))
+            question = questions.get((row["category"], str(row["example_id"])))
             if question is None:
                 raise InputError(f"{where}: {folder} has no question {row['category']} {row['example_id']}")
-            other = [k for k in bbq.KEYS if k in row and k != "example_id" and row[k] != question[k]]
-            if other:
+            differing = [k for k in bbq.KEYS if k in row and k != "example_id" and row[k] != question[k]]
+            if differing:
                 raise InputError(
-                    f"{where}: '{other[0]}' is not that of the question in {folder}; give the data it is of"
+                    f"{where}: '{differing[0]}' is not that of the question in {folder}; give the data it is of"
                 )
             row = {**row, **question}
         completed.append((where, row))
@@ -139,7 +145,7 @@ def _with_questions(rows: list[Located], config: ScoreConfig) -> list[Located]:
 
 
 def _questions(folder: Path, category: str) -> list[Located]:
-    """The rows of a category's file. InputError where it is not there."""
+    """Returns the rows of a category's file. Raises InputError if it is not there."""
     path = bbq.files(folder, QuestionsConfig(categories=[category]))[0]
     return list(read_jsonl(path, bbq.KEYS))
 
@@ -150,7 +156,7 @@ def _items(rows: list[Located], config: ScoreConfig) -> list[Item]:
         supplement = bbq_groups.supplement_path(config.folder) if config.folder else None
         if config.folder is None or supplement is None:
             raise InputError(f"{category} needs BBQ's supplement: put {bbq_groups.SUPPLEMENT} into bbq/ of --data-dir")
-        # from the whole file: whether the targets have the polarity applied is seen from siblings
+        # of the whole file, since sibling questions show whether the targets have the polarity applied
         biased[category] = bbq_groups.Supplement(supplement).biased(_questions(config.folder, category))
     items = [bbq.item(w, r, biased.get(r["category"], {}).get(str(r["example_id"]))) for w, r in rows]
     seen: dict[str, str] = {}
@@ -161,36 +167,36 @@ def _items(rows: list[Located], config: ScoreConfig) -> list[Item]:
     return items
 
 
-def _told(metrics: list[Metric], records: list[Record], unread: dict[str, Counter[str]]) -> dict[str, Any]:
+def _all_scores(metrics: list[Metric], records: list[Record], unread: dict[str, Counter[str]]) -> dict[str, Any]:
     categories = {c: _scores(metrics, records, c, c, unread[c]) for c in unread}
     everything = sum(unread.values(), Counter())
-    told = {"categories": categories, "all": _scores(metrics, records, "all", None, everything)}
+    scores = {"categories": categories, "all": _scores(metrics, records, "all", None, everything)}
     if len(unread) > 1:
-        told[MEAN_KEY] = _scores(metrics, records, MEAN, None, everything)
-    return told
+        scores[MEAN_KEY] = _scores(metrics, records, MEAN, None, everything)
+    return scores
 
 
 def _scores(
     metrics: list[Metric], records: list[Record], part: str, category: str | None, unread: Counter[str]
 ) -> dict[str, Any]:
-    """The scores of a part of the metrics; `category` says which records are counted (None: all)."""
-    found = {m.name: m for m in metrics if m.category == part}
+    """Returns the scores of one part of the metrics. `category` selects the records to count; None selects all."""
+    by_name = {m.name: m for m in metrics if m.category == part}
     chosen = [r for r in records if category in (None, r["category"])]
     contexts = Counter(r["context_condition"] for r in chosen)
     return {
-        **{name: found[name].value if name in found else None for name in SCORES},
+        **{name: by_name[name].value if name in by_name else None for name in SCORES},
         "n_ambig": contexts["ambig"],
         "n_disambig": contexts["disambig"],
         "unread": sum(unread.values()),
         "unread_reasons": dict(unread),
         "not_one_target": sum(not r["one_target"] for r in chosen),
-        "intervals": {n: [found[n].low, found[n].high] for n in SCORES if n in found},
-        "notes": {n: found[n].note for n in SCORES if n in found and found[n].note},
+        "intervals": {n: [by_name[n].low, by_name[n].high] for n in SCORES if n in by_name},
+        "notes": {n: by_name[n].note for n in SCORES if n in by_name and by_name[n].note},
     }
 
 
 def table(result: dict[str, Any]) -> str:
-    """The scores as text, in per cent as Parrish et al. print them, with 95% intervals."""
+    """Formats the scores as text, in per cent as Parrish et al. print them, with 95% intervals."""
     lines = [("category", *SCORES, "read", "unread")]
     parts = {**result["categories"], **{k: result[k] for k in ("all", MEAN_KEY) if k in result}}
     for name, s in parts.items():

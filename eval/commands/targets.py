@@ -1,8 +1,8 @@
-"""Which checkpoints `eval run` evaluates, at which step each stands, and in which folder its results lie.
+"""Which checkpoints `eval run` evaluates, at which step each stands, and which folder its results go to.
 
-One model goes to --output itself. Revisions, and the checkpoints of a training's output folder, go to a subfolder each,
-one curve for `eval report`; several models go to a subfolder each, named after the model alone, so that a longer list
-finds what a shorter one has done.
+A single model goes to --output itself. Revisions, and the checkpoints of a training's output folder, go to a subfolder
+each, and form one curve in `eval report`. Several models go to a subfolder each, named only after the model, so that a
+longer list finds what a shorter one has evaluated.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from eval.models.target import (
 log = logging.getLogger(__name__)
 
 STEP = re.compile(r"(?:^|[-_/])step[-_]?(\d+)(?=$|[-_/])")
-"""In a revision's name: Pythia's step1000, OLMo's step1000-tokens4B and stage1-step1000-tokens3B."""
+"""The step in a revision's name: Pythia's step1000, OLMo's step1000-tokens4B and stage1-step1000-tokens3B."""
 COMMIT = re.compile(r"hub:([0-9a-f]{40})")
 
 
 @dataclass
 class Listed:
-    """A line of --models FILE, written like the options of the command; or what the command line gives."""
+    """A line of --models FILE, written like the command's options, or what the command line gives."""
 
     model: list[str] = field(default_factory=list)
     revision: list[str] = field(default_factory=list)
@@ -59,9 +59,10 @@ class Listed:
 
 
 def targets(config: RunConfig) -> tuple[Path, list[Target]]:
-    """The output folder, and the checkpoints in the order in which they are evaluated.
+    """Returns the output folder, and the checkpoints in the order of evaluation.
 
-    Raises InputError for what does not go together, and where two would share a folder.
+    Raises:
+        InputError: Options contradict each other, or two checkpoints would share a folder.
     """
     models = list(dict.fromkeys(config.model))
     several = len(models) > 1 or config.models is not None
@@ -72,21 +73,31 @@ def targets(config: RunConfig) -> tuple[Path, list[Target]]:
     listed = [Listed([model], config.revision, config.adapter, config.step) for model in models]
     listed += read_list(Path(config.models), config.revision) if config.models else []
     output = Path(config.output or Path("runs") / "eval" / ("" if several else Path(models[0]).name))
-    found: dict[Path, Target] = {}
+    by_folder: dict[Path, Target] = {}
     for entry in listed:
-        if config.scorer == "endpoint":  # a name that is served, even where a folder is called so here
+        if config.scorer == "endpoint":  # a served name, even if a local folder has the same name
             folder = output / safe_name(entry.name.replace("/", "--")) if several else output
             revision = entry.revision[0] if entry.revision else None
-            found[folder] = Target(entry.name, entry.adapter, revision, entry.step or 0, RLHF_STEP, folder)
+            by_folder[folder] = Target(entry.name, entry.adapter, revision, entry.step or 0, RLHF_STEP, folder)
             continue
         for target in _expanded(entry, output / folder_name(entry.name, entry.adapter) if several else output, several):
-            if found.setdefault(target.folder, target) != target:
-                raise InputError(f"{target} is given twice, with steps {found[target.folder].step} and {target.step}")
-    return output, list(found.values())
+            if by_folder.setdefault(target.folder, target) != target:
+                raise InputError(
+                    f"{target} is given twice, with steps {by_folder[target.folder].step} and {target.step}"
+                )
+    return output, list(by_folder.values())
 
 
 def read_list(path: Path, revisions: list[str]) -> list[Listed]:
-    """The lines of --models FILE; `revisions` holds for a line without its own. InputError names the line."""
+    """Reads --models FILE.
+
+    Args:
+        path: The file.
+        revisions: The revisions of a hub model whose line gives none.
+
+    Raises:
+        InputError: A line cannot be used, which the message names, or there is none.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -118,9 +129,9 @@ def _expanded(entry: Listed, folder: Path, several: bool) -> list[Target]:
                 f"{path} is a training's output folder, evaluated at all its checkpoints: --revision, --adapter and "
                 f"--step do not go with it; give one of its checkpoints, {steps[max(steps)]}"
             )
-        return [alone(of, folder / step_folder(step)) for step, of in sorted(steps.items())]
+        return [single_target(checkpoint, folder / step_folder(step)) for step, checkpoint in sorted(steps.items())]
     if not entry.revision:
-        return [alone(path, folder, entry)]
+        return [single_target(path, folder, entry)]
     if path.exists():
         raise InputError(f"--revision names a revision on the hub, and {path} is local: leave it out")
     if len(entry.revision) == 1:
@@ -138,13 +149,16 @@ def _expanded(entry: Listed, folder: Path, several: bool) -> list[Target]:
 
 
 def step_of(revision: str) -> int | None:
-    """The training step that a revision's name carries, None without one."""
-    found = STEP.search(revision)
-    return int(found[1]) if found else None
+    """Returns the training step in a revision's name, or None."""
+    match = STEP.search(revision)
+    return int(match[1]) if match else None
 
 
 def _steps(revisions: list[str]) -> tuple[list[int], str]:
-    """The step of each revision and what it counts: positions where a name has no step or two have the same."""
+    """Returns the step of each revision and what it counts.
+
+    Falls back to positions if a name has no step or two have the same.
+    """
     steps = [step_of(r) for r in revisions]
     known = [s for s in steps if s is not None]
     if len(set(known)) == len(revisions):
@@ -157,22 +171,31 @@ def _steps(revisions: list[str]) -> tuple[list[int], str]:
 
 
 def _chosen_checkpoints(folder: Path) -> dict[int, Path]:
-    """step -> complete checkpoint-N of a training's output folder; empty for any other folder."""
+    """Returns {step: complete checkpoint-N} of a training's output folder; {} for any other folder."""
     if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
         return {}
-    found = numbered_checkpoints(folder)
+    checkpoints = numbered_checkpoints(folder)
     complete = complete_checkpoints(folder)
-    if left := sorted(found.keys() - complete.keys()):
-        log.warning("%s: checkpoints %s are not complete and left out", folder, ", ".join(map(str, left)))
+    if incomplete := sorted(checkpoints.keys() - complete.keys()):
+        log.warning("%s: checkpoints %s are not complete and left out", folder, ", ".join(map(str, incomplete)))
     return complete
 
 
-def alone(path: Path, folder: Path, entry: Listed | None = None) -> Target:
-    """A model by itself, or a checkpoint folder of our trainers with the base and step recorded in it."""
+def single_target(path: Path, folder: Path, entry: Listed | None = None) -> Target:
+    """Returns the target of one model, or of a checkpoint with the base and step that its trainer recorded in it.
+
+    Args:
+        path: A checkpoint or model folder, or a hub id as a path.
+        folder: The results folder.
+        entry: The line or options that name the model. None for a checkpoint found in a training's output folder.
+
+    Raises:
+        InputError: The checkpoint is an adapter and another is given, or its base model is not there.
+    """
     name = entry.name if entry else str(path)
     adapter = entry.adapter if entry else None
     policy = read_policy(path)
-    step, counts = policy.get("rlhf_step"), policy.get("step_name", RLHF_STEP)
+    step, step_name = policy.get("rlhf_step"), policy.get("step_name", RLHF_STEP)
     revision = None
     if policy and (path / "adapter_config.json").is_file():
         if adapter:
@@ -180,8 +203,8 @@ def alone(path: Path, folder: Path, entry: Listed | None = None) -> Target:
         name, adapter, revision = policy["model"], str(path), policy.get("revision")
         if Path(name).exists():
             revision = None
-        elif found := COMMIT.fullmatch(policy.get("base_weights", "")):
-            revision = found[1]  # the branch may have moved on since
+        elif commit := COMMIT.fullmatch(policy.get("base_weights", "")):
+            revision = commit[1]  # the branch may have moved since training
         elif not is_hub_id(name):
             raise InputError(
                 f"checkpoint {path} was trained on '{name}', which is not there; give the base as --model and the "
@@ -189,20 +212,20 @@ def alone(path: Path, folder: Path, entry: Listed | None = None) -> Target:
             )
     elif adapter:
         recorded = read_policy(Path(adapter))
-        step, counts = recorded.get("rlhf_step"), recorded.get("step_name", RLHF_STEP)
+        step, step_name = recorded.get("rlhf_step"), recorded.get("step_name", RLHF_STEP)
     elif step is None and (path / "trainer_state.json").is_file() and (m := CHECKPOINT.fullmatch(path.name)):
-        step, counts = int(m[1]), TRAINING_STEP
+        step, step_name = int(m[1]), TRAINING_STEP
     if entry and entry.step is not None:
         if step not in (None, entry.step):
             log.warning("%s: --step %d is used, although %d is recorded", path, entry.step, step)
         step = entry.step
-    return Target(name, adapter, revision, step or 0, counts, folder)
+    return Target(name, adapter, revision, step or 0, step_name, folder)
 
 
 def folder_name(model: str, adapter: str | None = None) -> str:
-    """A folder name that belongs to this model alone: 'EleutherAI/pythia-70m' -> 'EleutherAI--pythia-70m'.
+    """Returns a folder name that is unique to the model: 'EleutherAI/pythia-70m' -> 'EleutherAI--pythia-70m'.
 
-    A local path gets a hash of the whole path, so that two folders of one name stay apart.
+    A local path gets a hash of the whole path, so that two folders of one name do not collide.
     """
     path = Path(model)
     if path.exists():

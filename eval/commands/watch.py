@@ -1,9 +1,10 @@
 """`python -m eval watch OUTPUT_DIR`: evaluates a training's checkpoints as they become complete, beside the training.
 
-Results, and so records, are those of the evaluation in the training process and of `eval run --model OUTPUT_DIR`: the
-same OUTPUT_DIR/eval/step-N. A checkpoint is complete when it has policy.json, which is written last. A step that
-another process is writing is left and looked at again later, so that several watchers share the work. The end: the
-training's result file is there, and all complete checkpoints are evaluated. `evaluate_output` does it afterwards.
+The results are the same as those of the evaluation in the training process and of `eval run --model OUTPUT_DIR`, and go
+to the same OUTPUT_DIR/eval/step-N. A checkpoint is complete when it has policy.json, which is written last. A step that
+another process is writing is skipped and checked again later, so that several watchers share the work. The command ends
+when the training's result file is there and all complete checkpoints are evaluated. `evaluate_output` does the same
+after a training.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from typing import Any, get_type_hints
 from filelock import FileLock, Timeout
 
 from eval.cli.dispatch import JSON_HELP, CommandOutput
-from eval.commands.run import evaluate_target, free_memory, told_of_several
+from eval.commands.run import evaluate_target, format_summaries, free_memory
 from eval.commands.run_config import RunConfig
-from eval.commands.targets import alone
+from eval.commands.targets import single_target
 from eval.config import EvaluationConfig
 from eval.errors import FAILURES, InputError, log_failure, nearest
 from eval.files import prepare_output, read_json
@@ -35,15 +36,15 @@ from eval.tracking.during_training import not_sent
 log = logging.getLogger(__name__)
 
 RUN_FILE, EVALUATION_FILE = "run.json", "evaluation.json"
-"""What a trainer writes into its output folder at the start: what it is, and how its checkpoints are evaluated."""
+"""Files that a trainer writes into its output folder at the start: its description, and how to evaluate checkpoints."""
 CLAIM = ".watch.lock"
-"""Held in a step's folder by the watcher that is on it, from before the model is loaded."""
+"""Lock file in a step's folder. The watcher that evaluates the step holds it from before the model is loaded."""
 POLL_SECONDS = 30.0
 
 
 @dataclass
 class WatchOptions:
-    """`eval watch`, without the options of the evaluation."""
+    """Options of `eval watch`, without those of the evaluation."""
 
     output_dir: str = field(default="", metadata={"help": "output folder of a training, there already or not yet"})
     dtype: str = field(
@@ -70,7 +71,7 @@ class WatchOptions:
 
 
 def config_type() -> type:
-    """WatchOptions with every option of EvaluationConfig, None where it is not given."""
+    """Returns WatchOptions with every option of EvaluationConfig, None by default."""
     hints = get_type_hints(EvaluationConfig)
     options: list[Any] = []
     for f in fields(EvaluationConfig):
@@ -80,14 +81,14 @@ def config_type() -> type:
 
 
 class Patience:
-    """How long nothing new came; over after so many minutes, never where that is None."""
+    """The time since something new came. It is over after `minutes`, or never if that is None."""
 
     def __init__(self, minutes: float | None) -> None:
         self.minutes = minutes
         self.renew()
 
     def renew(self) -> None:
-        """Something new came."""
+        """Restarts the time, because something new came."""
         self.since = time.monotonic()
 
     @property
@@ -96,9 +97,12 @@ class Patience:
 
 
 class Watched:
-    """The complete checkpoints of a training, each evaluated once into OUTPUT/eval/step-N.
+    """A training's complete checkpoints, each evaluated once into OUTPUT/eval/step-N.
 
-    done: the summaries by step; failed: why, by checkpoint; unsent: what of the results is not on W&B, and why, last.
+    Attributes:
+        done: The summaries by step.
+        failed: (checkpoint, reason) by step.
+        unsent: Which results are not on W&B, and why, as of the last attempt. None if all are.
     """
 
     def __init__(self, output: Path, config: RunConfig, publish: bool = False) -> None:
@@ -111,14 +115,18 @@ class Watched:
         self.unsent: str | None = None
 
     def complete(self) -> dict[int, Path]:
-        """step -> checkpoint folder, in the order of the steps."""
+        """Returns {step: checkpoint folder}, ordered by step."""
         return {s: p for s, p in sorted(numbered_checkpoints(self.output).items()) if (p / POLICY_FILE).is_file()}
 
     def folder(self, step: int) -> Path:
         return self.output / "eval" / step_folder(step)
 
-    def look(self) -> tuple[int, list[int]]:
-        """Evaluates what is complete and free: how many that were, and the steps that other processes are on."""
+    def evaluate_ready(self) -> tuple[int, list[int]]:
+        """Evaluates the complete checkpoints that no other process is on.
+
+        Returns:
+            How many were handled, and the steps that other processes are on.
+        """
         handled, busy = 0, []
         for step, checkpoint in self.complete().items():
             if step in self.done or step in self.failed:
@@ -126,7 +134,7 @@ class Watched:
             try:
                 with _claimed(self.folder(step)):
                     log.info("step %d: %s, into %s", step, checkpoint, self.folder(step))
-                    target = alone(checkpoint, self.folder(step))
+                    target = single_target(checkpoint, self.folder(step))
                     self.done[step] = evaluate_target(target, self.config, self.planned)
             except Busy:
                 busy.append(step)
@@ -140,27 +148,31 @@ class Watched:
         return handled, busy
 
     def send(self, pictures: bool = False) -> None:
-        """Publishes what was not sent yet; what goes wrong there is told and stops nothing."""
+        """Publishes what is not on W&B yet. A failure is kept in `unsent` and stops nothing."""
         self.unsent = not_sent(self.output, pictures)
 
     def summaries(self) -> list[dict[str, Any]]:
-        """In the order of the steps."""
+        """Returns the summaries, ordered by step."""
         return [self.done[step] for step in sorted(self.done)]
 
     def errors(self) -> list[str]:
-        """What went wrong, a line each."""
-        found = [f"{path.name}: {why}" for path, why in (self.failed[s] for s in sorted(self.failed))]
-        if found:
-            n = len(found) + len(self.done)
-            found[0] = f"{len(found)} of {n} checkpoints failed, the others are done: {found[0]}"
+        """Returns what went wrong, as lines."""
+        lines = [f"{path.name}: {why}" for path, why in (self.failed[s] for s in sorted(self.failed))]
+        if lines:
+            n = len(lines) + len(self.done)
+            lines[0] = f"{len(lines)} of {n} checkpoints failed, the others are done: {lines[0]}"
         if self.unsent:
-            found.append(self.unsent)
-        return found
+            lines.append(self.unsent)
+        return lines
 
 
 @contextmanager
 def _claimed(folder: Path) -> Iterator[None]:
-    """Keeps other watchers off the step, so that none loads a model for what another is doing. Raises Busy."""
+    """Locks a step's folder, so that no other watcher loads a model for it.
+
+    Raises:
+        Busy: Another watcher holds the lock.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / CLAIM)
     try:
@@ -174,15 +186,19 @@ def _claimed(folder: Path) -> Iterator[None]:
 
 
 def evaluate_output(output: Path, config: EvaluationConfig, device: str = "auto") -> list[dict[str, Any]]:
-    """Evaluates every complete checkpoint in `output` that is not evaluated yet; the summaries of all, by step.
+    """Evaluates every complete checkpoint in `output` that is not evaluated yet, and waits for those of other watchers.
 
-    A step that a watcher is on is waited for. Raises InputError at the end where one failed, with the others done.
+    Returns:
+        All summaries, ordered by step.
+
+    Raises:
+        InputError: A checkpoint failed. Raised at the end, with the others done.
     """
     watched = Watched(output, _run_config(config, output, device))
     prepare_output(output / "eval")
-    while any(looked := watched.look()):
-        if not looked[0]:
-            log.info("another process is evaluating steps %s: waiting for it", looked[1])
+    while any(progress := watched.evaluate_ready()):
+        if not progress[0]:
+            log.info("another process is evaluating steps %s: waiting for it", progress[1])
             time.sleep(POLL_SECONDS / 10)
     if errors := watched.errors():
         raise InputError("; ".join(errors))
@@ -190,16 +206,23 @@ def evaluate_output(output: Path, config: EvaluationConfig, device: str = "auto"
 
 
 def watch(config: Any) -> CommandOutput:
-    """`eval watch` (config: of config_type()): the text for the terminal and the object for --json.
+    """Runs `eval watch`.
 
-    Raises InputError for bad input. What goes wrong later stands in the object's 'failed' and 'error'.
+    Args:
+        config: The options, of config_type().
+
+    Returns:
+        The text for the terminal and the object for --json. Later failures are in the object's 'failed' and 'error'.
+
+    Raises:
+        InputError: Bad input.
     """
     output, patience = Path(config.output_dir), Patience(config.give_up_after)
     choose_device(config.device)
     _check_folder(output)
     given = {f.name: v for f in fields(EvaluationConfig) if (v := getattr(config, f.name)) is not None}
     evaluation = EvaluationConfig(**given) if given else None
-    if evaluation is not None:  # bad options are told before anything is waited for
+    if evaluation is not None:  # report bad options before waiting for anything
         _run_config(evaluation, output, config.device, config.dtype)
         plan(evaluation)
     evaluation = _when_started(output, evaluation, config.poll, patience)
@@ -211,7 +234,7 @@ def watch(config: Any) -> CommandOutput:
         watched.send(pictures=True)
     shown = [(watched.folder(step), watched.done[step]) for step in sorted(watched.done)]
     failed = [(path, step, why) for step, (path, why) in sorted(watched.failed.items())]
-    text = told_of_several(output / "eval", shown, [(path.name, why) for path, _, why in failed])
+    text = format_summaries(output / "eval", shown, [(path.name, why) for path, _, why in failed])
     return text, {
         "output": str(output),
         "done": [{**summary, "output": str(folder)} for folder, summary in shown],
@@ -221,14 +244,14 @@ def watch(config: Any) -> CommandOutput:
 
 
 def _follow(watched: Watched, poll: float, patience: Patience) -> str | None:
-    """Looks until the training has ended and all is evaluated; why it gave up before, if it did."""
-    told = None
+    """Evaluates until the training has ended and all is evaluated. Returns why it gave up before that, or None."""
+    logged = None
     while True:
-        ended = _ended(watched.output)  # looked at first: no checkpoint comes after it
-        handled, busy = watched.look()
+        ended = _ended(watched.output)  # read first: no checkpoint comes after it
+        handled, busy = watched.evaluate_ready()
         if ended and not handled and not busy:
-            if left := numbered_checkpoints(watched.output).keys() - watched.complete().keys():
-                log.warning("%s: checkpoints %s are not complete and left out", watched.output, sorted(left))
+            if incomplete := numbered_checkpoints(watched.output).keys() - watched.complete().keys():
+                log.warning("%s: checkpoints %s are not complete and left out", watched.output, sorted(incomplete))
             return None
         if handled or busy:
             patience.renew()
@@ -239,14 +262,14 @@ def _follow(watched: Watched, poll: float, patience: Patience) -> str | None:
             )
         state = f"{len(watched.done)} evaluated{f', others are on steps {busy}' if busy else ''}"
         if not handled:
-            if state != told:
+            if state != logged:
                 log.info("%s: %s; %s", watched.output, state, "waiting for them" if ended else "waiting for more")
-            told = state
+            logged = state
             time.sleep(poll)
 
 
 def _ended(output: Path) -> bool:
-    """Whether the file is there that the training writes last: run.json's `result`, or ALGORITHM.json."""
+    """Returns True if the training's last file is there: run.json's `result`, or ALGORITHM.json."""
     run = read_json(output / RUN_FILE) or {}
     name = run.get("result") or (f"{run['algorithm']}.json" if "algorithm" in run else None)
     return name is not None and (output / name).is_file()
@@ -265,32 +288,40 @@ def _check_folder(output: Path) -> None:
 def _when_started(
     output: Path, evaluation: EvaluationConfig | None, poll: float, patience: Patience
 ) -> EvaluationConfig:
-    """Waits until the training has made its folder, and for its evaluation where none is given."""
-    told = unasked = False
+    """Waits until the training has made its folder, and recorded its evaluation if none is given.
+
+    Raises:
+        InputError: The training has no evaluation, or nothing came for too long.
+    """
+    logged = without_evaluation = False
     while True:
-        started = (output / RUN_FILE).is_file()  # looked at first: it is written before the evaluation
-        if output.is_dir() and (found := evaluation or recorded_evaluation(output)):
+        started = (output / RUN_FILE).is_file()  # read first: it is written before the evaluation
+        if output.is_dir() and (chosen := evaluation or recorded_evaluation(output)):
             patience.renew()
-            return found
-        if started and (unasked or _ended(output)):
+            return chosen
+        if started and (without_evaluation or _ended(output)):
             raise InputError(
                 f"{output} has no {EVALUATION_FILE}: its training was given no evaluation; say what to ask by "
                 "--config eval.yaml or options such as --experiments bbq"
             )
-        unasked = started
+        without_evaluation = started
         if patience.over:
             raise InputError(
                 f"no training has started in {output} for {patience.minutes:g} minutes; give the folder of one, or "
                 "start it and watch again"
             )
-        if not told:
+        if not logged:
             log.info("waiting for the training to start in %s", output)
-            told = True
+            logged = True
         time.sleep(poll)
 
 
 def recorded_evaluation(output: Path) -> EvaluationConfig | None:
-    """The evaluation that the training was given, None without one. Raises InputError where it is not understood."""
+    """Returns the evaluation that the training was given, or None.
+
+    Raises:
+        InputError: The recorded evaluation cannot be used.
+    """
     path = output / EVALUATION_FILE
     values = read_json(path)
     if values is None:
@@ -310,7 +341,7 @@ def recorded_evaluation(output: Path) -> EvaluationConfig | None:
 def _run_config(
     evaluation: EvaluationConfig, output: Path, device: str, dtype: str = "auto", trust_remote_code: bool = False
 ) -> RunConfig:
-    """What `eval run` would be asked for the same."""
+    """Returns the options of `eval run` for the same evaluation."""
     return RunConfig(
         **dataclasses.asdict(evaluation), model=[str(output)], output=str(output / "eval"), device=device,
         dtype=dtype, trust_remote_code=trust_remote_code,

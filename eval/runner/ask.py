@@ -1,4 +1,4 @@
-"""Asks a scorer the questions of a chunk and makes records of its answers."""
+"""Scores the questions of a chunk and makes records of the answers."""
 
 from __future__ import annotations
 
@@ -16,63 +16,75 @@ from eval.runner.store import Store
 from eval.types import Answer, IndependentScorer, Record, Scorer
 
 if TYPE_CHECKING:
-    from eval.runner.answered import Known
+    from eval.runner.answered import Answered
 
-SAMPLED_COST = 8  # a sampled reasoning counts as so many scored prompts on the progress bar
-KEPT_EVERY = 1.0  # seconds after which answers that stand alone are written
+SAMPLED_COST = 8  # progress-bar units of a sampled reasoning; a scored prompt is 1
+WRITE_EVERY = 1.0  # seconds between writes where each prompt is answered by itself
 
 
-class Asking:
-    """Asks questions of a chunk together and appends to a store what is not known; with each, the bar moves on.
+class Evaluator:
+    """Scores questions of one chunk together and appends the new records to a store.
 
-    Returns what they are worth on it.
+    Moves the progress bar with each answer. With `answered`, records of questions that it already holds are not
+    appended.
     """
 
     def __init__(
-        self, scorer: Scorer, config: EvaluationConfig, style: str, bar: Any, known: Known | None = None
+        self, scorer: Scorer, config: EvaluationConfig, style: str, bar: Any, answered: Answered | None = None
     ) -> None:
         self.scorer = scorer
         self.config = config
         self.style = style
         self.bar = bar
-        self.known = known
+        self.answered = answered
 
-    def __call__(self, job: Job, together: list[Question], store: Store) -> int:
+    def __call__(self, job: Job, questions: list[Question], store: Store) -> int:
+        """Scores the questions and appends their records.
+
+        Args:
+            job: The job that the questions belong to.
+            questions: The questions to score in one batch.
+            store: The store or shard that the records go to.
+
+        Returns:
+            The questions' share of the progress bar, in its units.
+        """
         store.begin_session()
         part = job.experiment, "with_reasoning" if job.reasoning else "without_reasoning"
-        began = time.monotonic()
-        for new in _as_they_come(self.scorer, self.config, self.style, together, self.bar):
-            if self.known is not None:
-                new = [r for r in new if record_key(r) not in self.known.done]
-                self.known.learn(new)
-            store.append(new, part, time.monotonic() - began, self.scorer.describe())
-            began = time.monotonic()
-        return sum(cost(q) for q in together)
+        started = time.monotonic()
+        for new in _record_batches(self.scorer, self.config, self.style, questions, self.bar):
+            if self.answered is not None:
+                new = [r for r in new if record_key(r) not in self.answered.done]
+                self.answered.add(new)
+            store.append(new, part, time.monotonic() - started, self.scorer.describe())
+            started = time.monotonic()
+        return sum(cost(q) for q in questions)
 
 
 def cost(question: Question) -> int:
-    """What a question is worth on the progress bar."""
+    """Returns a question's share of the progress bar, in its units."""
     return SAMPLED_COST if question.condition.reasoning else 1
 
 
-def _as_they_come(
+def _record_batches(
     scorer: Scorer, config: EvaluationConfig, style: str, chunk: list[Question], bar: Any
 ) -> Iterator[list[Record]]:
-    """The records of a chunk: all at once, or, where answers stand alone, those of each second, also before an end by
-    an error or by Ctrl-C.
+    """Yields a chunk's records: all at once, or about every second if each prompt is answered by itself.
+
+    In the second case the finished records are also yielded before an error or Ctrl-C ends the loop.
     """
     if not isinstance(scorer, IndependentScorer):
-        yield _ask(scorer, config, style, chunk, bar)
+        yield _score_together(scorer, config, style, chunk, bar)
         return
     records: list[Record] = []
-    kept = time.monotonic()
+    last_write = time.monotonic()
     try:
-        for i, reasoning, answer in _alone(scorer, config, chunk):
+        for i, reasoning, answer in _independent_answers(scorer, config, chunk):
             records.append(_record(chunk[i].columns(style, config), _checked(answer, chunk[i]), reasoning))
             bar.update(cost(chunk[i]))
-            if time.monotonic() - kept > KEPT_EVERY:
+            if time.monotonic() - last_write > WRITE_EVERY:
                 yield records
-                records, kept = [], time.monotonic()
+                records, last_write = [], time.monotonic()
     except (Exception, KeyboardInterrupt):
         if records:
             yield records
@@ -80,10 +92,10 @@ def _as_they_come(
     yield records
 
 
-def _alone(
+def _independent_answers(
     scorer: IndependentScorer, config: EvaluationConfig, chunk: list[Question]
 ) -> Iterator[tuple[int, str | None, Answer]]:
-    """(index into the chunk, reasoning, answer), as they are done."""
+    """Yields (index into the chunk, reasoning, answer) in the order in which the answers arrive."""
     if not chunk[0].condition.reasoning:
         yield from ((i, None, answer) for i, answer in scorer.score([q.prompt() for q in chunk]))
         return
@@ -93,8 +105,10 @@ def _alone(
     )
 
 
-def _ask(scorer: Scorer, config: EvaluationConfig, style: str, chunk: list[Question], bar: Any) -> list[Record]:
-    """The records of a chunk, in its order; reasoning is sampled first where the condition has it."""
+def _score_together(
+    scorer: Scorer, config: EvaluationConfig, style: str, chunk: list[Question], bar: Any
+) -> list[Record]:
+    """Returns a chunk's records in its order. Reasoning is sampled first if the condition has it."""
     reasoning: list[str | None] = [None for _ in chunk]
     if chunk[0].condition.reasoning:
         seeds = [q.seed(config.seed) for q in chunk]
@@ -110,7 +124,7 @@ def _ask(scorer: Scorer, config: EvaluationConfig, style: str, chunk: list[Quest
 
 
 def _checked(answer: Answer, question: Question) -> Answer:
-    """The answer; InputError for log-probabilities that are none."""
+    """Returns the answer. Raises InputError if a log-probability is not finite."""
     if "no_answer" not in answer.extra and not np.isfinite(answer.logprobs).all():
         raise InputError(
             f"{question.key}: log-probabilities {answer.logprobs.tolist()} are not finite; the model or its dtype "
@@ -120,10 +134,10 @@ def _checked(answer: Answer, question: Question) -> Answer:
 
 
 def _record(columns: Record, answer: Answer, reasoning: str | None) -> Record:
-    given = {
+    answer_columns = {
         "logprobs": None if "no_answer" in answer.extra else [float(x) for x in answer.logprobs],
         "prompt_tokens": answer.prompt_tokens,
         "boundary_moved": answer.boundary_moved,
         **answer.extra,
     }
-    return columns | given | ({} if reasoning is None else {"reasoning": reasoning})
+    return columns | answer_columns | ({} if reasoning is None else {"reasoning": reasoning})

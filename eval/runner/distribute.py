@@ -1,9 +1,9 @@
-"""Several processes share the questions of a checkpoint (`eval run` under torchrun or accelerate launch).
+"""Shares one checkpoint's questions among several processes (`eval run` under torchrun or accelerate launch).
 
-The unit is a chunk of eval.runner.plan, asked in the company that it has in one process, so that the records are the
-same, on a CPU bit for bit. Rank 0 leads: it alone holds the folder's lock, says who asks which chunks, takes in the
-shards (eval.runner.shards) when all are asked, and then goes through the plan as one process would, finding everything
-there. The others only ask.
+The unit of work is a chunk of eval.runner.plan. A chunk is batched as in a single process, so the records are the same
+(on a CPU bit for bit). Rank 0 leads. It alone holds the folder's lock and assigns chunks to ranks. When all are scored
+it merges the shards (eval.runner.shards) and then goes through the plan as a single process would, finding every answer
+there. The other ranks only score their chunks.
 """
 
 from __future__ import annotations
@@ -18,29 +18,36 @@ from eval.config import EvaluationConfig
 from eval.errors import InputError
 from eval.runner.keys import IDENTITY, SELECTION
 from eval.runner.plan import Job, Plan, Question
-from eval.runner.processes import Team
+from eval.runner.processes import ProcessGroup
 from eval.runner.shards import Shard, done_in, new_records, summed
 from eval.runner.store import Store
 from eval.types import Prompt, Scorer
 
 if TYPE_CHECKING:
-    from eval.runner.answered import Known
+    from eval.runner.answered import Answered
 
 SAMPLED_TOKEN = 2.0
-"""Sampling a token costs about as much as reading so many; asked for only to level what is left between the shares."""
-CHARACTERS = 4  # of a token, about
+"""Approximate cost of sampling a token, in tokens read. It only balances the shares."""
+CHARACTERS = 4  # approximate length of a token
 
 Portion = tuple[int, list[int] | None]
-"""The number of a chunk within the plan, and which of its questions are asked together; None: all."""
-Ask = Callable[[Job, list[Question], Store], int]
-"""Asks questions of a chunk together and appends what is new to a store; what that is worth on the progress bar."""
+"""(chunk's number within the plan, indices of its questions to score together or None for all)."""
+EvaluateChunk = Callable[[Job, list[Question], Store], int]
+"""(job, questions, store) -> progress-bar units: scores the questions together and appends the new records."""
 
 
 def assigned(costs: dict[int, tuple[bool, float]], size: int) -> list[list[int]]:
-    """{chunk: (with reasoning, estimated cost)} -> the chunks of each of `size` processes, in the plan's order.
+    """Assigns chunks to processes: longest first, each to the process with the least work so far.
 
-    Longest first, each to the process that has least so far; chunks with reasoning before all others, so that each
-    kind is shared evenly although their costs are only roughly known to each other.
+    Chunks with reasoning come before all others. Each kind is then shared evenly, although their costs are comparable
+    only roughly.
+
+    Args:
+        costs: {chunk: (with reasoning, estimated cost)}.
+        size: Number of processes.
+
+    Returns:
+        The chunks of each process, in the plan's order.
     """
     shares: list[list[int]] = [[] for _ in range(size)]
     loads = [0.0] * size
@@ -52,149 +59,185 @@ def assigned(costs: dict[int, tuple[bool, float]], size: int) -> list[list[int]]
 
 
 def cost(questions: Sequence[Question], max_new_tokens: int) -> float:
-    """What asking them costs, in tokens read, by the length of their texts."""
+    """Returns the estimated cost of scoring the questions, in tokens read, from the length of their texts."""
     read = sum(len(turn.text) for q in questions for turn in q.prompt().turns) / CHARACTERS
     return read + SAMPLED_TOKEN * max_new_tokens * sum(q.condition.reasoning for q in questions)
 
 
-def deals(planned: Plan, known: Known, config: EvaluationConfig, size: int) -> Iterator[list[list[Portion]]]:
-    """What is not known yet, dealt out: the portions of each process, in one deal.
+def deals(planned: Plan, answered: Answered, config: EvaluationConfig, size: int) -> Iterator[list[list[Portion]]]:
+    """Yields rounds of work: in each, the portions of pending questions of every process.
 
-    With a precision there are many: the next chunks of a job, one each, until what is known by then tells to stop, the
-    chunks being looked at in their order as by one process. The caller brings `known` up to date between two deals.
+    Without a precision there is one round. With a precision there are many: the next pending chunks of a job, one for
+    each process, until the answers so far meet the stopping rule. The rule reads the chunks in the order in which a
+    single process would. The caller brings `answered` up to date between two rounds.
     """
     chunks = list(enumerate((job, chunk) for job in planned.jobs for chunk in job.chunks))
 
     def portion(n: int, chunk: list[Question]) -> Portion:
-        left = {q.key for q in known.left(chunk)}
-        return n, None if len(left) == len(chunk) else [i for i, q in enumerate(chunk) if q.key in left]
+        pending = {q.key for q in answered.pending(chunk)}
+        return n, None if len(pending) == len(chunk) else [i for i, q in enumerate(chunk) if q.key in pending]
 
     if config.precision is None:
-        left = {n: chunk for n, (_, chunk) in chunks if known.left(chunk)}
+        pending = {n: chunk for n, (_, chunk) in chunks if answered.pending(chunk)}
         costs = {
-            n: (chunk[0].condition.reasoning, cost(known.left(chunk), config.cot_max_new_tokens))
-            for n, chunk in left.items()
+            n: (chunk[0].condition.reasoning, cost(answered.pending(chunk), config.cot_max_new_tokens))
+            for n, chunk in pending.items()
         }
-        if left:
-            yield [[portion(n, left[n]) for n in share] for share in assigned(costs, size)]
+        if pending:
+            yield [[portion(n, pending[n]) for n in share] for share in assigned(costs, size)]
         return
     for job in planned.jobs:
-        watch, waiting = job.watch(config.precision), [(n, chunk) for n, (of, chunk) in chunks if of is job]
-        while waiting:
-            if not known.left(waiting[0][1]):
-                if watch.look([known.done[q.key] for q in waiting.pop(0)[1]]):
+        watch, remaining = job.watch(config.precision), [(n, chunk) for n, (owner, chunk) in chunks if owner is job]
+        while remaining:
+            if not answered.pending(remaining[0][1]):
+                if watch.look([answered.done[q.key] for q in remaining.pop(0)[1]]):
                     break
                 continue
-            wanted = [portion(n, chunk) for n, chunk in waiting if known.left(chunk)][:size]
+            wanted = [portion(n, chunk) for n, chunk in remaining if answered.pending(chunk)][:size]
             yield [wanted[rank : rank + 1] for rank in range(size)]
 
 
 @runtime_checkable
 class SelfChecking(Protocol):
-    """A scorer that finds out on the first prompts how it may score."""
+    """A scorer that chooses its method of scoring by a check on its first prompts."""
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Finds it out on these prompts, as if they were asked."""
+        """Runs the check on these prompts, as if they were scored."""
         ...
 
 
 class Share:
-    """What this process asks of a plan, into its shard; before a job's first chunk it checks its scorer on the prompts
-    on which one process would have: the first of that job and of those before it.
+    """This process's share of a plan, scored into its shard.
+
+    Before the first chunk of a job, the scorer's self-check runs on the same prompts as in a single process: the first
+    chunk of that job and of each job before it.
     """
 
     def __init__(
-        self, us: Team, scorer: Scorer, planned: Plan, shard: Shard, described: dict[str, Any], ask: Ask
+        self,
+        group: ProcessGroup,
+        scorer: Scorer,
+        planned: Plan,
+        shard: Shard,
+        described: dict[str, Any],
+        evaluate_chunk: EvaluateChunk,
     ) -> None:
-        self.us = us
+        self.group = group
         self.scorer = scorer
         self.jobs = planned.jobs
         self.chunks = [(number, chunk) for number, job in enumerate(planned.jobs) for chunk in job.chunks]
         self.shard = shard
-        self.described = described | {"rank": us.rank, "processes": us.size, "done": {}}
-        self.ask = ask
+        self.described = described | {"rank": group.rank, "processes": group.size, "done": {}}
+        self.evaluate_chunk = evaluate_chunk
         self.checked = 0
 
-    def do(self, portions: list[Portion], after_each: Callable[[int], object]) -> None:
-        """Asks the portions, and tells after each what it was worth. Raises Elsewhere where another process failed."""
+    def run(self, portions: list[Portion], after_each: Callable[[int], object]) -> None:
+        """Scores the portions.
+
+        Args:
+            portions: The portions of this process in one round.
+            after_each: Called after each portion with its share of the progress bar.
+
+        Raises:
+            RemoteError: Another process failed.
+        """
         if portions and self.shard.session is None:
             self.shard.begin(self.described)
-        for number, chosen in portions:
-            self.us.look()
-            of, chunk = self.chunks[number]
-            while self.checked <= of:
+        for number, indices in portions:
+            self.group.raise_if_failed()
+            job_number, chunk = self.chunks[number]
+            while self.checked <= job_number:
                 if isinstance(self.scorer, SelfChecking):
                     self.scorer.check([q.prompt() for q in self.jobs[self.checked].chunks[0]])
                 self.checked += 1
-            together = chunk if chosen is None else [chunk[i] for i in chosen]
-            after_each(self.ask(self.jobs[of], together, self.shard))
+            batch = chunk if indices is None else [chunk[i] for i in indices]
+            after_each(self.evaluate_chunk(self.jobs[job_number], batch, self.shard))
 
 
 def lead(
-    us: Team,
+    group: ProcessGroup,
     config: EvaluationConfig,
     scorer: Scorer,
     planned: Plan,
     store: Store,
-    known: Known,
+    answered: Answered,
     described: dict[str, Any],
-    ask: Ask,
+    evaluate_chunk: EvaluateChunk,
     progress: Callable[[int], object],
 ) -> None:
-    """Rank 0's part: deals out what is not known yet and asks its own portions; ends when all is in the shards.
+    """Runs rank 0's part: hands out the pending questions and scores its own portions.
 
-    progress is told what the others have asked since it was told last, by its worth on the bar.
+    Returns when all answers are in the shards.
+
+    Args:
+        group: The processes of this job.
+        config: What to evaluate.
+        scorer: This process's scorer.
+        planned: The plan, the same on every rank.
+        store: The folder's store, locked by the caller.
+        answered: The questions that are answered already. With a precision it is brought up to date after each round.
+        described: The provenance.
+        evaluate_chunk: Scores questions into a store.
+        progress: Called with the progress-bar units that other ranks have added since the last call.
     """
     job = secrets.token_hex(4)
-    us.say("begun", {"job": job, "described": alike(described)})
-    mine = Share(us, scorer, planned, Shard(store.folder, f"{job}-rank-0"), described, ask)
-    before, heard, read = store.state["done"], 0, {}
+    group.broadcast("begun", {"job": job, "described": shared_settings(described)})
+    share = Share(group, scorer, planned, Shard(store.folder, f"{job}-rank-0"), described, evaluate_chunk)
+    done_before, reported, offsets = store.state["done"], 0, {}
 
-    def note(anew: bool = False) -> None:  # so that `eval list` knows how far it is
-        nonlocal heard
-        asked = us.count("asked")
-        if anew or asked > heard:
-            progress(asked - heard)
-            heard = asked
-            store.state["done"] = summed(before, done_in(store.folder, job))
+    def update_progress(force: bool = False) -> None:  # `eval list` reads the counts
+        nonlocal reported
+        total = group.count("asked")
+        if force or total > reported:
+            progress(total - reported)
+            reported = total
+            store.state["done"] = summed(done_before, done_in(store.folder, job))
             store.write_state()
 
     number = -1
-    for number, portions in enumerate(deals(planned, known, config, us.size)):
-        us.say(f"deal {number}", portions)
-        mine.do(portions[0], lambda _: note(True))
-        us.count(f"done {number}", 1)
-        us.wait(lambda n=number: us.count(f"done {n}") == us.size, note)
+    for number, portions in enumerate(deals(planned, answered, config, group.size)):
+        group.broadcast(f"deal {number}", portions)
+        share.run(portions[0], lambda _: update_progress(True))
+        group.count(f"done {number}", 1)
+        group.wait(lambda n=number: group.count(f"done {n}") == group.size, update_progress)
         if config.precision is not None:
-            known.learn(new_records(store.folder, job, read))
-    us.say(f"deal {number + 1}", None)
-    note(True)
+            answered.add(new_records(store.folder, job, offsets))
+    group.broadcast(f"deal {number + 1}", None)
+    update_progress(True)
 
 
-def follow(us: Team, scorer: Scorer, planned: Plan, store: Store, described: dict[str, Any], ask: Ask) -> None:
-    """The part of any other rank: asks what rank 0 deals out to it, until there is no more.
+def follow(
+    group: ProcessGroup,
+    scorer: Scorer,
+    planned: Plan,
+    store: Store,
+    described: dict[str, Any],
+    evaluate_chunk: EvaluateChunk,
+) -> None:
+    """Runs any other rank's part: scores what rank 0 hands out, until there is no more.
 
-    Raises InputError where what would be asked here is something else than there.
+    Raises:
+        InputError: This rank has other data, settings or weights than rank 0.
     """
-    begun = us.hear("begun")
-    if begun is None:
+    start = group.receive("begun")
+    if start is None:
         return
-    for name, there in begun["described"].items():
-        if name in described and (here := described[name]) != there:
+    for name, on_rank_0 in start["described"].items():
+        if name in described and (on_this_rank := described[name]) != on_rank_0:
             raise InputError(
-                f"rank {us.rank} has another {name} than rank 0 ({json.dumps(here)[:60]} here, "
-                f"{json.dumps(there)[:60]} there); give all processes the same files, and the same kind of device"
+                f"rank {group.rank} has another {name} than rank 0 ({json.dumps(on_this_rank)[:60]} here, "
+                f"{json.dumps(on_rank_0)[:60]} there); give all processes the same files, and the same kind of device"
             )
-    shard = Shard(store.folder, f"{begun['job']}-rank-{us.rank}")
-    mine = Share(us, scorer, planned, shard, described, ask)
+    shard = Shard(store.folder, f"{start['job']}-rank-{group.rank}")
+    share = Share(group, scorer, planned, shard, described, evaluate_chunk)
     for number in itertools.count():
-        portions = us.hear(f"deal {number}")
+        portions = group.receive(f"deal {number}")
         if portions is None:
             return
-        mine.do(portions[us.rank], lambda worth: us.count("asked", worth))
-        us.count(f"done {number}", 1)
+        share.run(portions[group.rank], lambda units: group.count("asked", units))
+        group.count(f"done {number}", 1)
 
 
-def alike(described: dict[str, Any]) -> dict[str, Any]:
-    """What must be the same in all processes of a job."""
+def shared_settings(described: dict[str, Any]) -> dict[str, Any]:
+    """Returns the provenance fields that must agree in all processes of a job."""
     return {name: described[name] for name in (*IDENTITY, *SELECTION) if name in described}

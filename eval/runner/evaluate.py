@@ -1,6 +1,4 @@
-"""Asks one checkpoint all questions of a configuration and keeps the answers: the same code for `eval run` and for the
-evaluation during training.
-"""
+"""Evaluates one checkpoint on all questions of a configuration, in `eval run` and during training."""
 
 from __future__ import annotations
 
@@ -15,21 +13,21 @@ from eval.config import EvaluationConfig
 from eval.metrics.measure import Cell
 from eval.metrics.sequential import RULE, Stop
 from eval.metrics.summarise import summarise
-from eval.runner.answered import Known
-from eval.runner.ask import Asking, cost
+from eval.runner.answered import Answered
+from eval.runner.ask import Evaluator, cost
 from eval.runner.distribute import follow, lead
 from eval.runner.keys import RECORDS_VERSION, by_cell, record_key
 from eval.runner.plan import Plan, Question, plan
-from eval.runner.processes import Team
+from eval.runner.processes import ProcessGroup
 from eval.runner.provenance import command, git_commit, machine, versions
-from eval.runner.shards import in_order, open_whole
+from eval.runner.shards import open_with_shards, put_in_order
 from eval.runner.store import Store
 from eval.types import IndependentScorer, Metric, Record, Scorer
 
 log = logging.getLogger(__name__)
 
 PROMPT_VERSION = 2
-"""Raised whenever the words or their joining change, so that old results are never continued with new prompts.
+"""Raised whenever the prompts' words or their joining change, so that old results are never continued with new prompts.
 Version 2 prints LSAT and GPA as the survey's file has them (39.0); version 1 printed 39.
 """
 SETTINGS = (
@@ -41,12 +39,12 @@ SETTINGS = (
 def describe_run(
     config: EvaluationConfig, planned: Plan, scorer: Scorer, policy: dict[str, Any], step: int
 ) -> dict[str, Any]:
-    """The provenance: everything a number depends on, and the command that gave it."""
+    """Returns the provenance: everything that a number depends on, and the command that produced it."""
     described = scorer.describe()
     return {
         **policy,
         **described,
-        **_asked(config, planned, step),
+        **_plan_provenance(config, planned, step),
         "git_commit": git_commit(),
         "versions": versions(described.get("scorer", "")),
         "machine": machine(),
@@ -54,8 +52,8 @@ def describe_run(
     }
 
 
-def _asked(config: EvaluationConfig, planned: Plan, step: int) -> dict[str, Any]:
-    """The part of the provenance that is known without the checkpoint."""
+def _plan_provenance(config: EvaluationConfig, planned: Plan, step: int) -> dict[str, Any]:
+    """Returns the part of the provenance that is known without the checkpoint."""
     return {
         "step": step,
         **planned.data,
@@ -69,13 +67,24 @@ def _asked(config: EvaluationConfig, planned: Plan, step: int) -> dict[str, Any]
 
 
 def finished(
-    config: EvaluationConfig, planned: Plan, folder: Path, known: dict[str, Any], step: int
+    config: EvaluationConfig, planned: Plan, folder: Path, policy: dict[str, Any], step: int
 ) -> dict[str, Any] | None:
-    """The summary of a complete folder that holds these very results, else None: a model need not be loaded for it.
+    """Returns the summary if the folder already holds exactly these results, so that no model need be loaded.
 
-    known: the policy, tokenizer, format and system turn. Of a dtype only dtype_asked is known: asked alike of the same
-    weights it is the same, and asked by name it is the one of that name. Raises InputError, before a model is loaded,
-    for a folder whose records may not be used.
+    Args:
+        config: What to evaluate.
+        planned: Its plan.
+        folder: The results folder.
+        policy: The provenance known without loading the model: policy, tokenizer, format, system turn and dtype_asked,
+            which stands for the dtype. One equal to the recorded dtype_asked gives the same dtype on the same weights;
+            one that names a dtype gives that dtype.
+        step: The checkpoint's training step.
+
+    Returns:
+        The summary, or None if the folder is not complete.
+
+    Raises:
+        InputError: The folder's records may not be used. Raised before a model is loaded.
     """
     if not folder.is_dir():
         return None
@@ -83,12 +92,12 @@ def finished(
     with store.locked():
         if not store.provenance_path.is_file():
             return None
-        found = store.provenance()
-        if known["dtype_asked"] not in (found.get("dtype_asked"), found.get("dtype")):
+        recorded = store.provenance()
+        if policy["dtype_asked"] not in (recorded.get("dtype_asked"), recorded.get("dtype")):
             return None
-        described = {**known, **_asked(config, planned, step), "dtype": found["dtype"]}
-        records = Known(store, config, planned, described["format"], store.open(described))
-        return None if records.stale_weights else store.finished(described, by_cell(records.done))
+        described = {**policy, **_plan_provenance(config, planned, step), "dtype": recorded["dtype"]}
+        answered = Answered(store, config, planned, described["format"], store.open(described))
+        return None if answered.outdated_weights else store.finished(described, by_cell(answered.done))
 
 
 def evaluate(
@@ -98,83 +107,97 @@ def evaluate(
     policy: dict[str, Any],
     step: int = 0,
     planned: Plan | None = None,
-    us: Team | None = None,
+    group: ProcessGroup | None = None,
 ) -> list[Metric]:
-    """Asks what `folder` does not hold yet, writes records and summary there, and returns the metrics.
+    """Scores the questions that `folder` does not hold yet, writes records and summary there, and returns the metrics.
 
-    A finished folder costs nothing; an interrupted one is continued and ends with the same records; one that was asked
-    something else of the same model is asked what is missing. Raises InputError where it is of another model, where a
-    record in it was asked otherwise than it would be now, and where another process writes it.
+    A finished folder costs nothing. An interrupted one is continued and ends with the same records. A folder with
+    another selection of the same model is extended by what is missing.
 
-    With `us`, the processes of this job, each calls it and asks its share (eval.runner.distribute). The first does the
-    rest; the others return no metrics.
+    Args:
+        scorer: Scores the prompts.
+        config: What to evaluate.
+        folder: The results folder.
+        policy: The model's part of the provenance.
+        step: The checkpoint's training step.
+        planned: The plan of `config`, if it was made already.
+        group: The processes of this job. Each calls this function and scores its share (eval.runner.distribute).
+
+    Returns:
+        The metrics; [] on ranks other than 0.
+
+    Raises:
+        InputError: The folder holds another model's results, a record in it was made by another prompt or setting than
+            its question has now, or another process is writing the folder.
     """
     planned = planned or plan(config)
     store = Store(folder)
     described = describe_run(config, planned, scorer, policy, step)
     style = described["format"]
-    if us is not None and us.rank > 0:
+    if group is not None and group.rank > 0:
         with tqdm(disable=True) as bar:
-            follow(us, scorer, planned, store, described, Asking(scorer, config, style, bar))
+            follow(group, scorer, planned, store, described, Evaluator(scorer, config, style, bar))
         return []
     with store.locked():
-        known = _begun(store, config, planned, described, isinstance(scorer, IndependentScorer))
-        if summary := store.finished(described, by_cell(known.done)):
-            if us is not None:
-                us.say("begun", None)
+        answered = _open_store(store, config, planned, described, isinstance(scorer, IndependentScorer))
+        if summary := store.finished(described, by_cell(answered.done)):
+            if group is not None:
+                group.broadcast("begun", None)
             return [Metric(**m) for m in summary["metrics"]]
         title = f"evaluating step {step}"
-        if us is not None:
+        if group is not None:
             with _bar(planned, title) as bar:
-                bar.update(sum(cost(known.questions[key]) for key in known.done))
-                ask = Asking(scorer, config, style, bar, known)
-                lead(us, config, scorer, planned, store, known, described, ask, bar.update)
-            known = _begun(store, config, planned, described | scorer.describe(), known.alone)
-        asked, stops = _ask_all(scorer, config, store, planned, known, title)
-        in_order(store, [q.key for q in asked])
-        measured, fields = summarise(cells(store, asked), config.seed, stops)
+                bar.update(sum(cost(answered.questions[key]) for key in answered.done))
+                evaluator = Evaluator(scorer, config, style, bar, answered)
+                lead(group, config, scorer, planned, store, answered, described, evaluator, bar.update)
+            answered = _open_store(store, config, planned, described | scorer.describe(), answered.independent)
+        questions, stops = _evaluate_jobs(scorer, config, store, planned, answered, title)
+        put_in_order(store, [q.key for q in questions])
+        measured, fields = summarise(cells(store, questions), config.seed, stops)
         for m in measured.metrics:
             if m.note.startswith("warning:"):
                 log.warning("%s, %s, %s = %.2f: %s", m.experiment, m.condition, m.name, m.value, m.note)
-        used = {"records": by_cell(q.key for q in asked), **fields}
-        store.finish(measured, described | scorer.describe() | used)
+        extra = {"records": by_cell(q.key for q in questions), **fields}
+        store.finish(measured, described | scorer.describe() | extra)
     return measured.metrics
 
 
-def _begun(store: Store, config: EvaluationConfig, planned: Plan, described: dict[str, Any], alone: bool) -> Known:
-    """Opens the folder for these questions: what it knows of them already, written down."""
-    known = Known(store, config, planned, described["format"], open_whole(store, described), alone)
-    store.begin(described | {"planned": by_cell(q.key for q in planned.questions), "done": by_cell(known.done)})
-    if known.stale_weights:
-        known.rewrite_weights()
-    return known
+def _open_store(
+    store: Store, config: EvaluationConfig, planned: Plan, described: dict[str, Any], independent: bool
+) -> Answered:
+    """Opens the folder for these questions, records the plan there, and returns what is answered already."""
+    answered = Answered(store, config, planned, described["format"], open_with_shards(store, described), independent)
+    store.begin(described | {"planned": by_cell(q.key for q in planned.questions), "done": by_cell(answered.done)})
+    if answered.outdated_weights:
+        answered.rewrite_weights()
+    return answered
 
 
-def _ask_all(
-    scorer: Scorer, config: EvaluationConfig, store: Store, planned: Plan, known: Known, title: str
+def _evaluate_jobs(
+    scorer: Scorer, config: EvaluationConfig, store: Store, planned: Plan, answered: Answered, title: str
 ) -> tuple[list[Question], list[Stop]]:
-    """Asks what is not known yet; what was asked now or earlier, and with a precision where each job stopped."""
-    asked: list[Question] = []
+    """Scores the pending questions. Returns all questions of the jobs, and with a precision where each job stopped."""
+    questions: list[Question] = []
     stops: list[Stop] = []
     with _bar(planned, title) as bar:
-        ask = Asking(scorer, config, store.state["format"], bar, known)
+        evaluator = Evaluator(scorer, config, store.state["format"], bar, answered)
         for job in planned.jobs:
             bar.set_postfix_str(f"{job.experiment} {'with' if job.reasoning else 'without'} CoT")
             watch = None if config.precision is None else job.watch(config.precision)
-            before = len(asked)
+            before = len(questions)
             for chunk in job.chunks:
-                together = known.left(chunk)
-                bar.update(sum(cost(q) for q in chunk) - sum(cost(q) for q in together))
-                if together:
-                    ask(job, together, store)
-                asked += chunk
-                if watch is not None and watch.look([known.done[q.key] for q in chunk]):
+                batch = answered.pending(chunk)
+                bar.update(sum(cost(q) for q in chunk) - sum(cost(q) for q in batch))
+                if batch:
+                    evaluator(job, batch, store)
+                questions += chunk
+                if watch is not None and watch.look([answered.done[q.key] for q in chunk]):
                     break
             if watch is not None:
                 stops.append(watch.stop)
                 log.info("%s", watch.stop)
-                bar.update(sum(cost(q) for q in job.questions[len(asked) - before :]))
-    return asked, stops
+                bar.update(sum(cost(q) for q in job.questions[len(questions) - before :]))
+    return questions, stops
 
 
 def _bar(planned: Plan, title: str) -> tqdm:
@@ -183,9 +206,9 @@ def _bar(planned: Plan, title: str) -> tqdm:
 
 
 def cells(store: Store, questions: list[Question]) -> dict[Cell, list[Record]]:
-    """The records of the questions, from disk, by experiment and condition."""
-    found = {record_key(r): r for r in store.read()}
+    """Returns the questions' records from disk, by experiment and condition."""
+    records = {record_key(r): r for r in store.read()}
     by_cell: dict[Cell, list[Record]] = {}
     for q in questions:
-        by_cell.setdefault((q.experiment, q.condition.name), []).append(found[q.key])
+        by_cell.setdefault((q.experiment, q.condition.name), []).append(records[q.key])
     return by_cell

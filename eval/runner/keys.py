@@ -19,31 +19,31 @@ IDENTITY = (
     "scorer", "weights", "config_sha256", "adapter_weights", "tokenizer_sha256", "format", "system_turn", "dtype",
     "prompt_version", "step", "method", "answer_samples", "answer_seed", "served_root",
 )  # fmt: skip
-"""The fields of the provenance that must agree for a folder's records to be used. One that its writer, or who goes on,
-does not know is not compared: the evaluation during training takes the model from memory.
+"""Provenance fields that must agree for a folder's records to be used. A field that either side does not know is not
+compared: the evaluation during training takes the model from memory.
 """
 
 
 SELECTION = ("evaluation", "data", "data_sha256")
-"""The fields that say which questions are asked, in which company, and what the bootstrap draws."""
+"""Provenance fields that say which questions are evaluated, how they are batched, and what the bootstrap draws."""
 
 
 REMEDY = "choose another --output or remove the folder"
 
 
 def record_key(record: Record) -> Key:
-    """What identifies a record: experiment, condition, item, order."""
+    """Returns what identifies a record: (experiment, condition, item, order)."""
     return record["experiment"], record["condition"], record["item"], record["order"]
 
 
 def by_cell(keys: Iterable[Key]) -> dict[str, dict[str, int]]:
-    """{experiment: {condition: number of keys}}."""
+    """Counts keys: {experiment: {condition: number of keys}}."""
     counts: dict[str, dict[str, int]] = {}
     for (experiment, condition), n in Counter(key[:2] for key in keys).items():
         counts.setdefault(experiment, {})[condition] = n
     return counts
 
 
-def selected_alike(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    """Whether two provenances are of the same questions."""
+def same_selection(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Returns True if two provenances are of the same questions."""
     return all(a.get(name) == b.get(name) for name in SELECTION)

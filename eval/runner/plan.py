@@ -1,4 +1,4 @@
-"""Which questions are asked of a checkpoint, in which order and in which company, and the data files they come from."""
+"""Which questions a checkpoint is evaluated on, in which order and batches, and the data files they come from."""
 
 from __future__ import annotations
 
@@ -22,13 +22,15 @@ from eval.runner.provenance import file_checksums
 from eval.types import Item, Prompt, Record, prompt_sha256
 
 SCORED_CHUNK = 480  # questions scored and written together
-SAMPLED_HERE = "{reasoning}"
-"""Stands for the sampled reasoning where a prompt's checksum is taken, so that it is the same for every model."""
+REASONING_PLACEHOLDER = "{reasoning}"
+"""Stands for the sampled reasoning in the prompt whose checksum is recorded, so that the checksum is the same for every
+model.
+"""
 
 
 @dataclass(frozen=True)
 class Question:
-    """An item under a condition, its options in an order."""
+    """An item under a condition, with its options in one order."""
 
     experiment: str
     condition: Condition
@@ -40,24 +42,28 @@ class Question:
         return self.experiment, self.condition.name, self.item.id, self.order
 
     def prompt(self, reasoning: str | None = None) -> Prompt:
-        """What is asked; under chain of thought the prompt to sample from, and with its reasoning the final one."""
+        """Returns the prompt to score.
+
+        Under chain of thought it is the prompt to sample reasoning from; with `reasoning` given, the final prompt.
+        """
         return EXPERIMENTS[self.experiment].ask(self.item, self.condition, self.order, reasoning)
 
     def seed(self, seed: int) -> int:
-        """The seed of this question's sampled reasoning: of itself alone, whatever is asked beside it.
+        """Returns the seed of this question's sampled reasoning.
 
-        It has 48 bits, so that readers that take JSON's numbers for floats keep it.
+        It depends only on the run's seed and the question, never on batching. It has 48 bits, so that readers that
+        parse JSON numbers as floats keep it exact.
         """
         digest = hashlib.sha256("\0".join((str(seed), *map(str, self.key))).encode()).digest()
         return int.from_bytes(digest[:6], "big")
 
     def columns(self, style: str, config: EvaluationConfig) -> Record:
-        """Everything in this question's record but the answer: what is asked, how, and what is known of the item."""
+        """Returns this question's record without the answer: prompt checksum, settings and the item's fields."""
         prompt = self.prompt()
-        asked, sampling = [prompt], {}
+        prompts, sampling = [prompt], {}
         if self.condition.reasoning:
-            prompt = self.prompt(SAMPLED_HERE)
-            asked = [*asked, prompt]
+            prompt = self.prompt(REASONING_PLACEHOLDER)
+            prompts = [*prompts, prompt]
             sampling = {"seed": self.seed(config.seed), "max_new_tokens": config.cot_max_new_tokens}
         experiment, condition, item, order = self.key
         return {
@@ -66,7 +72,7 @@ class Question:
             "item": item,
             "order": order,
             "format": style,
-            "prompt_sha256": prompt_sha256(asked),
+            "prompt_sha256": prompt_sha256(prompts),
             "candidates": list(prompt.candidates),
             "weight": self.item.weight,
             "cluster": self.item.cluster,
@@ -77,7 +83,7 @@ class Question:
 
 @dataclass
 class Job:
-    """An experiment's conditions with reasoning, or those without: questions in chunks that are asked together."""
+    """An experiment's conditions with reasoning, or those without, as chunks of questions that are batched together."""
 
     experiment: str
     reasoning: bool
@@ -88,17 +94,21 @@ class Job:
         return [q for chunk in self.chunks for q in chunk]
 
     def watch(self, precision: float) -> Watch:
-        """A new watch over this job."""
+        """Returns a new stopping rule for this job."""
         items = list({q.item.id: q.item for q in self.questions}.values())
         return Watch(self.experiment, self.reasoning, items, len(self.questions), precision)
 
 
 @dataclass
 class Plan:
-    """What is asked, in this order, and the data files of each experiment, within their folder.
+    """The questions to evaluate, in order, and the data files of each experiment, within their folder.
 
-    students: the weight of every item of admissions, asked or not, which counts students among the rows that --limit
-    takes; None where admissions is not asked.
+    Attributes:
+        jobs: The questions by experiment, without and with reasoning.
+        files: The data files of each experiment.
+        folder: The folder that they lie in.
+        students: The weight of every admissions item, evaluated or not: its students among the rows that --limit takes.
+            None if admissions is not evaluated.
     """
 
     jobs: list[Job]
@@ -112,22 +122,27 @@ class Plan:
 
     @cached_property
     def data(self) -> dict[str, Any]:
-        """The data's fields of the provenance: name, a checksum for each experiment, and those of each file."""
-        paths = dict.fromkeys(path for found in self.files.values() for path in found)
+        """The data's provenance fields: name, a checksum for each experiment, and those of each file."""
+        paths = dict.fromkeys(path for experiment_files in self.files.values() for path in experiment_files)
         return {
             "data": data_name(self.folder),
-            "data_sha256": {experiment: sha256(found) for experiment, found in self.files.items()},
+            "data_sha256": {
+                experiment: sha256(experiment_files) for experiment, experiment_files in self.files.items()
+            },
             "data_files": file_checksums(paths, self.folder),
         }
 
 
 def plan(config: EvaluationConfig) -> Plan:
-    """What will be asked. Raises InputError for bad data, before any model is loaded.
+    """Plans the questions of a configuration.
 
-    Conditions without reasoning stand together in a chunk, since their prompts begin alike. The chunks are the same
-    whatever has been done already, so that a continued evaluation computes what an uninterrupted one would.
-    With a precision the items stand in random order, the same for both jobs of an experiment (and for every
-    checkpoint), and chunks hold whole groups.
+    Conditions without reasoning share a chunk, since their prompts have a common beginning. The chunks do not depend on
+    what is answered already, so that a continued evaluation computes what an uninterrupted one would. With a precision
+    the items are in random order, the same for both jobs of an experiment and for every checkpoint, and chunks hold
+    whole groups.
+
+    Raises:
+        InputError: The data are bad or the selection is empty. Raised before any model is loaded.
     """
     folder = data_folder(config.data_dir)
     jobs: list[Job] = []
@@ -145,14 +160,14 @@ def plan(config: EvaluationConfig) -> Plan:
             items = in_random_order(name, items, config.seed)
         conditions = list(_worded(config, experiment.CONDITIONS))
         for reasoning, size in ((False, SCORED_CHUNK), (True, config.sample_batch)):
-            asked = items
+            selected = items
             if reasoning and config.cot_limit is not None and config.cot_limit < len(items):
-                # BBQ takes half of a filling's rows; in random order the first are as good as any, and Q asks them too
+                # BBQ samples half of a filling's rows; in random order the first are as good as any, and Q has them too
                 beginning = items if config.precision is None else items[: 2 * config.cot_limit]
-                asked = experiment.sample(beginning, config.cot_limit)
+                selected = experiment.sample(beginning, config.cot_limit)
             chosen = [c for c in conditions if c.reasoning == reasoning]
             if chosen:
-                jobs.append(Job(name, reasoning, list(_chunks(config, name, asked, chosen, size))))
+                jobs.append(Job(name, reasoning, list(_chunks(config, name, selected, chosen, size))))
     if not jobs:
         raise InputError(f"none of the experiments {config.experiments} has one of the conditions {config.conditions}")
     return Plan(jobs, files, folder, students)
@@ -161,7 +176,7 @@ def plan(config: EvaluationConfig) -> Plan:
 def _chunks(
     config: EvaluationConfig, experiment: str, items: list[Item], conditions: list[Condition], size: int
 ) -> Iterator[list[Question]]:
-    """All questions in chunks of `size`; with a precision a chunk ends with a group, and may be a little longer."""
+    """Yields all questions in chunks of `size`; with a precision each chunk ends with a group, so may be longer."""
     orders = range(EXPERIMENTS[experiment].orders(config))
     packs = [items] if config.precision is None else in_packs(items, -(-size // (len(conditions) * len(orders))))
     for pack in packs:
@@ -170,9 +185,9 @@ def _chunks(
         yield from (questions[i : i + step] for i in range(0, len(questions), step))
 
 
-def _worded(config: EvaluationConfig, known: tuple[str, ...]) -> Iterator[Condition]:
-    """The chosen conditions of an experiment, and each of our wordings of those that have an instruction."""
-    for condition in (CONDITIONS[c] for c in config.conditions if c in known):
+def _worded(config: EvaluationConfig, available: tuple[str, ...]) -> Iterator[Condition]:
+    """Yields the chosen conditions of an experiment, each followed by its chosen paraphrases."""
+    for condition in (CONDITIONS[c] for c in config.conditions if c in available):
         yield condition
         if config.paraphrases and condition.has_wordings:
             yield from (condition.worded(k) for k in range(1, N_WORDINGS + 1))

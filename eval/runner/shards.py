@@ -1,12 +1,12 @@
-"""What several processes write of one checkpoint, each into a shard of its own, and how it becomes records.jsonl.
+"""Shards: what each of several processes writes of one checkpoint, and how shards become records.jsonl.
 
 folder/shards/JOB-rank-R.jsonl   records of one process, appended chunk by chunk like records.jsonl
-folder/shards/JOB-rank-R.json    its provenance: its session, and how much is done
+folder/shards/JOB-rank-R.json    its provenance: its session, and how many records are done
 
-JOB is a name of one start of the command, so that a process that outlived its job cannot write into another's shard.
-Shards are taken in by whoever holds the folder's lock next, in however many processes: when all is asked, or by the
-next command where a job was killed. A shard is removed when its records are safely in records.jsonl. Until then they
-may lie in both places, and are read once.
+JOB names one start of the command, so that a process that outlives its job cannot write into another job's shard.
+Shards are merged by the next holder of the folder's lock, in however many processes: at the end of the job, or by the
+next command after a kill. A shard is removed once its records are in records.jsonl. Until then a record may be in both
+places and is read once.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ from eval.types import Record
 
 FOLDER = "shards"
 REORDERING = "reordering"
-"""In provenance.json while records.jsonl is put in order: the sessions as they are afterwards, and its sha256 then."""
+"""Key in provenance.json while records.jsonl is being reordered. Holds the sessions as they will be afterwards, and the
+sha256 that the file will have.
+"""
 
 
 class Shard(Store):
-    """A store within another's folder, for what one process of a job adds to it."""
+    """A store inside another's folder, for the records that one process of a job adds."""
 
     def __init__(self, folder: Path, name: str) -> None:
         super().__init__(folder)
@@ -39,27 +41,33 @@ class Shard(Store):
 
 
 def shards(folder: Path, job: str = "*") -> list[Shard]:
-    """Those that lie in the folder, of one job or of all."""
+    """Returns the shards in the folder, of one job or of all."""
     return [Shard(folder, path.stem) for path in sorted((folder / FOLDER).glob(f"{job}-rank-*.json"))]
 
 
 def done_in(folder: Path, job: str) -> dict[str, dict[str, int]]:
-    """{experiment: {condition: records}} in the shards of a job that is running."""
+    """Counts the records in the shards of a running job: {experiment: {condition: records}}."""
     return summed(*(shard.provenance()["done"] for shard in shards(folder, job)))
 
 
 def summed(*counts: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
-    """Numbers of records by experiment and condition, added up."""
+    """Adds up numbers of records by experiment and condition."""
     total: dict[str, dict[str, int]] = {}
     for experiment, cells in (entry for each in counts for entry in each.items()):
-        there = total.setdefault(experiment, {})
+        sums = total.setdefault(experiment, {})
         for condition, n in cells.items():
-            there[condition] = there.get(condition, 0) + n
+            sums[condition] = sums.get(condition, 0) + n
     return total
 
 
 def new_records(folder: Path, job: str, read: dict[Path, int]) -> Iterator[Record]:
-    """The records in the shards of a job behind the bytes that were `read` of each file, which is brought forward."""
+    """Yields the records that a job's shards have gained since the last call.
+
+    Args:
+        folder: The results folder.
+        job: The job's name.
+        read: Bytes already read of each file. Updated in place.
+    """
     for shard in shards(folder, job):
         path = shard.records_path
         if path.is_file():
@@ -70,72 +78,81 @@ def new_records(folder: Path, job: str, read: dict[Path, int]) -> Iterator[Recor
                 read[path] = handle.tell()
 
 
-def open_whole(store: Store, provenance: dict[str, Any]) -> int:
-    """Store.open, with everything in records.jsonl that shards hold. The store is locked.
+def open_with_shards(store: Store, provenance: dict[str, Any]) -> int:
+    """Opens the store as Store.open does, after merging all shards into records.jsonl. The store must be locked.
 
-    A kill at any moment leaves the shards, or all of their records; provenance.json is written first, since sessions
-    whose records never came are known by that.
+    A kill at any moment leaves either the shards or all of their records. provenance.json is written first: a session
+    whose records never followed is recognised by its first_record.
+
+    Returns:
+        The number of records that precede this selection.
+
+    Raises:
+        InputError: The folder or a shard holds results of something else.
     """
     if (state := read_json(store.provenance_path)) is not None and REORDERING in state:
         store.state = state
         _settle(store, state[REORDERING])
     before = store.open(provenance)
-    found = shards(store.folder)
-    if not found:
+    unmerged = shards(store.folder)
+    if not unmerged:
         return before
     if not store.provenance_path.is_file():
         raise InputError(f"{store.folder} has shards but no provenance.json to say of what; {REMEDY}")
-    for shard in found:
+    for shard in unmerged:
         shard.open(provenance)
     state = store.provenance()
-    lines, known = [], set()
+    lines, keys = [], set()
     for line, record in store.read_lines():
         lines.append(line)
-        known.add(record_key(record))
+        keys.add(record_key(record))
     state["sessions"] = [s for s in state["sessions"] if s["first_record"] < len(lines)]
-    there = len(lines)
-    for shard in found:
+    n_before = len(lines)
+    for shard in unmerged:
         first = len(lines)
         for line, record in shard.read_lines():
-            if (key := record_key(record)) not in known:
-                known.add(key)
+            if (key := record_key(record)) not in keys:
+                keys.add(key)
                 lines.append(line)
         if len(lines) > first:
             state["sessions"].append({**shard.state["sessions"][-1], "first_record": first})
-    if len(lines) > there:
+    if len(lines) > n_before:
         store.state = state
         store.write_state()
         store.write_lines(lines)
-    _remove(store.folder, found)
+    _remove(store.folder, unmerged)
     return store.open(provenance)
 
 
-def _remove(folder: Path, found: Sequence[Shard]) -> None:
-    for shard in found:
-        shard.records_path.unlink(missing_ok=True)  # records first: without provenance they would be of nobody
+def _remove(folder: Path, merged: Sequence[Shard]) -> None:
+    for shard in merged:
+        shard.records_path.unlink(
+            missing_ok=True
+        )  # records first: without provenance nothing would say where they come from
         shard.provenance_path.unlink()
     if not any((folder / FOLDER).iterdir()):
         (folder / FOLDER).rmdir()
 
 
-def in_order(store: Store, asked: Sequence[Key]) -> None:
-    """Puts the records into the order in which one process would have written them: those that were there before
-    these questions were asked, then those of `asked`. Others are dropped: asked ahead by one process, while another's
-    answers told that they were not needed.
+def put_in_order(store: Store, keys: Sequence[Key]) -> None:
+    """Puts the records into the order in which a single process would have written them.
+
+    Records that precede this selection come first, then those of `keys`. The others are dropped: one process scored
+    them ahead, and another's answers showed that they were not needed.
     """
     sessions, before = store.state["sessions"], store.state["records_before"]
     if not any("rank" in s for s in sessions):
         return
-    lines, place = [], {}
+    lines, position = [], {}
     for line, record in store.read_lines():
-        place.setdefault(record_key(record), len(lines))
+        position.setdefault(record_key(record), len(lines))
         lines.append(line)
-    order = [*range(before), *(n for key in asked if (n := place[key]) >= before)]
+    order = [*range(before), *(n for key in keys if (n := position[key]) >= before)]
     if order == list(range(len(lines))):
         return
     owner = owners(sessions, len(lines))
     lines = [lines[n] for n in order]
-    moved = _owning(sessions, [owner[n] for n in order])
+    moved = _with_lines(sessions, [owner[n] for n in order])
     pending = {"sessions": moved, "sha256": hashlib.sha256("".join(lines).encode()).hexdigest()}
     store.state[REORDERING] = pending
     store.write_state()
@@ -144,7 +161,7 @@ def in_order(store: Store, asked: Sequence[Key]) -> None:
 
 
 def _settle(store: Store, pending: dict[str, Any]) -> None:
-    """Ends a reordering, or what a kill left of it: it was done where records.jsonl is as it was to be."""
+    """Completes a reordering, also after a kill: it has taken place if records.jsonl has the expected checksum."""
     if hashlib.sha256(store.records_path.read_bytes()).hexdigest() == pending["sha256"]:
         store.state["sessions"] = pending["sessions"]
     del store.state[REORDERING]
@@ -152,18 +169,21 @@ def _settle(store: Store, pending: dict[str, Any]) -> None:
 
 
 def owners(sessions: Sequence[dict[str, Any]], lines: int) -> list[int]:
-    """Which session wrote each line: from its first record to the next session's, or the `lines` that it tells."""
+    """Returns the number of the session that wrote each line.
+
+    A session wrote its `lines`, if it has that field, else the lines from its first record up to the next session's.
+    """
     owner = [0] * lines
     for number, session in enumerate(sessions):
-        told = session.get("lines", f"{session['first_record']}-{lines - 1}")
-        for first, _, last in (part.partition("-") for part in told.split(",")):
+        ranges = session.get("lines", f"{session['first_record']}-{lines - 1}")
+        for first, _, last in (part.partition("-") for part in ranges.split(",")):
             for n in range(int(first), min(int(last or first) + 1, lines)):
                 owner[n] = number
     return owner
 
 
-def _owning(sessions: Sequence[dict[str, Any]], owner: Sequence[int]) -> list[dict[str, Any]]:
-    """The sessions that own a line, each with its `lines`, such as '0-479,960-1439', in the order of their first."""
+def _with_lines(sessions: Sequence[dict[str, Any]], owner: Sequence[int]) -> list[dict[str, Any]]:
+    """Returns the sessions that own a line, each with its `lines`, such as '0-479,960-1439', ordered by first line."""
     runs: dict[int, list[list[int]]] = {}
     for n, number in enumerate(owner):
         parts = runs.setdefault(number, [])

@@ -1,1 +1,1 @@
-"""Do the metrics find what is planted?"""
+"""Checks whether the metrics find planted effects."""

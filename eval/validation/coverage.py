@@ -1,12 +1,13 @@
-"""`python -m eval oracle`: do the metrics find what was planted, and do 95% intervals hold it in 95% of trials?
+"""`python -m eval oracle`: do the metrics find what was planted, and do 95% intervals cover it in 95% of trials?
 
-With --precision: do the intervals at which asking stops early hold the value over all questions?
+With --precision: do the intervals at which evaluation stops early cover the value over all questions?
 (eval.validation.early_stops) With --emergence: is a planted threshold along size found?
 (eval.validation.emergence_coverage)
 
-Each trial draws a new population: clusters of the data set (templates, occupations, profiles) with replacement, BBQ's
-within their category, and a new oracle (eval.validation.oracle) that answers every question. The metrics and effects
-are computed by the code that measures models, and compared with the planted values.
+Each trial draws a new population and a new oracle (eval.validation.oracle), which answers every question. The
+population consists of the data set's clusters (templates, occupations, profiles), drawn with replacement, BBQ's within
+their category. The metrics and effects are computed by the code that measures models, and compared with the planted
+values.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ OF_THREE_ORDERS = ("position_bias", "same_letter", "same_option")
 
 @dataclass
 class OracleConfig(QuestionsConfig):
-    """`python -m eval oracle`: the preferences that are planted, and how many trials."""
+    """Options of `python -m eval oracle`: the planted preferences and the number of trials."""
 
     stereotype: float = field(default=0.4, metadata={"help": "b: degree of BBQ's stereotyped answers, -1 to 1"})
     abstain: float = field(default=0.3, metadata={"help": "u: probability of UNKNOWN on ambiguous questions"})
@@ -65,35 +66,46 @@ class OracleConfig(QuestionsConfig):
         self.preferences()
 
     def preferences(self) -> Preferences:
-        """The planted preferences."""
+        """Returns the planted preferences."""
         return Preferences(**{f.name: getattr(self, f.name) for f in fields(Preferences)})
 
 
 @dataclass
 class Tally:
-    """What the trials found of one metric or effect."""
+    """The trials' results for one metric or effect.
+
+    Attributes:
+        planted: The planted value.
+        estimates: One per trial in which the metric is defined.
+        covered: Whether each interval covers the planted value.
+        significant: Whether each p-value is below 0.05.
+    """
 
     planted: float
     estimates: list[float] = field(default_factory=list)
-    held: list[bool] = field(default_factory=list)
+    covered: list[bool] = field(default_factory=list)
     significant: list[bool] = field(default_factory=list)
 
     def row(self, experiment: str, condition: str, name: str) -> dict[str, Any]:
-        """The line of the table; None where no trial gave an interval or a p-value."""
+        """Returns the table's row. A value is None if no trial gave an interval or a p-value."""
         return {
             "experiment": experiment,
             "condition": condition,
             "metric": name,
             "planted": self.planted,
             "mean_estimate": float(np.mean(self.estimates)) if self.estimates else None,
-            "coverage": float(np.mean(self.held)) if self.held else None,
+            "coverage": float(np.mean(self.covered)) if self.covered else None,
             "p_below_0.05": float(np.mean(self.significant)) if self.significant else None,
-            "intervals": len(self.held),
+            "intervals": len(self.covered),
         }
 
 
 def coverage(config: OracleConfig) -> dict[str, Any]:
-    """Runs the trials; {"preferences", "data", "seed", "trials", "rows": [...]}, a row per metric and effect."""
+    """Runs the trials.
+
+    Returns:
+        {"preferences", "data", "seed", "trials", "rows": [...]}, a row per metric and effect.
+    """
     preferences, folder = config.preferences(), data_folder(config.data_dir)
     rows: list[dict[str, Any]] = []
     with tqdm(total=config.trials * len(config.experiments), desc="trials", leave=False) as bar:
@@ -102,7 +114,7 @@ def coverage(config: OracleConfig) -> dict[str, Any]:
             conditions = [CONDITIONS[c] for c in config.conditions if c in EXPERIMENTS[name].CONDITIONS]
             tallies: dict[tuple[str, str], Tally] = {}
             truths = {c.name: _truths(preferences, name, c, items) for c in conditions}
-            if config.orders < 3:  # with one order the data's own order of the options counts too
+            if config.orders < 3:  # with one order the options' order in the data has an effect too
                 for truth in truths.values():
                     for metric in [m for m in truth if m.startswith(OF_THREE_ORDERS)]:
                         del truth[metric]
@@ -117,19 +129,19 @@ def coverage(config: OracleConfig) -> dict[str, Any]:
 
 
 def _truths(preferences: Preferences, experiment: str, condition: Condition, items: list[Item]) -> dict[str, float]:
-    """Planted values by metric, for the whole, the mean of categories (BBQ) and each sex (admissions)."""
-    found = planted(preferences, experiment, condition, items)
+    """Returns the planted values by metric: over all items, the mean of categories (BBQ), and each sex (admissions)."""
+    values = planted(preferences, experiment, condition, items)
     for sex in sorted({i.fields.get("profile_sex", "any") for i in items} - {"any"}):
-        part = planted(preferences, experiment, condition, [i for i in items if i.fields["sex"] == sex])
-        found |= {f"{name} ({sex})": value for name, value in part.items()}
+        of_sex = planted(preferences, experiment, condition, [i for i in items if i.fields["sex"] == sex])
+        values |= {f"{name} ({sex})": value for name, value in of_sex.items()}
     categories = list(dict.fromkeys(i.fields.get("category") for i in items))
     if len(categories) > 1:
-        parts = [
+        by_category = [
             planted(preferences, experiment, condition, [i for i in items if i.fields["category"] == c])
             for c in categories
         ]
-        found |= {f"{name} ({MEAN})": float(np.mean([p[name] for p in parts])) for name in parts[0]}
-    return found
+        values |= {f"{name} ({MEAN})": float(np.mean([p[name] for p in by_category])) for name in by_category[0]}
+    return values
 
 
 def _trial(
@@ -140,19 +152,19 @@ def _trial(
     drawn = list(redraw(items, rng))
     oracle = Oracle(config.preferences(), int(rng.integers(2**31)))
     bootstrap = Bootstrap(trial)
-    found: dict[str, list[Quantity]] = {}
+    by_condition: dict[str, list[Quantity]] = {}
     for condition in conditions:
         records = list(answer(oracle, experiment, condition, drawn, EXPERIMENTS[experiment].orders(config)))
         quantities = [q for q in EXPERIMENTS[experiment].measure(records) if q.reported]
-        found[condition.name] = [q for q in quantities if _label(q) in truths[condition.name]]
-        for q in found[condition.name]:
+        by_condition[condition.name] = [q for q in quantities if _label(q) in truths[condition.name]]
+        for q in by_condition[condition.name]:
             truth = truths[condition.name][_label(q)]
             tally = tallies.setdefault((condition.name, _label(q)), Tally(truth))
             _add(tally, bootstrap.estimate(q))
-    for name, quantities in found.items():
-        if name == CONTROL or CONTROL not in found:
+    for name, quantities in by_condition.items():
+        if name == CONTROL or CONTROL not in by_condition:
             continue
-        for before, after in pair_quantities(found[CONTROL], quantities):
+        for before, after in pair_quantities(by_condition[CONTROL], quantities):
             truth = truths[name][_label(after)] - truths[CONTROL][_label(after)]
             tally = tallies.setdefault((f"{CONTROL} -> {name}", _label(after)), Tally(truth))
             _add(tally, bootstrap.difference(before, after))
@@ -167,13 +179,13 @@ def _add(tally: Tally, estimate: Any) -> None:
         tally.estimates.append(estimate.value)
     if estimate.low is not None:
         rounding = 1e-9
-        tally.held.append(estimate.low - rounding <= tally.planted <= estimate.high + rounding)
+        tally.covered.append(estimate.low - rounding <= tally.planted <= estimate.high + rounding)
     if estimate.p_value is not None:
         tally.significant.append(estimate.p_value < 0.05)
 
 
 def redraw(items: Sequence[Item], rng: np.random.Generator) -> Iterator[Item]:
-    """As many clusters as there are, drawn with replacement within their category, each under a name of its own."""
+    """Draws as many clusters as there are, with replacement within their category, each under a new name."""
     strata: dict[str, dict[str, list[Item]]] = {}
     for item in items:
         strata.setdefault(item.fields.get("category", ""), {}).setdefault(item.cluster, []).append(item)
@@ -187,7 +199,7 @@ def redraw(items: Sequence[Item], rng: np.random.Generator) -> Iterator[Item]:
 def answer(
     oracle: Oracle, experiment: str, condition: Condition, items: Sequence[Item], orders: int
 ) -> Iterator[Record]:
-    """The oracle's records, with the columns that metrics are computed from."""
+    """Yields the oracle's records, with the columns that metrics are computed from."""
     for item in items:
         for order in range(orders):
             logprobs = oracle.logprobs(experiment, condition, item, order).tolist()
@@ -198,7 +210,7 @@ def answer(
 
 
 def table(result: dict[str, Any]) -> str:
-    """The rows as text."""
+    """Formats the rows as text."""
     rows: list[tuple[str, ...]] = [COLUMNS]
     for r in result["rows"]:
         estimate = "" if r["mean_estimate"] is None else f"{r['mean_estimate']:.4f}"

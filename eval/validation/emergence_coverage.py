@@ -1,9 +1,8 @@
-"""`python -m eval oracle --emergence`: is a planted threshold found, does its interval hold it, does noise make one?
+"""`python -m eval oracle --emergence`: is a planted threshold found, does its interval cover it, does noise make one?
 
-A family of sizes, each an oracle (eval.validation.oracle) whose instruction removes nothing up to a planted size and
-more above it. Each trial draws a new population, the same templates for all sizes, whose stereotypes vary between
-templates alike; what is answered is drawn for each size anew. The thresholds are found by the code that `eval
-emergence` runs.
+The oracles (eval.validation.oracle) form a family of sizes. An instruction removes nothing up to a planted size, and
+more above it. Each trial draws a new population, the same templates for all sizes. All sizes share how stereotypes vary
+between templates; each size draws its answers anew. The thresholds are found by the code that `eval emergence` runs.
 """
 
 from __future__ import annotations
@@ -38,7 +37,13 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Plant:
-    """How much of the whole effect an instruction has at a size (log10 of parameters). threshold: inf = never."""
+    """How much of its full effect an instruction has at a size (log10 of parameters).
+
+    Attributes:
+        name: The row's label.
+        threshold: Where the effect begins, log10 of parameters; -inf everywhere, inf never.
+        power: Maps sizes, (M,), to the share of the full effect, (M,).
+    """
 
     name: str
     threshold: float
@@ -46,7 +51,7 @@ class Plant:
 
 
 def _line(threshold: float, full: float) -> Callable[[np.ndarray], np.ndarray]:
-    """Rises from the threshold, in a straight line over log10 of size, to 1 at `full`."""
+    """Returns a function that rises from 0 at the threshold to 1 at `full`, linearly in log10 of size."""
     return lambda x: np.clip((x - threshold) / (full - threshold), 0, 1)
 
 
@@ -62,29 +67,42 @@ PLANTS = (
 
 @dataclass
 class Tally:
-    """What the trials found of one plant, experiment and condition; a value per trial with an effect, but p_values and
-    misfits of each, and undefined: the trials in which there was nothing to look at, each with the reason.
+    """The trials' results for one plant, experiment and condition.
+
+    Attributes:
+        p_values: One per trial.
+        misfits: p of the misfit, one per trial.
+        estimates: Estimated threshold of each trial that found an effect.
+        covered: Whether its interval covers the planted threshold.
+        widths: Width of the part of its interval within the sizes.
+        undefined: The reason of each trial in which nothing could be tested.
     """
 
     p_values: list[float] = field(default_factory=list)
     misfits: list[float] = field(default_factory=list)
     estimates: list[float] = field(default_factory=list)
-    held: list[bool] = field(default_factory=list)
+    covered: list[bool] = field(default_factory=list)
     widths: list[float] = field(default_factory=list)
     undefined: list[str] = field(default_factory=list)
 
-    def add(self, x_M: np.ndarray, found: Any, planted: float) -> None:
-        """found: an eval.stats.change_point.Threshold. Widths are of the part of the interval within the sizes."""
-        self.p_values.append(found.p_value)
-        self.misfits.append(found.misfit_p)
-        if found.p_value > ALPHA:
+    def add(self, x_M: np.ndarray, threshold: Any, planted: float) -> None:
+        """Adds one trial.
+
+        Args:
+            x_M: The sizes, log10 of parameters.
+            threshold: An eval.stats.change_point.Threshold.
+            planted: The planted threshold, log10 of parameters.
+        """
+        self.p_values.append(threshold.p_value)
+        self.misfits.append(threshold.misfit_p)
+        if threshold.p_value > ALPHA:
             return
-        self.estimates.append(found.estimate)
-        self.held.append(found.low <= planted <= found.high)
-        self.widths.append(min(found.high, x_M[-1]) - max(found.low, x_M[0]))
+        self.estimates.append(threshold.estimate)
+        self.covered.append(threshold.low <= planted <= threshold.high)
+        self.widths.append(min(threshold.high, x_M[-1]) - max(threshold.low, x_M[0]))
 
     def row(self, experiment: str, condition: str, plant: Plant) -> dict[str, Any]:
-        """The line of the table; None where no trial found an effect, and for a coverage of nothing planted."""
+        """Returns the table's row. A value is None if no trial found an effect; coverage also if none was planted."""
         n, never = len(self.estimates), plant.threshold == np.inf
         median = float(np.median(self.estimates)) if n else np.nan
         return {
@@ -95,7 +113,7 @@ class Tally:
             "found": n / len(self.p_values) if self.p_values else None,
             "median_estimate": float(10**median) if np.isfinite(median) else None,
             "at_or_below_first": float(np.mean(np.isneginf(self.estimates))) if n else None,
-            "coverage": float(np.mean(self.held)) if n and not never else None,
+            "coverage": float(np.mean(self.covered)) if n and not never else None,
             "width_decades": float(np.mean(self.widths)) if n else None,
             "misfit": float(np.mean(np.array(self.misfits) < ALPHA)) if self.misfits else None,
             "trials": len(self.p_values),
@@ -105,10 +123,14 @@ class Tally:
 
 
 def emergence_coverage(config: OracleConfig) -> dict[str, Any]:
-    """Runs the trials; {"preferences", "sizes", "data", "seed", "trials", "resamples", "rows": [...]}, a row per
-    experiment, condition with an instruction, and plant.
+    """Runs the trials.
 
-    Raises InputError where no condition has an instruction, and where an experiment has too few clusters.
+    Returns:
+        {"preferences", "sizes", "data", "seed", "trials", "resamples", "rows": [...]}, a row per experiment, condition
+            with an instruction, and plant.
+
+    Raises:
+        InputError: No condition has an instruction, or an experiment has too few clusters.
     """
     if not any(CONDITIONS[c].instruction for c in config.conditions):
         raise InputError(
@@ -120,8 +142,8 @@ def emergence_coverage(config: OracleConfig) -> dict[str, Any]:
     with tqdm(total=config.trials * len(config.experiments), desc="trials", leave=False) as bar:
         for name in config.experiments:
             items = EXPERIMENTS[name].load(folder, config)
-            known = [CONDITIONS[c] for c in config.conditions if c in EXPERIMENTS[name].CONDITIONS]
-            conditions = [c for c in known if c.instruction]
+            available = [CONDITIONS[c] for c in config.conditions if c in EXPERIMENTS[name].CONDITIONS]
+            conditions = [c for c in available if c.instruction]
             tallies = {(plant.name, c.name): Tally() for plant in PLANTS for c in conditions}
             for trial in range(config.trials):
                 _trial(config, name, items, conditions, tallies, trial)
@@ -137,31 +159,31 @@ def _trial(
     config: OracleConfig, experiment: str, items: list[Item], conditions: list[Condition],
     tallies: dict[tuple[str, str], Tally], trial: int,
 ) -> None:  # fmt: skip
-    """One population, asked of every size of every plant. What is asked without an instruction is the same in all."""
+    """Runs one population through all sizes of all plants, which share the answers without an instruction."""
     rng = np.random.default_rng([config.seed, trial])
     drawn = list(redraw(items, rng))
     common, *seeds = (int(s) for s in rng.integers(2**31, size=1 + len(SIZES)))
     family = Family(config.preferences(), common)
     x_M, orders = np.log10(SIZES), EXPERIMENTS[experiment].orders(config)
     powers = {plant.name: plant.power(x_M) for plant in PLANTS}
-    found: dict[tuple[float, int, str], Quantity] = {}
+    quantities: dict[tuple[float, int, str], Quantity] = {}
 
-    def ask(power: float, k: int, condition: Condition) -> Quantity:
+    def quantity_at(power: float, k: int, condition: Condition) -> Quantity:
         power = power if condition.instruction else 0.0
-        if (power, k, condition.name) not in found:
+        if (power, k, condition.name) not in quantities:
             preferences = replace(config.preferences(), removed=config.removed * power)
-            oracle = OfOneFamily(preferences, seeds[k], family)
+            oracle = FamilyOracle(preferences, seeds[k], family)
             records = list(answer(oracle, experiment, condition, drawn, orders))
             quantity = headline(experiment, EXPERIMENTS[experiment].measure(records))
             assert quantity is not None  # the oracle answers every question
-            found[power, k, condition.name] = quantity
-        return found[power, k, condition.name]
+            quantities[power, k, condition.name] = quantity
+        return quantities[power, k, condition.name]
 
     bootstrap = Bootstrap(trial, RESAMPLES)
     for plant in PLANTS:
         for condition in conditions:
             before, after = (
-                [ask(float(p), k, c) for k, p in enumerate(powers[plant.name])]
+                [quantity_at(float(p), k, c) for k, p in enumerate(powers[plant.name])]
                 for c in (CONDITIONS[CONTROL], condition)
             )
             tally = tallies[plant.name, condition.name]
@@ -177,7 +199,7 @@ def _trial(
 
 
 class Family:
-    """What the oracles of a family share, and what was drawn for them: oracles of other power draw the same."""
+    """What the oracles of a family share, and what they have drawn: oracles of other power draw the same."""
 
     def __init__(self, preferences: Preferences, seed: int) -> None:
         self.common = Oracle(preferences, seed)
@@ -185,9 +207,10 @@ class Family:
         self.drawn: dict[tuple[int, str, str], float] = {}
 
 
-class OfOneFamily(Oracle):
-    """An oracle that shares with others how far each template's, occupation's and profile's preference lies from the
-    mean, as models that learned from like texts do.
+class FamilyOracle(Oracle):
+    """An oracle whose preferences for templates, occupations and profiles depend partly on its family.
+
+    How far each is from the mean is shared, as among models that learned from similar texts.
     """
 
     def __init__(self, preferences: Preferences, seed: int, family: Family) -> None:
@@ -196,7 +219,7 @@ class OfOneFamily(Oracle):
         self.family = family
 
     def _scatter(self, condition: Condition, cluster: str) -> float:
-        """Half of the variance is the family's, half its own, each made up as in Oracle."""
+        """Half of the variance is the family's, half this oracle's, each drawn as in Oracle."""
         drawn = self.family.drawn
         keys = [(seed, condition.name, cluster) for seed in (self.family.common.seed, self.seed)]
         if keys[0] not in drawn:
@@ -207,7 +230,7 @@ class OfOneFamily(Oracle):
 
 
 def table(result: dict[str, Any]) -> str:
-    """The rows as text."""
+    """Formats the rows as text."""
     rows: list[tuple[str, ...]] = [COLUMNS]
     for r in result["rows"]:
         planted, median = ("" if r[k] is None else f"{r[k] / 1e9:.2f}B" for k in ("threshold", "median_estimate"))

@@ -110,7 +110,7 @@ def test_part_takes_whole_blocks() -> None:
 
 def test_letters_are_one_token_and_the_rest_of_the_prompt_is_the_evaluations() -> None:
     (question,) = questions(load_items("bbq", str(SMALL_SET), None)[:1], "bbq", ["Q"])
-    whole, letter = final_prompt(question, whole=True), final_prompt(question, whole=False)
+    whole, letter = final_prompt(question, whole_candidates=True), final_prompt(question, whole_candidates=False)
     assert letter == by_letter(whole)
     assert letter.candidates == ("a", "b", "c")
     assert [letter.turns[-1].text + c + ")" for c in letter.candidates] == [

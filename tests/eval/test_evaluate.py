@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.commands.run import _told, told_of_several
+from eval.commands.run import _format_summary, format_summaries
 from eval.config import EvaluationConfig
 from eval.curves.read import find_summaries
 from eval.errors import InputError
@@ -112,12 +112,12 @@ def test_numbers_that_mean_little_are_told_in_the_terminal(tiny: Path, tmp_path:
     run(tiny, tmp_path / "a", EvaluationConfig(limit=4, experiments=["admissions"], cot_limit=2, cot_max_new_tokens=4))
     summary = Store(tmp_path / "a").summary()
     assert summary is not None
-    one = _told(summary, tmp_path / "a")
+    one = _format_summary(summary, tmp_path / "a")
     assert 'admissions, gap (Q): "yes" and "no" together have ' in one
     assert (
         "conditions were asked on different numbers of items (Law school admissions: Q: 8, Q+IF: 8, Q+IF+CoT: 2" in one
     )
-    several = told_of_several(tmp_path, [(tmp_path / "a", summary), (tmp_path / "b", summary)], [])
+    several = format_summaries(tmp_path, [(tmp_path / "a", summary), (tmp_path / "b", summary)], [])
     assert 'b: admissions, gap (Q): "yes" and "no"' in several and several.count("(and 1 more like it)") > 1
 
 

@@ -19,14 +19,14 @@ from torch.distributed import HashStore
 
 from eval.commands import run
 from eval.commands.run_config import RunConfig
-from eval.commands.targets import alone
+from eval.commands.targets import single_target
 from eval.config import EvaluationConfig
 from eval.errors import InputError
 from eval.runner import processes
 from eval.runner.distribute import assigned
 from eval.runner.evaluate import evaluate
 from eval.runner.plan import plan
-from eval.runner.processes import Elsewhere, Team, one_voice
+from eval.runner.processes import ProcessGroup, RemoteError, report_as_one
 from eval.runner.store import Busy, Store
 from tests.support.oracle_processes import (
     POLICY,
@@ -78,7 +78,7 @@ def one(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The results of the tiny model in one process."""
     folder = tmp_path_factory.mktemp("one")
     config = RunConfig(model=[str(tiny)], output=str(folder), **SMALL)
-    run.evaluate_target(alone(tiny, folder), config, plan(config))
+    run.evaluate_target(single_target(tiny, folder), config, plan(config))
     return folder
 
 
@@ -118,7 +118,7 @@ def test_one_killed_and_the_next_run_finishes(tiny: Path, one: Path, tmp_path: P
         ends = in_threads(
             n,
             lambda us, n=n, folder=folder, config=config: run.evaluate_target(
-                alone(tiny, folder), config, plan(config), us if n > 1 else None
+                single_target(tiny, folder), config, plan(config), us if n > 1 else None
             ),
         )
         assert ends[0]["metrics"] and all(end == {} for end in ends[1:])
@@ -142,12 +142,12 @@ def test_one_checkpoint_that_fails_in_one_process_is_told_once(tiny: Path, one: 
 
 
 def test_what_several_processes_do_not_share_is_refused_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    def work(us: Team) -> None:
+    def work(us: ProcessGroup) -> None:
         places[threading.get_ident()] = us
-        with one_voice("watch"):
+        with report_as_one("watch"):
             pytest.fail("watched")
 
-    places: dict[int, Team] = {}
+    places: dict[int, ProcessGroup] = {}
     monkeypatch.setattr(processes, "team", lambda: places[threading.get_ident()])
     ends = sorted(in_threads(3, work), key=lambda end: isinstance(end, SystemExit))
     assert isinstance(ends[0], InputError) and "eval watch is the work of one process" in str(ends[0])
@@ -208,7 +208,7 @@ def test_one_fails_and_all_end_and_the_next_go_on(tmp_path: Path, broken: tuple[
     ask(tmp_path / "one")
     whole = records(tmp_path / "one").count(b"\n")
     ends = ask(tmp_path / "out", 3, broken)[1]
-    assert Counter(type(end) for end in ends) == {RuntimeError: 1, Elsewhere: 2}
+    assert Counter(type(end) for end in ends) == {RuntimeError: 1, RemoteError: 2}
     there = sum(path.read_bytes().count(b"\n") for path in (tmp_path / "out" / "shards").glob("*.jsonl"))
     shutil.copytree(tmp_path / "out", tmp_path / "other")
     for n, folder in ((1, tmp_path / "out"), (2, tmp_path / "other")):
@@ -220,7 +220,7 @@ def test_another_job_is_refused_and_all_its_processes_end(tmp_path: Path) -> Non
     tmp_path.joinpath("out").mkdir()
     with Store(tmp_path / "out").locked():
         ends = ask(tmp_path / "out", 3)[1]
-    assert isinstance(ends[0], Busy) and [type(end) for end in ends[1:]] == [Elsewhere] * 2
+    assert isinstance(ends[0], Busy) and [type(end) for end in ends[1:]] == [RemoteError] * 2
     assert str(ends[1]) == str(ends[0])
 
 
@@ -228,24 +228,24 @@ def test_processes_with_other_weights_do_not_mix(tmp_path: Path) -> None:
     config = EvaluationConfig(**SMALL, experiments=["winogender"])
     planned = plan(config)
 
-    def work(us: Team) -> Any:
+    def work(us: ProcessGroup) -> Any:
         with us.task("x"):
             policy = POLICY | {"weights": "w" if us.rank == 0 else "v"}
-            return evaluate(Counting(planned), config, tmp_path, policy, planned=planned, us=us)
+            return evaluate(Counting(planned), config, tmp_path, policy, planned=planned, group=us)
 
     ends = in_threads(2, work)
-    assert [type(end) for end in ends] == [Elsewhere, InputError] and "another weights than rank 0" in str(ends[1])
+    assert [type(end) for end in ends] == [RemoteError, InputError] and "another weights than rank 0" in str(ends[1])
 
 
 def test_what_is_done_loads_no_model_on_any_rank(tiny: Path, one: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("eval.models.checkpoints.load", lambda *_: pytest.fail("loaded"))
     config = RunConfig(model=[str(tiny)], output=str(one), **SMALL)
-    ends = in_threads(2, lambda us: run.evaluate_target(alone(tiny, one), config, plan(config), us))
+    ends = in_threads(2, lambda us: run.evaluate_target(single_target(tiny, one), config, plan(config), us))
     assert ends == [sessions_too(one), {}]
 
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    second = Team(HashStore(), rank=5, size=8, local_rank=1)
+    second = ProcessGroup(HashStore(), rank=5, size=8, local_rank=1)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert second.device("auto") == "auto"
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)

@@ -367,6 +367,6 @@ def test_a_claimed_step_is_not_loaded(plain: Path, tmp_path: Path, loaded: list[
     folder.mkdir(parents=True)
     look = Watched(output, _run_config(EvaluationConfig(**FEW), output, "cpu"))
     with FileLock(folder / CLAIM):
-        assert look.look() == (2, [2])
+        assert look.evaluate_ready() == (2, [2])
     assert loaded == ["checkpoint-0", "checkpoint-4"]
-    assert look.look() == (1, [])
+    assert look.evaluate_ready() == (1, [])

@@ -14,7 +14,7 @@ from torch.distributed import HashStore
 from eval.config import EvaluationConfig
 from eval.runner.evaluate import evaluate
 from eval.runner.plan import Plan, plan
-from eval.runner.processes import Team
+from eval.runner.processes import ProcessGroup
 from eval.validation.oracle import Oracle, Preferences
 
 SMALL: dict[str, Any] = {
@@ -58,7 +58,7 @@ def in_threads(n: int, work: Any) -> list[Any]:
 
     def one(rank: int) -> None:
         try:
-            ends[rank] = work(Team(store, rank, n))
+            ends[rank] = work(ProcessGroup(store, rank, n))
         except BaseException as error:
             ends[rank] = error
 
@@ -93,9 +93,9 @@ def ask(folder: Path, n: int = 1, patience: tuple[int, ...] = (), **settings: An
     planned = plan(config)
     oracles = [Counting(planned, patience[rank] if rank < len(patience) else 10**9) for rank in range(n)]
 
-    def work(us: Team) -> Any:
+    def work(us: ProcessGroup) -> Any:
         with us.task("oracle"):
-            return evaluate(oracles[us.rank], config, folder, POLICY, planned=planned, us=us if n > 1 else None)
+            return evaluate(oracles[us.rank], config, folder, POLICY, planned=planned, group=us if n > 1 else None)
 
     ends = in_threads(n, work)
     return sum(len(o.scored) for o in oracles), ends

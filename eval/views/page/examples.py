@@ -21,7 +21,7 @@ from eval.data.readers import SMALL_SET, data_folder
 from eval.errors import InputError
 from eval.experiments.conditions import CONDITIONS, INVERSE
 from eval.experiments.registry import EXPERIMENTS
-from eval.runner.plan import SAMPLED_HERE, Question
+from eval.runner.plan import REASONING_PLACEHOLDER, Question
 from eval.runner.store import Store
 from eval.types import Item, Record
 from eval.views.figures.cells import largest
@@ -204,7 +204,7 @@ def _asked_once(shown: Sequence[Shown], example: Example, condition: str, item: 
     if question is None:
         parts.append(f"<p class='quiet'>Item {html.escape(item)}. Its words are not shown: {html.escape(why)}.</p>")
     else:
-        prompt = question.prompt(SAMPLED_HERE if question.condition.reasoning else None)
+        prompt = question.prompt(REASONING_PLACEHOLDER if question.condition.reasoning else None)
         turns = (
             f"<dt>{'Human' if t.role == 'human' else 'Assistant'}</dt><dd>{_turn(t.text)}</dd>" for t in prompt.turns
         )
@@ -222,7 +222,7 @@ def _asked_once(shown: Sequence[Shown], example: Example, condition: str, item: 
 
 
 def _turn(text: str) -> str:
-    return html.escape(text).replace(html.escape(SAMPLED_HERE), "<em>[the sampled text below]</em>")
+    return html.escape(text).replace(html.escape(REASONING_PLACEHOLDER), "<em>[the sampled text below]</em>")
 
 
 def _answers(shown: Sequence[Shown], found: Sequence[Record | None], question: Question | None) -> str:
