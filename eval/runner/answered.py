@@ -18,12 +18,11 @@ class Answered:
 
     Every record of a planned question is compared with the question as it is planned now.
 
-    Attributes:
-        done: Keys of the answered questions. The value is the record if a precision is set, else an empty dict.
+    Attributes: done: Keys of the answered questions. The value is the record if a precision is set, else an empty dict.
         earlier: Keys of the answered questions whose records precede this selection. They are left out of the chunks.
-        independent: True if the scorer answers each prompt by itself (IndependentScorer). Nothing in `done` is then scored
-            again to complete a chunk.
-        outdated_weights: True if a record on disk has another weight than the present --limit gives.
+        independent: True if the scorer answers each prompt by itself (IndependentScorer). Nothing in `done` is then
+        scored again to complete a chunk. outdated_weights: True if a record on disk has another weight than the present
+        --limit gives.
 
     Raises:
         InputError: A record was made by another prompt or setting than its question has now.
