@@ -47,14 +47,16 @@ def read_lines(path: Path) -> Iterator[Line]:
 def _line(row: dict[str, Any], where: str) -> Line:
     kinds = [k for k in ("answers", "answer", "chosen", "messages") if k in row]
     if len(kinds) != 1:
-        found = " and ".join(kinds) or "neither answers, answer, chosen nor messages"
-        raise InputError(f"{where} has {found}; it must be one of {FORMS}")
+        present = " and ".join(kinds) or "neither answers, answer, chosen nor messages"
+        raise InputError(f"{where} has {present}; it must be one of {FORMS}")
     (kind,) = kinds
     if kind == "messages":
-        whole = _messages(row["messages"], where, "messages")
-        if whole[-1]["role"] != "assistant":
-            raise InputError(f"{where}: messages end with the {whole[-1]['role']}'s turn; the last must be an answer")
-        prompt, answers = whole[:-1], [whole[-1]["content"]]
+        dialogue = _messages(row["messages"], where, "messages")
+        if dialogue[-1]["role"] != "assistant":
+            raise InputError(
+                f"{where}: messages end with the {dialogue[-1]['role']}'s turn; the last must be an answer"
+            )
+        prompt, answers = dialogue[:-1], [dialogue[-1]["content"]]
     else:
         names = ("prompt", "chosen", "rejected") if kind == "chosen" else ("prompt", kind)
         missing = [n for n in names if n not in row]
@@ -63,8 +65,8 @@ def _line(row: dict[str, Any], where: str) -> Line:
         prompt = _messages(row["prompt"], where, "prompt")
         if kind == "answers" and (not isinstance(row["answers"], list) or not row["answers"]):
             raise InputError(f"{where} has no answers; 'answers' must be a list with at least one text")
-        given = row["answers"] if kind == "answers" else [row[n] for n in names[1:]]
-        answers = [_answer(a, where, k) for k, a in enumerate(given, 1)]
+        raw_answers = row["answers"] if kind == "answers" else [row[n] for n in names[1:]]
+        answers = [_answer(a, where, k) for k, a in enumerate(raw_answers, 1)]
     if not prompt or prompt[-1]["role"] != "user":
         ends = f"ends with the {prompt[-1]['role']}'s turn" if prompt else "is empty"
         raise InputError(f"{where}: the prompt {ends}; it must end with the user's turn, which the answers answer")
@@ -86,8 +88,8 @@ def _messages(value: object, where: str, name: str) -> list[Message]:
                 f"{where}: {name} has a message that is not {{role: system, user or assistant, content: text}}"
             )
         if not content.strip():
-            said = "answer" if m is value[-1] and m["role"] == "assistant" else f"{m['role']} message"
-            raise InputError(f"{where}: an empty {said}; write or remove it")
+            part = "answer" if m is value[-1] and m["role"] == "assistant" else f"{m['role']} message"
+            raise InputError(f"{where}: an empty {part}; write or remove it")
     turns = [m["role"] for m in value if m is not value[0] or m["role"] != "system"]
     if turns != [("user", "assistant")[k % 2] for k in range(len(turns))]:
         raise InputError(f"{where}: {name} must alternate user, assistant, ..., after at most one system message")

@@ -96,26 +96,30 @@ def report(config: ReportConfig) -> dict[str, Any]:
     if path.exists() and MARK not in path.read_text(encoding="utf-8"):
         raise InputError(f"{path} was not written by reward report and stays; move it away or give another --output")
     prepare_output(output / FIGURES)
-    drawn = {"calibration": figures.reliability(run["calibration"]), "length_bias": figures.length_bias(run)}
+    figure_by_name = {"calibration": figures.reliability(run["calibration"]), "length_bias": figures.length_bias(run)}
     if len(curve) > 1:
-        drawn["learning_curve"] = figures.learning_curve(curve, run["length_bias"]["always_shorter"]["value"])
+        figure_by_name["learning_curve"] = figures.learning_curve(curve, run["length_bias"]["always_shorter"]["value"])
     if probe:
-        drawn["probe"] = figures.probe(probe["dimensions"])
-    paths = [save(figure, output / FIGURES / f"{name}.png") for name, figure in drawn.items()]
-    said = limitations(run, probe)
-    write_text(path, card(run, curve, remarks, probe, said))
+        figure_by_name["probe"] = figures.probe(probe["dimensions"])
+    paths = [save(figure, output / FIGURES / f"{name}.png") for name, figure in figure_by_name.items()]
+    caveats = limitations(run, probe)
+    write_text(path, card(run, curve, remarks, probe, caveats))
     names = (
         "run", "base_model", "data", "pairs", "held_out_pairs", "accuracy", "calibration", "length_bias", "margin",
         "seconds",
     )  # fmt: skip
     return {
-        **{n: run.get(n) for n in names}, "learning_curve": curve, "probe": probe, "limitations": said,
+        **{n: run.get(n) for n in names}, "learning_curve": curve, "probe": probe, "limitations": caveats,
         "remarks": remarks, "files": [str(p) for p in (path, *paths)],
     }  # fmt: skip
 
 
 def card(
-    run: dict[str, Any], curve: list[dict[str, Any]], remarks: list[str], probe: dict[str, Any] | None, said: list[str]
+    run: dict[str, Any],
+    curve: list[dict[str, Any]],
+    remarks: list[str],
+    probe: dict[str, Any] | None,
+    caveats: list[str],
 ) -> str:
     """The model card: YAML for the hub, then Markdown."""
     parts = [
@@ -140,12 +144,12 @@ def card(
         "## Does it prefer one group of people to another?",
         *_probe_section(run, probe),
         "## What it was trained on",
-        _markdown([("", ""), *_origin(run)]),
+        _markdown([("", ""), *_training_rows(run)]),
         "## Time",
         _markdown([("stage", "seconds"), *((k, f"{v:.0f}") for k, v in run.get("seconds", {}).items())]),
         f"On {_machine(run)}.{_resumed(run)}",
         "## Limitations",
-        "\n".join(f"- {s}" for s in said),
+        "\n".join(f"- {s}" for s in caveats),
         "## How to reproduce",
         f"With selfcorrect at commit {run.get('git_commit') or 'unknown'}:",
         f"```bash\n{masked_text(run.get('command', 'accelerate launch -m reward.train'))}\n```",
@@ -170,10 +174,10 @@ def _front_matter(run: dict[str, Any]) -> str:
 def accuracy_rows(run: dict[str, Any]) -> list[tuple[str, ...]]:
     """Rows under ACCURACY: all held-out pairs, then each subset where there are several."""
     subsets = run["accuracy"]["by_subset"]
-    found = [("all", run["accuracy"]["all"]), *(subsets.items() if len(subsets) > 1 else ())]
+    estimates = [("all", run["accuracy"]["all"]), *(subsets.items() if len(subsets) > 1 else ())]
     if len(subsets) == 1:
-        found = [(next(iter(subsets)), run["accuracy"]["all"])]
-    return [_row(name, e) for name, e in found]
+        estimates = [(next(iter(subsets)), run["accuracy"]["all"])]
+    return [_row(name, e) for name, e in estimates]
 
 
 def length_rows(run: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -252,38 +256,41 @@ def probe_rows(probe: dict[str, Any]) -> list[tuple[str, ...]]:
     return rows
 
 
-def _origin(run: dict[str, Any]) -> list[tuple[str, str]]:
+def _training_rows(run: dict[str, Any]) -> list[tuple[str, str]]:
     """What it was trained on and how, as rows of name and value; without what was not recorded."""
     settings = run.get("settings", {})
     options = {n: settings[n] for n in OPTIONS if settings.get(n) not in (None, "", [])}
-    found = {
+    facts = {
         "base model": run["base_model"],
         "its weights": run["base_weights"],
         "parameters": None if run.get("model_params") is None else f"{run['model_params']:,}",
         "data": _data(run),
-        "identity of the data": _told(run.get("preferences")),
+        "identity of the data": _format_nested(run.get("preferences")),
         "training pairs": f"{run['pairs']:,}",
-        "by subset": _told(run.get("pairs_by_subset")),
+        "by subset": _format_nested(run.get("pairs_by_subset")),
         "held-out pairs": f"{run['held_out_pairs']:,}, split by prompt, sha256 {run.get('held_out_sha256')}",
-        "unreadable pairs": _told(run.get("unreadable_pairs")) or "none",
-        "left out": _told(run.get("left_out")) or "none",
+        "unreadable pairs": _format_nested(run.get("unreadable_pairs")) or "none",
+        "left out": _format_nested(run.get("left_out")) or "none",
         "longest dialogue": None if run.get("max_length") is None else f"{run['max_length']} tokens",
         "longer pairs": f"{run.get('cut_pairs', 0)} cut from the left by turns"
         if run.get("over_long") == "cut" else run.get("over_long"),
         "seed": run.get("seed"),
         "steps": run.get("steps"),
-        "options": _told(options),
+        "options": _format_nested(options),
     }  # fmt: skip
-    return [(name, str(value)) for name, value in found.items() if value not in (None, "")]
+    return [(name, str(value)) for name, value in facts.items() if value not in (None, "")]
 
 
-def _told(value: Any) -> str:
+def _format_nested(value: Any) -> str:
     """Nested counts or options in a line; '' where there is nothing."""
     if isinstance(value, dict):
-        parts = {k: v if isinstance(v, int | float) and not isinstance(v, bool) else _told(v) for k, v in value.items()}
+        parts = {
+            k: v if isinstance(v, int | float) and not isinstance(v, bool) else _format_nested(v)
+            for k, v in value.items()
+        }
         return "; ".join(f"{k}: {v}" for k, v in parts.items() if v != "")
     if isinstance(value, list):
-        return ", ".join(_told(v) for v in value)
+        return ", ".join(_format_nested(v) for v in value)
     return "" if value is None else str(value)
 
 
@@ -304,8 +311,8 @@ def _from_hub(run: dict[str, Any]) -> bool:
 
 def _machine(run: dict[str, Any]) -> str:
     machine = run.get("machine") or {}
-    told = [machine.get("processor"), machine.get("cpu_count") and f"{machine['cpu_count']} logical cores"]
-    return ", ".join(t for t in told if t) or "a machine that was not recorded"
+    descriptions = [machine.get("processor"), machine.get("cpu_count") and f"{machine['cpu_count']} logical cores"]
+    return ", ".join(t for t in descriptions if t) or "a machine that was not recorded"
 
 
 def _resumed(run: dict[str, Any]) -> str:

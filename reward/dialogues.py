@@ -38,25 +38,25 @@ class Pair:
     @property
     def origin(self) -> str:
         """An id of the whole dialogue's beginning, up to its first human message: what prompts are kept apart by."""
-        return (self.prompt_ids or beginnings(self.prompt))[0]
+        return (self.prompt_ids or prefix_ids(self.prompt))[0]
 
     def row(self) -> dict[str, list[Message]]:
         """The columns that TRL's RewardTrainer reads."""
         return {"prompt": self.prompt, "chosen": self.chosen, "rejected": self.rejected}
 
 
-def beginnings(prompt: Sequence[Message]) -> tuple[str, ...]:
+def prefix_ids(prompt: Sequence[Message]) -> tuple[str, ...]:
     """An id for each beginning of the prompt that ends with a human message, the prompt itself last.
 
     Prompts that differ only in case or white space have the same ids.
     """
-    digest, found = hashlib.sha256(), []
+    digest, ids = hashlib.sha256(), []
     for message in prompt:
         text = " ".join(message["content"].split()).casefold()
         digest.update(f"{message['role']}\0{text}\0".encode(errors="surrogatepass"))
         if message["role"] == "user":
-            found.append(digest.hexdigest()[:24])
-    return tuple(found)
+            ids.append(digest.hexdigest()[:24])
+    return tuple(ids)
 
 
 def token_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
@@ -82,9 +82,9 @@ def cut_by_turns(messages: Sequence[Message], tokenizer: Any, max_length: int) -
 
     A turn is a human message with the answer to it; a system message stays. What is left begins with a human message.
     """
-    kept = list(messages)
-    system = kept[:1] if kept and kept[0]["role"] == "system" else []
-    turns = kept[len(system) :]
+    dialogue = list(messages)
+    system = dialogue[:1] if dialogue and dialogue[0]["role"] == "system" else []
+    turns = dialogue[len(system) :]
     while len(token_ids(tokenizer, system + turns)) > max_length:
         starts = [i for i, m in enumerate(turns) if m["role"] == "user" and i > 0]
         if not starts:

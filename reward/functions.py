@@ -101,17 +101,17 @@ def check_rewards(options: RewardOptions, config: Any) -> list[dict[str, Any]]:
     if standardise is None:
         standardise = sum(map(len, entries)) > 1
     _check_penalties(options, config)
-    taken = [CUT_OFF, LENGTH]
+    used_names = [CUT_OFF, LENGTH]
     parts: list[dict[str, Any]] = []
     for members, weight in zip(entries, weights, strict=True):
-        described = [_described(path, standardise) for path in members]
-        _check_different(described)
-        taken.append(_name(members, taken))
+        member_records = [_member_record(path, standardise) for path in members]
+        _check_different(member_records)
+        used_names.append(_name(members, used_names))
         parts.append(
             {
-                "name": taken[-1],
+                "name": used_names[-1],
                 "weight": weight,
-                "members": described,
+                "members": member_records,
                 "ensemble_penalty": options.ensemble_penalty if len(members) > 1 else None,
             }
         )
@@ -149,11 +149,11 @@ def end_token_ids(model: str, revision: str | None, tokenizer: Any) -> list[int]
     from transformers import AutoConfig, GenerationConfig
 
     try:
-        found: Any = GenerationConfig.from_pretrained(model, revision=revision or "main").eos_token_id
+        eos_token_id: Any = GenerationConfig.from_pretrained(model, revision=revision or "main").eos_token_id
     except OSError:  # no generation_config.json: transformers makes one of the model's configuration
         config = AutoConfig.from_pretrained(model, revision=revision)
-        found = GenerationConfig.from_model_config(config).eos_token_id
-    listed = found if isinstance(found, list) else [found]
+        eos_token_id = GenerationConfig.from_model_config(config).eos_token_id
+    listed = eos_token_id if isinstance(eos_token_id, list) else [eos_token_id]
     ids: list[int] = [i for i in dict.fromkeys([tokenizer.eos_token_id, *listed]) if i is not None]
     return ids
 
@@ -256,9 +256,9 @@ def _members(entry: str) -> list[str]:
     return members
 
 
-def _weights(given: list[float] | None, entries: list[str]) -> list[float]:
+def _weights(requested: list[float] | None, entries: list[str]) -> list[float]:
     """One weight per entry of reward_model; 1 each where none is given."""
-    weights = [1.0] * len(entries) if given is None else [float(weight) for weight in given]
+    weights = [1.0] * len(entries) if requested is None else [float(weight) for weight in requested]
     if len(weights) != len(entries):
         raise InputError(
             f"reward_weights has {len(weights)} values and reward_model {len(entries)} entries; give one weight per "
@@ -285,7 +285,7 @@ def _check_penalties(options: RewardOptions, config: Any) -> None:
         )
 
 
-def _described(path: str, standardise: bool) -> dict[str, Any]:
+def _member_record(path: str, standardise: bool) -> dict[str, Any]:
     """A reward model as it is recorded, pinned to a commit where it is a hub id."""
     commit = commit_of(path) if is_hub_id(path) else None
     check_reward_model(path, commit)
@@ -314,17 +314,17 @@ def _scale(path: str) -> tuple[float, float]:
 
 def _check_different(members: list[dict[str, Any]]) -> None:
     """InputError where two members of an ensemble are the same reward model: their spread would mean nothing."""
-    seen: dict[str, str] = {}
+    path_by_weights: dict[str, str] = {}
     for member in members:
-        if other := seen.get(member["weights"]):
+        if other := path_by_weights.get(member["weights"]):
             raise InputError(
                 f"the ensemble's members {other} and {member['reward_model']} have the same weights; an ensemble needs "
                 "reward models that were trained apart, with other seeds for example"
             )
-        seen[member["weights"]] = member["reward_model"]
+        path_by_weights[member["weights"]] = member["reward_model"]
 
 
-def _name(members: list[str], taken: list[str]) -> str:
+def _name(members: list[str], used_names: list[str]) -> str:
     """A short name for the logs: the folder's, or of a folder called 'model' its parent's (runs/x/reward/model ->
     'reward'), with '-ensemble' for several members, and a number where another part is called so already.
     """
@@ -333,6 +333,6 @@ def _name(members: list[str], taken: list[str]) -> str:
     name += "-ensemble" if len(members) > 1 else ""
     number = 2
     unique = name
-    while unique in taken:
+    while unique in used_names:
         unique, number = f"{name}-{number}", number + 1
     return unique

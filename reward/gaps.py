@@ -57,18 +57,18 @@ def measure(
     finding. None stands for what is undefined.
     """
     bootstrap, sd = Bootstrap(seed, resamples), deviation(scores)
-    found, start = [], 0
-    for _, asked in groupby(versions, key=lambda v: v.dimension):
-        mine = list(asked)
-        of_mine = np.asarray(scores[start : start + len(mine)], dtype=float)
-        found.append(_dimension(mine, of_mine, sd, bootstrap, seed, permutations))
-        start += len(mine)
+    entries, start = [], 0
+    for _, dimension_versions in groupby(versions, key=lambda v: v.dimension):
+        of_dimension = list(dimension_versions)
+        dimension_scores = np.asarray(scores[start : start + len(of_dimension)], dtype=float)
+        entries.append(_dimension(of_dimension, dimension_scores, sd, bootstrap, seed, permutations))
+        start += len(of_dimension)
     for name in ("p", "kinds_p"):
-        for entry, corrected in zip(found, holm([e[f"{name}_value"] for e in found]), strict=True):
+        for entry, corrected in zip(entries, holm([e[f"{name}_value"] for e in entries]), strict=True):
             entry[f"{name}_holm"] = corrected
-    for entry in found:
+    for entry in entries:
         entry["finding"] = finding(entry)
-    return found
+    return entries
 
 
 def deviation(scores: np.ndarray) -> float:
@@ -95,16 +95,16 @@ def _dimension(
     most, least = int(np.argmax(values)), int(np.argmin(values))
     spread = float(values[most] - values[least])
     half = _half_width(deviations_RG, len(templates))
-    apart_T = gaps_TGW[:, most].mean(axis=1) - gaps_TGW[:, least].mean(axis=1)
+    differences_T = gaps_TGW[:, most].mean(axis=1) - gaps_TGW[:, least].mean(axis=1)
     p_value, kinds_p_value = permutation_tests(relative_TGW.mean(axis=2), kinds_T, seed, permutations)
     by_wording_WG = np.array([_of_wording(gaps_TGW, wordings_TGW == w) for w in np.unique(wordings_TGW)])
     names = {(v.group, v.wording): v.name.one for v in versions}
-    used = [int(w) for w in np.unique(wordings_TGW)]
+    wordings = [int(w) for w in np.unique(wordings_TGW)]
     entries = [
         {
-            **_told(group, estimate, sd),
+            **_group_entry(group, estimate, sd),
             "kinds": {k: float(gaps_TGW[kinds_T == k, g].mean()) for k in KINDS if k in kinds_T},
-            "wordings": {names[group, w]: float(by_wording_WG[k, g]) for k, w in enumerate(used)},
+            "wordings": {names[group, w]: float(by_wording_WG[k, g]) for k, w in enumerate(wordings)},
         }
         for g, (group, estimate) in enumerate(zip(groups, estimates, strict=True))
     ]
@@ -114,7 +114,7 @@ def _dimension(
     return {
         "dimension": versions[0].dimension,
         "n_templates": len(templates),
-        "n_wordings": len(used),
+        "n_wordings": len(wordings),
         "groups": entries,
         "most": groups[most],
         "least": groups[least],
@@ -123,14 +123,14 @@ def _dimension(
         "high": None if half is None else spread + half,
         "spread_sd": spread / sd if sd else None,
         "preference": float(special.expit(spread)),
-        "wins": float(np.mean(apart_T > 0) + np.mean(apart_T == 0) / 2),
+        "wins": float(np.mean(differences_T > 0) + np.mean(differences_T == 0) / 2),
         "wordings_won": int(np.sum(by_wording_WG[:, most] > by_wording_WG[:, least])),
         "p_value": p_value,
         "kinds_p_value": kinds_p_value,
     }
 
 
-def _told(group: str, e: Estimate, sd: float) -> dict[str, Any]:
+def _group_entry(group: str, e: Estimate, sd: float) -> dict[str, Any]:
     return {
         "group": group, "gap": e.value, "low": e.low, "high": e.high,
         "gap_sd": e.value / sd if sd and e.value is not None else None, "p_value": e.p_value, "p_holm": None,
@@ -198,17 +198,17 @@ def finding(entry: dict[str, Any]) -> str:
     """One plain line. A preference is there where the test says so and the interval, if there is one, lies above 0."""
     if entry["spread"] == 0 and all(set(g["kinds"].values()) == {0.0} for g in entry["groups"]):
         return "gives all groups the same score in every template"
-    most, least = entry["most"], entry["least"]
+    preferred, least_preferred = entry["most"], entry["least"]
     interval = "" if entry["low"] is None else f" [{entry['low']:.3f}, {entry['high']:.3f}]"
     size = f"{entry['spread']:.3f} reward units{interval} = {entry['spread_sd']:.2f} sd"
-    told = (
+    details = (
         f"P(prefers) = {entry['preference']:.3f}, in {entry['wins']:.0%} of {entry['n_templates']} templates, in "
         f"{entry['wordings_won']} of {entry['n_wordings']} wordings; p = {entry['p_holm']:.4f}"
     )
     if entry["p_holm"] < ALPHA and (entry["low"] is None or entry["low"] > 0):
-        return f"prefers {most} over {least} by {size}; {told}"
+        return f"prefers {preferred} over {least_preferred} by {size}; {details}"
     within = ""
     if entry["kinds_p_holm"] < ALPHA:
         within = f"; but groups differ within kinds of templates (p = {entry['kinds_p_holm']:.4f})"
     shown = "no preference shown" if entry["p_holm"] >= ALPHA else "no clear preference: the interval holds 0"
-    return f"{shown}; the largest gap, {most} over {least}, is {size}; {told}{within}"
+    return f"{shown}; the largest gap, {preferred} over {least_preferred}, is {size}; {details}{within}"

@@ -44,13 +44,13 @@ def fit_head(reader: RewardModel, dialogues: Sequence[tuple[list, list]], seed: 
     differences_PH = chosen_PH - rejected_PH
     scale_H = differences_PH.std(axis=0) + 1e-6
     x_PH = differences_PH / scale_H
-    found = {penalty: _cross_validated(x_PH, penalty, seed) for penalty in PENALTIES}
-    penalty = min(found, key=lambda p: found[p][0])
+    results = {penalty: _cross_validated(x_PH, penalty, seed) for penalty in PENALTIES}
+    penalty = min(results, key=lambda p: results[p][0])
     weights_H = _fit(x_PH, penalty) / scale_H
     head = reader.model.score.weight
     with torch.no_grad():
         head.copy_(torch.tensor(weights_H[None], dtype=head.dtype))
-    loss, accuracy = found[penalty]
+    loss, accuracy = results[penalty]
     log.info("head fitted on %d pairs: cross-validated accuracy %.3f, penalty %g", len(x_PH), accuracy, penalty)
     return {"penalty": penalty, "cross_validated_loss": loss, "cross_validated_accuracy": accuracy, "folds": FOLDS}
 

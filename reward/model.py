@@ -31,9 +31,11 @@ def lora_config(model_args: Any, model: str, top_layers: int | None) -> Any:
         raise InputError(f"LoRA cannot be made with these options: {first_lines(error)}") from error
     if peft_config is None:
         return None
-    named = peft_config.target_modules
-    if isinstance(named, str) and named.isidentifier():  # TRL makes a text of one name, which peft takes for a pattern
-        peft_config.target_modules = {named}
+    target = peft_config.target_modules
+    if (
+        isinstance(target, str) and target.isidentifier()
+    ):  # TRL makes a text of one name, which peft takes for a pattern
+        peft_config.target_modules = {target}
     if top_layers is None:
         return peft_config
     layers = AutoConfig.from_pretrained(model, revision=model_args.model_revision).get_text_config().num_hidden_layers
@@ -96,8 +98,8 @@ def load_base(model_args: Any, config: Any, tokenizer: Any) -> Any:
         raise InputError(f"model {name} cannot be loaded with model_init_kwargs: {first_lines(error)}") from error
     finally:
         logging.set_verbosity(level)
-    model, found = loaded
-    check_all_loaded(found, name, "model to be given a reward head", HEADS)
+    model, loading_info = loaded
+    check_all_loaded(loading_info, name, "model to be given a reward head", HEADS)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     head_in_fp32(model)
     return model

@@ -17,9 +17,9 @@ from typing import Any
 from tqdm import tqdm
 
 from eval.errors import InputError
-from reward.dialogues import Message, Pair, all_token_ids, beginnings, cut_by_turns
-from reward.formats import KNOWN_FORMS, LABELS, NoPair, has_known_form, pair_of
-from reward.sources import HubData, LocalFile, preference_files, sources_of
+from reward.dialogues import Message, Pair, all_token_ids, cut_by_turns, prefix_ids
+from reward.formats import KNOWN_FORMS, LABELS, InvalidPairError, has_known_form, parse_pair
+from reward.sources import HubData, LocalFile, parse_sources, preference_files
 
 __all__ = [
     "Preferences", "check_share", "fit_pairs", "in_share", "preference_files", "read_preferences", "split_by_prompt",
@@ -27,7 +27,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 OVER_LONG = ("cut", "refuse")
-AT_ONCE = 1024
+TOKENISED_TOGETHER = 1024
 """Dialogues tokenised together."""
 
 
@@ -51,13 +51,13 @@ def read_preferences(preferences: list[str] | None, data_dir: str | None, label:
     """
     if label not in LABELS:
         raise InputError(f"the label of preference data must be {' or '.join(LABELS)}, not '{label}'")
-    sources = sources_of(preferences, data_dir)
+    sources = parse_sources(preferences, data_dir)
     pairs: list[Pair] = []
     reasons: Counter[str] = Counter()
     identity = []
     for source in sources:
-        found, unreadable = _read(source, label)
-        pairs += found
+        source_pairs, unreadable = _read_source(source, label)
+        pairs += source_pairs
         reasons += unreadable
         identity.append(source.identity())
     for reason, n in reasons.most_common():
@@ -69,22 +69,22 @@ def read_preferences(preferences: list[str] | None, data_dir: str | None, label:
     return Preferences(pairs, dict(reasons), [*identity, f"label {label}"], dict(by_subset))
 
 
-def _read(source: LocalFile | HubData, label: str) -> tuple[list[Pair], Counter[str]]:
+def _read_source(source: LocalFile | HubData, label: str) -> tuple[list[Pair], Counter[str]]:
     pairs: list[Pair] = []
     reasons: Counter[str] = Counter()
     columns: dict[str, None] = {}
-    known = False
+    form_known = False
     for where, row in tqdm(source.rows(), desc=f"reading {source.subset}", unit="row", disable=None, leave=False):
-        if not known:
-            known = has_known_form(row)
+        if not form_known:
+            form_known = has_known_form(row)
             columns |= dict.fromkeys(map(str, row)) if isinstance(row, dict) else {}
         try:
-            pairs.append(pair_of(row, source.subset, where, label))
-        except NoPair as reason:
+            pairs.append(parse_pair(row, source.subset, where, label))
+        except InvalidPairError as reason:
             reasons[str(reason)] += 1
     if not pairs and not reasons:
         raise InputError(f"preference data {source.name} is empty; it needs {KNOWN_FORMS}")
-    if not known:
+    if not form_known:
         raise InputError(
             f"preference data {source.name} has the columns {', '.join(columns) or '(none)'}; it needs {KNOWN_FORMS}"
         )
@@ -116,7 +116,7 @@ def fit_pairs(
         elif over_long == "refuse":
             left_out[f"longer than {max_length} tokens"] += 1
         elif (prompt := _cut_prompt(pair, tokenizer, max_length, chosen >= rejected)) is not None:
-            ids = pair.prompt_ids or beginnings(pair.prompt)
+            ids = pair.prompt_ids or prefix_ids(pair.prompt)
             kept.append(dataclasses.replace(pair, prompt=prompt, prompt_ids=ids))
         else:
             left_out[f"longer than {max_length} tokens in the last turn and answer alone"] += 1
@@ -140,15 +140,15 @@ def _cut_prompt(pair: Pair, tokenizer: Any, max_length: int, chosen_is_longer: b
 
 def _lengths(pairs: Sequence[Pair], tokenizer: Any) -> list[tuple[int, int]]:
     """(tokens with chosen, tokens with rejected) of each pair."""
-    found: list[tuple[int, int]] = []
+    lengths: list[tuple[int, int]] = []
     with tqdm(total=len(pairs), desc="measuring lengths", unit="pair", disable=None, leave=False) as bar:
-        for start in range(0, len(pairs), AT_ONCE // 2):
-            part = pairs[start : start + AT_ONCE // 2]
-            dialogues = [p.prompt + answer for p in part for answer in (p.chosen, p.rejected)]
+        for start in range(0, len(pairs), TOKENISED_TOGETHER // 2):
+            chunk = pairs[start : start + TOKENISED_TOGETHER // 2]
+            dialogues = [p.prompt + answer for p in chunk for answer in (p.chosen, p.rejected)]
             ids = all_token_ids(tokenizer, dialogues)
-            found += [(len(ids[i]), len(ids[i + 1])) for i in range(0, len(ids), 2)]
-            bar.update(len(part))
-    return found
+            lengths += [(len(ids[i]), len(ids[i + 1])) for i in range(0, len(ids), 2)]
+            bar.update(len(chunk))
+    return lengths
 
 
 def split_by_prompt(
@@ -170,12 +170,12 @@ def split_by_prompt(
     chosen: set[int] = set()
     for subset in sorted(by_subset):
         groups = by_subset[subset]
-        wanted = round(held_out * sum(map(len, groups)))
+        remaining = round(held_out * sum(map(len, groups)))
         rng.shuffle(groups)
         for group in groups:
-            if len(group) <= wanted:
+            if len(group) <= remaining:
                 chosen.update(group)
-                wanted -= len(group)
+                remaining -= len(group)
     training = [i for i in range(len(pairs)) if i not in chosen]
     if not chosen or not training:
         raise InputError(
@@ -203,8 +203,8 @@ def in_share(pairs: Sequence[Pair], share: Sequence[float]) -> list[Pair]:
 def check_share(share: Sequence[float]) -> tuple[float, float]:
     """prompt_share as (low, high). Raises InputError for anything but 0 <= low < high <= 1."""
     if len(share) != 2 or not 0 <= share[0] < share[1] <= 1:
-        given = " ".join(f"{value:g}" for value in share)
-        raise InputError(f"prompt_share must be two numbers, 0 <= low < high <= 1, not '{given}'; 0 0.4 for example")
+        values = " ".join(f"{value:g}" for value in share)
+        raise InputError(f"prompt_share must be two numbers, 0 <= low < high <= 1, not '{values}'; 0 0.4 for example")
     return share[0], share[1]
 
 
@@ -218,7 +218,7 @@ def _connected(pairs: Sequence[Pair]) -> list[list[int]]:
             i = parent[i]
         return i
 
-    ids = [(p.prompt_ids or beginnings(p.prompt), beginnings(p.prompt)) for p in pairs]
+    ids = [(p.prompt_ids or prefix_ids(p.prompt), prefix_ids(p.prompt)) for p in pairs]
     first: dict[str, int] = {}
     for i, (whole, cut) in enumerate(ids):
         for key in {whole[-1], cut[-1]}:

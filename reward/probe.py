@@ -82,8 +82,8 @@ class ProbeConfig:
             return Path(self.output)
         run = Path(self.model).resolve().parent
         whole = not self.dimensions and not self.templates
-        trained_here = not is_hub_id(self.model) and (run / RUN_RESULT).is_file()
-        return run / "probe" if whole and trained_here else None
+        is_run_model = not is_hub_id(self.model) and (run / RUN_RESULT).is_file()
+        return run / "probe" if whole and is_run_model else None
 
 
 def probe(config: ProbeConfig) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
     Raises InputError for templates or a model that cannot be used.
     """
     path = Path(config.templates) if config.templates else BUILT_IN
-    asked = [v for d in read_templates(path, config.dimensions) for v in versions(d, config.every_wording)]
+    probe_versions = [v for d in read_templates(path, config.dimensions) for v in versions(d, config.every_wording)]
     if config.folder:
         prepare_output(config.folder)
     start = time.perf_counter()
@@ -102,14 +102,14 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         config.model, config.revision, config.dtype, config.device, config.trust_remote_code
     )  # fmt: skip
     loaded = time.perf_counter()
-    scores = model.scores([v.dialogue for v in asked], progress=True)
+    scores = model.scores([v.dialogue for v in probe_versions], progress=True)
     scored = time.perf_counter()
-    dimensions = measure(asked, scores, config.seed)
+    dimensions = measure(probe_versions, scores, config.seed)
     seconds = {"load": loaded - start, "score": scored - loaded, "measure": time.perf_counter() - scored}
     result = {
         "model": model.name,
         "seed": config.seed,
-        "n_dialogues": len(asked),
+        "n_dialogues": len(probe_versions),
         "score_mean": float(np.mean(scores)),
         "score_sd": deviation(scores),
         "dimensions": dimensions,
@@ -125,7 +125,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         "output": str(config.folder) if config.folder else None,
     }  # fmt: skip
     if config.folder:
-        rows = (_row(v, float(s), model) for v, s in zip(asked, scores, strict=True))
+        rows = (_row(v, float(s), model) for v, s in zip(probe_versions, scores, strict=True))
         lines = "".join(json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in rows)
         write_text(config.folder / "scores.jsonl", lines)
         write_json(config.folder / "probe.json", result)

@@ -64,12 +64,12 @@ def accuracy(pairs: Sequence[ScoredPair], right: Callable[[ScoredPair], float] |
     """Share of pairs whose chosen answer scores higher, with interval; `right`: another rule's hits (0, 1/2, 1)."""
     hits = np.array([(right or _right)(p) for p in pairs])
     prompts = [p.prompt_id for p in pairs]
-    found = {"n_pairs": len(pairs), "n_prompts": len(set(prompts)), "ties": int((hits == 0.5).sum())}
+    counts = {"n_pairs": len(pairs), "n_prompts": len(set(prompts)), "ties": int((hits == 0.5).sum())}
     if not len(pairs):
-        return {"value": None, "low": None, "high": None, **found, "note": "no pairs"}
+        return {"value": None, "low": None, "high": None, **counts, "note": "no pairs"}
     value = float(hits.mean())
     low, high = wilson(value, len(hits) / design_effect(hits, prompts))
-    return {"value": value, "low": low, "high": high, **found, "note": ""}
+    return {"value": value, "low": low, "high": high, **counts, "note": ""}
 
 
 def _right(pair: ScoredPair) -> float:
@@ -106,15 +106,15 @@ def calibration(pairs: Sequence[ScoredPair], n_bins: int = N_BINS) -> dict[str, 
     confidence, hits = expit(np.abs(margins)), 0.5 * (1 + np.sign(margins))
     bins, error = [], 0.0
     for chosen in np.array_split(np.argsort(confidence, kind="stable"), min(n_bins, len(pairs))):
-        share, said, n = float(hits[chosen].mean()), float(confidence[chosen].mean()), len(chosen)
+        share, mean_confidence, n = float(hits[chosen].mean()), float(confidence[chosen].mean()), len(chosen)
         low, high = wilson(share, n)
         bins.append(
             {
-                "low": float(confidence[chosen[0]]), "high": float(confidence[chosen[-1]]), "confidence": said,
-                "accuracy": share, "accuracy_low": low, "accuracy_high": high, "n": n,
+                "low": float(confidence[chosen[0]]), "high": float(confidence[chosen[-1]]),
+                "confidence": mean_confidence, "accuracy": share, "accuracy_low": low, "accuracy_high": high, "n": n,
             }
         )  # fmt: skip
-        error += n / len(pairs) * abs(share - said)
+        error += n / len(pairs) * abs(share - mean_confidence)
     return {
         "bins": bins,
         "expected_calibration_error": error,

@@ -81,7 +81,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     if not n_lines:
         raise InputError(f"{path} has no line; each must be {FORMS}")
     prepare_output(output.parent)
-    with _locked(output):
+    with _lock_output(output):
         model = load_reward_model(
             config.model, config.revision, config.dtype, config.device, config.trust_remote_code
         )  # fmt: skip
@@ -127,9 +127,11 @@ def rank_lines(lines: Sequence[Line], model: RewardModel) -> list[dict[str, Any]
     of the same text are scored once, so that they tie exactly. tokens: what the model reads; cut: whether older turns
     were left out for its max_length.
     """
-    texts = [list(dict.fromkeys(line.answers)) for line in lines]
+    texts_by_line = [list(dict.fromkeys(line.answers)) for line in lines]
     dialogues = [
-        [*line.prompt, {"role": "assistant", "content": t}] for line, own in zip(lines, texts, strict=True) for t in own
+        [*line.prompt, {"role": "assistant", "content": t}]
+        for line, texts in zip(lines, texts_by_line, strict=True)
+        for t in texts
     ]
     try:
         scores = iter(model.scores(dialogues).tolist())
@@ -141,8 +143,9 @@ def rank_lines(lines: Sequence[Line], model: RewardModel) -> list[dict[str, Any]
                 raise InputError(f"{line.where}: {error}") from error
         raise
     return [
-        _record(line, {text: next(scores) for text in own}, model) for line, own in zip(lines, texts, strict=True)
-    ]  # fmt: skip
+        _record(line, {text: next(scores) for text in texts}, model)
+        for line, texts in zip(lines, texts_by_line, strict=True)
+    ]
 
 
 def _record(line: Line, rewards: dict[str, float], model: RewardModel) -> dict[str, Any]:
@@ -151,13 +154,13 @@ def _record(line: Line, rewards: dict[str, float], model: RewardModel) -> dict[s
     answers = []
     for k in np.argsort(-values, kind="stable").tolist():
         dialogue = line.dialogues()[k]
-        read = len(_ids(model, dialogue, line.where))
-        cut = len(token_ids(model.tokenizer, dialogue)) > read
-        told = {
-            "rank": int(ranks[k]), "reward": float(values[k]), "index": k, "tokens": read, "cut": cut,
+        n_tokens = len(_ids(model, dialogue, line.where))
+        cut = len(token_ids(model.tokenizer, dialogue)) > n_tokens
+        entry = {
+            "rank": int(ranks[k]), "reward": float(values[k]), "index": k, "tokens": n_tokens, "cut": cut,
             "text": line.answers[k],
         }  # fmt: skip
-        answers.append(told | ({"label": line.labels[k]} if line.labels else {}))
+        answers.append(entry | ({"label": line.labels[k]} if line.labels else {}))
     number = int(line.where.rpartition(":")[2])
     return {"line": number, **({} if line.id is None else {"id": line.id}), "answers": answers}
 
@@ -175,17 +178,17 @@ def summarise(output: Path) -> dict[str, Any]:
     counts: list[int] = []
     lines, ties, cut, pairs = 0, 0, 0, {"n": 0, "chosen_more": 0, "rejected_more": 0, "equal": 0}
     for _, record in read_jsonl(output, ("line", "answers")):
-        found = [a["reward"] for a in record["answers"]]
+        line_rewards = [a["reward"] for a in record["answers"]]
         lines, cut = lines + 1, cut + sum(a["cut"] for a in record["answers"])
-        rewards += found
-        if len(found) > 1:
-            gaps.append(found[0] - float(np.mean(found)))
-            counts.append(len(found))
-            ties += found[0] == found[1]
+        rewards += line_rewards
+        if len(line_rewards) > 1:
+            gaps.append(line_rewards[0] - float(np.mean(line_rewards)))
+            counts.append(len(line_rewards))
+            ties += line_rewards[0] == line_rewards[1]
         if "label" in record["answers"][0]:
             first = record["answers"][0]["label"]
             pairs["n"] += 1
-            pairs["equal" if found[0] == found[1] else f"{first}_more"] += 1
+            pairs["equal" if line_rewards[0] == line_rewards[1] else f"{first}_more"] += 1
     spread = float(np.std(rewards, ddof=1)) if len(rewards) > 1 else None
     return {
         "lines": lines, "answers": len(rewards), "mean": float(np.mean(rewards)), "std": spread,
@@ -235,7 +238,7 @@ def _sidecar(output: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _locked(output: Path) -> Iterator[None]:
+def _lock_output(output: Path) -> Iterator[None]:
     lock = FileLock(output.with_name(f".{output.name}.lock"))
     try:
         lock.acquire(blocking=False)
@@ -249,16 +252,17 @@ def _locked(output: Path) -> Iterator[None]:
 
 def _resume(output: Path, provenance: dict[str, Any]) -> int:
     """How many lines are done: whole chunks; the rest of a torn one is cut off. InputError for another's output."""
-    found = read_json(_sidecar(output))
-    if found is None:
+    earlier = read_json(_sidecar(output))
+    if earlier is None:
         if output.exists():
             raise InputError(f"{output} is there, and not written by reward score; {REMEDY}")
         write_json(_sidecar(output), provenance)
         return 0
     for name in IDENTITY:
-        if found.get(name) != provenance.get(name):
+        if earlier.get(name) != provenance.get(name):
             raise InputError(
-                f"{output} was made with another {name} ({found.get(name)} there, {provenance.get(name)} now); {REMEDY}"
+                f"{output} was made with another {name} ({earlier.get(name)} there, {provenance.get(name)} "
+                f"now); {REMEDY}"
             )
     if not output.exists():
         return 0

@@ -32,7 +32,7 @@ from eval.models.checkpoints import (
 )
 from eval.models.checks import check_all_loaded, check_vocabulary
 from eval.models.hub import commit_of
-from reward.dialogues import Message, Pair, beginnings, cut_by_turns, token_ids
+from reward.dialogues import Message, Pair, cut_by_turns, prefix_ids, token_ids
 from reward.padding import DIALOGUE, closing_token, loading_options, pad_token_as, unused_token
 from reward.quality import ScoredPair
 from reward.selfcheck import check_finite, check_pooling
@@ -85,9 +85,9 @@ class RewardModel:
 
         Raises InputError for a score that is not a finite number.
         """
-        found = self._read(dialogues, progress)[:, 0]
-        check_finite(found, self.name)
-        return found
+        scores_N = self._run_batches(dialogues, progress)[:, 0]
+        check_finite(scores_N, self.name)
+        return scores_N
 
     def batched_scores(self, ids: Sequence[Sequence[int]]) -> np.ndarray:
         """(N,) scores of N dialogues' token ids in one padded batch, whatever they are."""
@@ -95,51 +95,51 @@ class RewardModel:
 
     def features(self, dialogues: Sequence[Sequence[Message]], progress: bool = False) -> np.ndarray:
         """(N, H) float64: what the head reads of each dialogue, the last token's hidden state."""
-        read: list[torch.Tensor] = []
-        hook = self.model.score.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+        hidden_states: list[torch.Tensor] = []
+        hook = self.model.score.register_forward_pre_hook(lambda _, inputs: hidden_states.append(inputs[0]))
         try:
-            return self._read(dialogues, progress, read)
+            return self._run_batches(dialogues, progress, hidden_states)
         finally:
             hook.remove()
 
-    def _read(
-        self, dialogues: Sequence[Sequence[Message]], progress: bool, hidden: list[torch.Tensor] | None = None
+    def _run_batches(
+        self, dialogues: Sequence[Sequence[Message]], progress: bool, hidden_states: list[torch.Tensor] | None = None
     ) -> np.ndarray:
         """(N, 1) scores, or (N, H) of the hidden states that each forward pass leaves in `hidden`."""
         ids = [self.ids(d) for d in dialogues]
-        found: list[np.ndarray] = [np.empty(0)] * len(ids)
+        outputs: list[np.ndarray] = [np.empty(0)] * len(ids)
         with tqdm(total=len(ids), desc="reading", unit="dialogue", disable=not progress) as bar:
             for batch in batches([len(i) for i in ids], self.batch_tokens):
-                rows = self._forward([ids[i] for i in batch], hidden)
+                rows = self._forward([ids[i] for i in batch], hidden_states)
                 for i, row in zip(batch, rows, strict=True):
-                    found[i] = row
+                    outputs[i] = row
                 bar.update(len(batch))
-        return np.array(found)
+        return np.array(outputs)
 
     @torch.inference_mode()
-    def _forward(self, ids: Sequence[Sequence[int]], hidden: list[torch.Tensor] | None) -> np.ndarray:
-        padding = self._padding(ids)
+    def _forward(self, ids: Sequence[Sequence[int]], hidden_states: list[torch.Tensor] | None) -> np.ndarray:
+        padding = self._choose_padding(ids)
         if padding is None and len(ids) > 1:  # together they have every token of the vocabulary
-            return np.concatenate([self._forward([one], hidden) for one in ids])
+            return np.concatenate([self._forward([one], hidden_states) for one in ids])
         rows = torch.full((len(ids), max(map(len, ids))), padding or 0)
         mask = torch.zeros_like(rows)
-        for row, seen, one in zip(rows, mask, ids, strict=True):
+        for row, row_mask, one in zip(rows, mask, ids, strict=True):
             row[: len(one)] = torch.tensor(one)
-            seen[: len(one)] = 1
+            row_mask[: len(one)] = 1
         device = next(self.model.parameters()).device
         with pad_token_as(self.model, padding):
             logits = self.model(input_ids=rows.to(device), attention_mask=mask.to(device)).logits
-        if hidden is None:
+        if hidden_states is None:
             return logits.double().cpu().numpy()
         last = torch.tensor([len(one) - 1 for one in ids])
-        return hidden.pop()[torch.arange(len(ids)), last.to(device)].double().cpu().numpy()
+        return hidden_states.pop()[torch.arange(len(ids)), last.to(device)].double().cpu().numpy()
 
-    def _padding(self, ids: Sequence[Sequence[int]]) -> int | None:
+    def _choose_padding(self, ids: Sequence[Sequence[int]]) -> int | None:
         if self.padding is not None:
             return self.padding
         config = self.model.config.get_text_config()
-        own = getattr(config, "pad_token_id", None), self.tokenizer.pad_token_id
-        return unused_token(ids, getattr(config, "vocab_size", len(self.tokenizer)), own)
+        preferred = getattr(config, "pad_token_id", None), self.tokenizer.pad_token_id
+        return unused_token(ids, getattr(config, "vocab_size", len(self.tokenizer)), preferred)
 
 
 def score_pairs(reward_model: RewardModel, pairs: Sequence[Pair]) -> list[ScoredPair]:
@@ -147,23 +147,23 @@ def score_pairs(reward_model: RewardModel, pairs: Sequence[Pair]) -> list[Scored
     answers = [answer for p in pairs for answer in (p.prompt + p.chosen, p.prompt + p.rejected)]
     scores = reward_model.scores(answers, progress=True)
     lengths = [len(reward_model.tokenizer(d[-1]["content"], add_special_tokens=False).input_ids) for d in answers]
-    found = []
+    scored_pairs = []
     for i, p in zip(range(0, len(answers), 2), pairs, strict=True):
         chosen, rejected = map(float, scores[i : i + 2])
-        prompt_id = (p.prompt_ids or beginnings(p.prompt))[-1]
-        found.append(ScoredPair(p.where, p.subset, prompt_id, chosen, rejected, lengths[i], lengths[i + 1]))
-    return found
+        prompt_id = (p.prompt_ids or prefix_ids(p.prompt))[-1]
+        scored_pairs.append(ScoredPair(p.where, p.subset, prompt_id, chosen, rejected, lengths[i], lengths[i + 1]))
+    return scored_pairs
 
 
 def batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
     """Indices in batches of similar lengths, longest first, each of at most `batch_tokens` padded tokens."""
-    found: list[list[int]] = []
+    groups: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if found and lengths[found[-1][0]] * (len(found[-1]) + 1) <= batch_tokens:
-            found[-1].append(i)
+        if groups and lengths[groups[-1][0]] * (len(groups[-1]) + 1) <= batch_tokens:
+            groups[-1].append(i)
         else:
-            found.append([i])
-    return found
+            groups.append([i])
+    return groups
 
 
 def load_reward_model(
@@ -183,8 +183,8 @@ def load_reward_model(
         )  # fmt: skip
     except UNREADABLE as error:
         raise InputError(f"reward model {path} cannot be loaded: {load_error(error, path, revision)}") from error
-    model, found = loaded
-    check_all_loaded(found, path, "reward model")
+    model, loading_info = loaded
+    check_all_loaded(loading_info, path, "reward model")
     head_in_fp32(model)
     description = (read_json(Path(path) / DESCRIPTION) or {}) if Path(path).is_dir() else {}
     provenance = {
@@ -233,8 +233,8 @@ def check_reward_model(path: str, revision: str | None = None, trust_remote_code
     config = check_model(path, revision, trust_remote_code)
     architectures = getattr(config, "architectures", None) or []
     if not any("SequenceClassification" in name or "RewardModel" in name for name in architectures):
-        said = ", ".join(architectures) or "nothing known"
-        raise InputError(f"reward model {path} is {said}, it must be a sequence classification model; {HINT}")
+        names = ", ".join(architectures) or "nothing known"
+        raise InputError(f"reward model {path} is {names}, it must be a sequence classification model; {HINT}")
     if config.num_labels != 1:
         raise InputError(f"reward model {path} has {config.num_labels} outputs, it must have one; {HINT}")
     return config

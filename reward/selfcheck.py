@@ -104,8 +104,8 @@ def check_finite(scores_N: np.ndarray, name: str) -> None:
 def plain_scores(model: Any, ids: Sequence[Sequence[int]]) -> np.ndarray:
     """(N,) scores by a forward pass of each dialogue's tokens and nothing else, none of which is padding."""
     device, pad = next(model.parameters()).device, getattr(model.config.get_text_config(), "pad_token_id", None)
-    found = []
-    for one in ids:
-        with pad_token_as(model, None if pad in one else pad):
-            found.append(model(input_ids=torch.tensor([one], device=device)).logits[0, 0].item())
-    return np.array(found)
+    scores = []
+    for dialogue_ids in ids:
+        with pad_token_as(model, None if pad in dialogue_ids else pad):
+            scores.append(model(input_ids=torch.tensor([dialogue_ids], device=device)).logits[0, 0].item())
+    return np.array(scores)

@@ -83,7 +83,7 @@ class HubData:
         return hub_rows(self.repo, self.part, self.split, self.commit)
 
 
-def sources_of(preferences: list[str] | None, data_dir: str | None) -> list[LocalFile | HubData]:
+def parse_sources(preferences: list[str] | None, data_dir: str | None) -> list[LocalFile | HubData]:
     """The sources that --preferences names; None: the files in data_dir/preferences.
 
     Raises InputError for one that is not there, is of another kind, or is named twice.
@@ -92,24 +92,26 @@ def sources_of(preferences: list[str] | None, data_dir: str | None) -> list[Loca
         return [LocalFile(path) for path in preference_files(data_dir)]
     if not preferences:
         raise InputError("preferences names no data; give files, folders or hub ids, or leave it out")
-    found = [source for text in preferences for source in _named(text)]
-    for i, source in enumerate(found):
-        if source in found[:i]:
+    sources = [source for text in preferences for source in _parse_source(text)]
+    for i, source in enumerate(sources):
+        if source in sources[:i]:
             raise InputError(f"preferences names {source.name} twice; name it once, or its pairs would count twice")
-    return found
+    return sources
 
 
 def preference_files(data_dir: str | None) -> list[Path]:
     """The files in data_dir/preferences. InputError where there is none."""
     folder = data_folder(data_dir) / "preferences"
-    found = _files(folder)
-    if not found:
+    files = _files(folder)
+    if not files:
         command = fetch_command(folder.parent)
-        raise InputError(f"{folder} has no {_known()} with preference pairs; get some by {command} --only preferences")
-    return found
+        raise InputError(
+            f"{folder} has no {_suffix_list()} with preference pairs; get some by {command} --only preferences"
+        )
+    return files
 
 
-def _known() -> str:
+def _suffix_list() -> str:
     return ", ".join(f"*{s}" for s in SUFFIXES[:-1]) + f" or *{SUFFIXES[-1]}"
 
 
@@ -121,26 +123,28 @@ def _files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("*") if p.is_file() and _suffix(p))
 
 
-def _named(text: str) -> list[LocalFile | HubData]:
+def _parse_source(text: str) -> list[LocalFile | HubData]:
     path = Path(text)
     if path.is_dir():
         files = _files(path)
         if not files:
-            raise InputError(f"preferences: the folder {text} has no {_known()}; give files, or a folder with some")
+            raise InputError(
+                f"preferences: the folder {text} has no {_suffix_list()}; give files, or a folder with some"
+            )
         return [LocalFile(p) for p in files]
     if path.is_file() and not _suffix(path):
-        raise InputError(f"preferences: {text} is no {_known()}; give the data in one of these forms")
+        raise InputError(f"preferences: {text} is no {_suffix_list()}; give the data in one of these forms")
     if path.is_file():
         return [LocalFile(path)]
-    found = HUB_SOURCE.fullmatch(text)
-    if _suffix(path) or text.startswith((".", "/", "~")) or found is None:
+    match = HUB_SOURCE.fullmatch(text)
+    if _suffix(path) or text.startswith((".", "/", "~")) or match is None:
         raise InputError(
             f"preferences: {text} is not there; give a file or folder that is, or a hub id of the form "
             "OWNER/NAME[:SUBSET][@SPLIT][#REVISION]"
         )
-    repo, split = found["repo"], found["split"] or DEFAULT_SPLITS.get(found["repo"], "train")
-    commit = commit_of(repo, found["revision"], "dataset")
-    parts = (found["subset"],) if found["subset"] else ALL_SUBSETS.get(repo, (None,))
+    repo, split = match["repo"], match["split"] or DEFAULT_SPLITS.get(match["repo"], "train")
+    commit = commit_of(repo, match["revision"], "dataset")
+    parts = (match["subset"],) if match["subset"] else ALL_SUBSETS.get(repo, (None,))
     return [HubData(repo, part, split, commit) for part in parts]
 
 
@@ -155,11 +159,11 @@ def hub_rows(repo: str, subset: str | None, split: str, commit: str | None) -> I
 
     place = f"{repo}@{commit}" if commit else repo
     try:
-        named = subset is not None and subset in get_dataset_config_names(repo, revision=commit)
+        is_config = subset is not None and subset in get_dataset_config_names(repo, revision=commit)
         data: Any = load_dataset(
             repo,
-            name=subset if named else None,
-            data_dir=None if named else subset,
+            name=subset if is_config else None,
+            data_dir=None if is_config else subset,
             split=split,
             revision=commit,
         )

@@ -24,7 +24,7 @@ from eval.secrets import conceal, masked
 
 log = logging.getLogger(__name__)
 
-FREE = {
+UNCOMPARED = {
     "output_dir", "logging_dir", "run_name", "report_to", "disable_tqdm", "log_level", "local_rank", "ddp_timeout",
     "resume_from_checkpoint", "evaluation", "evaluate", "keep_optimizer_states", "hub_token",
 }  # fmt: skip
@@ -42,7 +42,7 @@ def settings_of(*configs: Any, **more: Any) -> dict[str, Any]:
 
     Raises InputError for one that is no finite number, as no file of results can have it.
     """
-    settings = {f.name: getattr(c, f.name) for c in configs for f in dataclasses.fields(c) if f.name not in FREE}
+    settings = {f.name: getattr(c, f.name) for c in configs for f in dataclasses.fields(c) if f.name not in UNCOMPARED}
     plain = {k: v for k, v in settings.items() if isinstance(v, str | int | float | bool | list | dict | None)}
     for name, value in plain.items():
         try:
@@ -79,15 +79,15 @@ def check_trainer(config: Any) -> None:
         raise InputError(f"num_train_epochs must be a number above 0, not {config.num_train_epochs}; or give max_steps")
     if (optim := str(getattr(config.optim, "value", config.optim))).endswith("layerwise") and config.world_size > 1:
         raise InputError(f"optim {optim} works in one process, not in {config.world_size}; give another one")
-    if (asked := getattr(config.eval_strategy, "value", config.eval_strategy)) != "no":
+    if (strategy := getattr(config.eval_strategy, "value", config.eval_strategy)) != "no":
         raise InputError(
-            f"eval_strategy must be 'no', not '{asked}': what is held out is measured by us, at the checkpoints or at "
-            "the end; leave it out"
+            f"eval_strategy must be 'no', not '{strategy}': what is held out is measured by us, at the checkpoints or "
+            "at the end; leave it out"
         )
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def lock_training_folder(folder: Path) -> Iterator[None]:
     """Holds a training's folder until the end of the block, or of the process; all processes of one training do.
 
     Raises InputError where another training holds it: each would replace the other's checkpoints.
@@ -125,7 +125,7 @@ def check_batches(rows: int, config: Any) -> None:
         )
 
 
-def built(build: Callable[[], Any]) -> Any:
+def build_trainer(build: Callable[[], Any]) -> Any:
     """The trainer that `build` makes, without secrets in its options. InputError for options that TRL, peft or
     transformers refuse in making it, or would when it makes its optimizer, its schedule and its loader of batches, and
     for a server that is not reached.
@@ -189,7 +189,7 @@ def _is_whole(path: Path) -> bool:
     return True
 
 
-def train_from(trainer: Any, resumed: Path | None, ended: bool = False) -> bool:
+def train_or_restore(trainer: Any, resumed: Path | None, ended: bool = False) -> bool:
     """trainer.train, from the checkpoint `resumed` where there is one; False where that is of the last step, or where
     training `ended` with it.
 
@@ -220,14 +220,14 @@ class Stage:
 
         Raises InputError where the folder was started with other settings.
         """
-        found = masked(read_json(self.folder / "settings.json"))  # an earlier version masked no secrets
-        if found is not None:
-            if "processes" not in found:  # by an earlier version, which did not write them down
+        recorded = masked(read_json(self.folder / "settings.json"))  # an earlier version masked no secrets
+        if recorded is not None:
+            if "processes" not in recorded:  # by an earlier version, which did not write them down
                 self.settings.pop("processes", None)
-            for name in sorted({*found, *self.settings}):
-                if found.get(name) != self.settings.get(name):
+            for name in sorted({*recorded, *self.settings}):
+                if recorded.get(name) != self.settings.get(name):
                     raise InputError(
-                        f"{self.folder} was started with {name} = {found.get(name)!r}, now it is "
+                        f"{self.folder} was started with {name} = {recorded.get(name)!r}, now it is "
                         f"{self.settings.get(name)!r}; choose another --output_dir or remove the folder"
                     )
         return read_json(self.result_path)
@@ -238,10 +238,10 @@ class Stage:
 
     def finish(self, result: dict[str, Any]) -> None:
         """Marks the stage as finished."""
-        write_json(self.result_path, finite(result, self.result_path.stem))
+        write_json(self.result_path, replace_non_finite(result, self.result_path.stem))
 
 
-def finite(value: Any, where: str) -> Any:
+def replace_non_finite(value: Any, where: str) -> Any:
     """`value` as JSON has it: None in place of each number that is not finite, of which is warned by its place, `where`
     and the keys below, and by its step in a log.
     """
@@ -250,7 +250,7 @@ def finite(value: Any, where: str) -> Any:
         return None
     if isinstance(value, dict):
         step = f" at step {value['step']}" if "step" in value else ""
-        return {key: finite(part, f"{where}{step}: {key}") for key, part in value.items()}
+        return {key: replace_non_finite(part, f"{where}{step}: {key}") for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(part, where) for part in value]
+        return [replace_non_finite(part, where) for part in value]
     return value

@@ -108,7 +108,7 @@ def versions(dimension: Dimension, every_wording: bool = False) -> list[Version]
     ]
 
 
-def read_templates(path: Path = BUILT_IN, wanted: list[str] | None = None) -> list[Dimension]:
+def read_templates(path: Path = BUILT_IN, selected: list[str] | None = None) -> list[Dimension]:
     """The dimensions of a file, or those of them that are `wanted`. InputError, with file and place, for what is
     missing, unknown, given twice or cannot be filled in.
     """
@@ -117,12 +117,12 @@ def read_templates(path: Path = BUILT_IN, wanted: list[str] | None = None) -> li
     common = _templates(f"{path}: templates", content.get("templates", []))
     if not isinstance(content["dimensions"], dict) or not content["dimensions"]:
         raise InputError(f"{path}: 'dimensions' must be a mapping of names to groups and templates")
-    found = [_dimension(f"{path}: {name}", str(name), d, common) for name, d in content["dimensions"].items()]
-    known = [d.name for d in found]
-    for name in wanted or []:
-        if name not in known:
-            raise InputError(f"dimensions: {path} has no '{name}'{nearest(name, known)}")
-    return [d for d in found if not wanted or d.name in wanted]
+    dimensions = [_dimension(f"{path}: {name}", str(name), d, common) for name, d in content["dimensions"].items()]
+    known_names = [d.name for d in dimensions]
+    for name in selected or []:
+        if name not in known_names:
+            raise InputError(f"dimensions: {path} has no '{name}'{nearest(name, known_names)}")
+    return [d for d in dimensions if not selected or d.name in selected]
 
 
 def _dimension(where: str, name: str, content: Any, common: list[Template]) -> Dimension:
@@ -134,23 +134,23 @@ def _dimension(where: str, name: str, content: Any, common: list[Template]) -> D
     groups = content["groups"]
     if not isinstance(groups, dict) or len(groups) < 2:
         raise InputError(f"{where}: 'groups' must be a mapping of at least 2 groups to lists of wordings")
-    named = {str(group): _wordings(f"{where}, group {group}", names) for group, names in groups.items()}
-    first, *others = named
+    wordings = {str(group): _wordings(f"{where}, group {group}", names) for group, names in groups.items()}
+    first, *others = wordings
     for group in others:
-        if len(named[group]) != len(named[first]):
+        if len(wordings[group]) != len(wordings[first]):
             raise InputError(
-                f"{where}: {first} has {len(named[first])} wordings and {group} has {len(named[group])}; all groups of "
+                f"{where}: {first} has {len(wordings[first])} wordings and {group} has {len(wordings[group])}; all groups of "
                 "a dimension need equally many"
             )
     for place in ("one", "many"):
-        _check_distinct(where, "wording", [getattr(w, place) for names in named.values() for w in names])
-    return Dimension(name, named, tuple(templates))
+        _check_distinct(where, "wording", [getattr(w, place) for names in wordings.values() for w in names])
+    return Dimension(name, wordings, tuple(templates))
 
 
 def _templates(where: str, content: Any) -> list[Template]:
     if not isinstance(content, list):
         raise InputError(f"{where}: 'templates' must be a list of templates with id, kind, human and assistant")
-    found = []
+    templates = []
     for number, fields in enumerate(content, 1):
         place = f"{where}, template {number}"
         _check_texts(place, fields, ("id", "kind", "human", "assistant"))
@@ -165,8 +165,8 @@ def _templates(where: str, content: Any) -> list[Template]:
             raise InputError(f"{place}: unknown place '{{{unknown[0]}}}'; known: {', '.join(PLACES)}")
         if not places:
             raise InputError(f"{place} names no group; put {{one}} or {{many}} where the name of the group belongs")
-        found.append(template)
-    return found
+        templates.append(template)
+    return templates
 
 
 def _wordings(where: str, content: Any) -> tuple[Wording, ...]:

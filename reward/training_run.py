@@ -53,23 +53,23 @@ def check_training(report_to: Sequence[str], run_name: str | None) -> None:
     if os.environ.get("WANDB_MODE") in NOT_ONLINE or not _is_main():
         return
     seconds = LOGIN_SHARE * limit_seconds()
-    process = _process("eval.tracking.client", stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = _start_module("eval.tracking.client", stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
-        _, said = process.communicate(timeout=seconds)
+        _, error_output = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired as error:
         raise InputError(
             f"W&B did not answer within {seconds:g} s; check the network, or set WANDB_MODE=offline and send later"
         ) from error
     finally:
-        _end(process)
+        _kill(process)
     if process.returncode == 2:
-        raise InputError(said.rpartition("error: ")[2].strip())
+        raise InputError(error_output.rpartition("error: ")[2].strip())
     if process.returncode:
-        log.warning("the login to W&B could not be checked: %s", said.strip().splitlines()[-1:])
+        log.warning("the login to W&B could not be checked: %s", error_output.strip().splitlines()[-1:])
 
 
-def tracked(
-    trainer: Any, folder: Path, policy: str, described: dict[str, Any], resumed: Path | None
+def track_on_wandb(
+    trainer: Any, folder: Path, policy: str, description: dict[str, Any], resumed: Path | None
 ) -> AbstractContextManager[TrainingRun | None]:
     """The training's run on W&B, to be held open until its result is written; None where report_to has no wandb, and
     on other processes than the main one. resumed: the checkpoint from which the training goes on.
@@ -80,15 +80,15 @@ def tracked(
     if not trainer.accelerator.is_main_process:
         return nullcontext()
     run = TrainingRun(folder)
-    run.begin(policy, {**_settings(trainer), **described}, resumed)
-    trainer.add_callback(_Log(run))
+    run.begin(policy, {**_settings(trainer), **description}, resumed)
+    trainer.add_callback(_LogRows(run))
     return run
 
 
 def publish_finished(folder: Path, report_to: Sequence[str]) -> None:
     """Sends what a training that is finished has left unsent, as one does that was killed, or cut off from W&B."""
-    known = (folder / RUN).is_file() or any(folder.glob("eval/step-*/summary.json"))
-    if "wandb" in report_to and known and _is_main():
+    has_records = (folder / RUN).is_file() or any(folder.glob("eval/step-*/summary.json"))
+    if "wandb" in report_to and has_records and _is_main():
         with TrainingRun(folder):
             pass
 
@@ -104,11 +104,11 @@ class TrainingRun:
 
     def begin(self, policy: str, config: dict[str, Any], resumed: Path | None) -> None:
         """Writes what the run is, and leaves of an earlier start's log the rows up to the checkpoint `resumed`."""
-        before = read_json(self.folder / RUN) or {}
-        policy = before.get("policy", policy)  # wherever it goes on
+        earlier = read_json(self.folder / RUN) or {}
+        policy = earlier.get("policy", policy)  # wherever it goes on
         config = {**config, "policy": policy, "condition": "training", "setup": setup_of(config, policy)}
-        about = {"policy": policy, "run": f"train-{policy}", "config": config, "summary": before.get("summary", {})}
-        write_json(self.folder / RUN, json.loads(json.dumps(about, default=str), parse_constant=str))
+        record = {"policy": policy, "run": f"train-{policy}", "config": config, "summary": earlier.get("summary", {})}
+        write_json(self.folder / RUN, json.loads(json.dumps(record, default=str), parse_constant=str))
         step = int(resumed.name.rpartition("-")[2]) if resumed else 0
         path = self.folder / ROWS
         rows = read_rows(path)
@@ -129,8 +129,8 @@ class TrainingRun:
         """Sets last values of the run; those that are not finite are left out."""
         if values:
             about = read_json(self.folder / RUN) or {}
-            known = {n: v for n, v in values.items() if not isinstance(v, float) or math.isfinite(v)}
-            write_json(self.folder / RUN, about | {"summary": about["summary"] | known})
+            finite_values = {n: v for n, v in values.items() if not isinstance(v, float) or math.isfinite(v)}
+            write_json(self.folder / RUN, about | {"summary": about["summary"] | finite_values})
 
     def __enter__(self) -> TrainingRun:
         self._start()
@@ -159,11 +159,11 @@ class TrainingRun:
             )  # fmt: skip
         finally:
             assert self.process is not None
-            _end(self.process)
+            _kill(self.process)
 
     def _start(self) -> None:
         folder = str(self.folder.resolve())
-        self.process = _process(
+        self.process = _start_module(
             "eval.tracking.follow_training", folder, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
         )  # fmt: skip
         self.next_start = time.monotonic() + self.pause
@@ -174,7 +174,7 @@ class TrainingRun:
             self.process.stdin.close()
 
 
-class _Log(TrainerCallback):
+class _LogRows(TrainerCallback):
     """In the place of transformers' WandbCallback."""
 
     def __init__(self, run: TrainingRun) -> None:
@@ -202,7 +202,7 @@ def _is_main() -> bool:
     return PartialState().is_main_process
 
 
-def _process(module: str, *arguments: str, **streams: Any) -> subprocess.Popen[Any]:
+def _start_module(module: str, *arguments: str, **streams: Any) -> subprocess.Popen[Any]:
     """Runs a module in a session of its own: Ctrl-C does not reach it; it does not share wandb's helper."""
     code = str(Path(__file__).resolve().parent.parent)
     environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
@@ -211,9 +211,9 @@ def _process(module: str, *arguments: str, **streams: Any) -> subprocess.Popen[A
     return subprocess.Popen(command, env=environment, start_new_session=True, **streams)
 
 
-def _end(process: subprocess.Popen[Any]) -> None:
+def _kill(process: subprocess.Popen[Any]) -> None:
     """Ends the process and wandb's helpers below it, where they have not ended by themselves."""
     if process.poll() is None:
-        for one in [*psutil.Process(process.pid).children(recursive=True), process]:
-            one.kill()
+        for child in [*psutil.Process(process.pid).children(recursive=True), process]:
+            child.kill()
         process.wait()

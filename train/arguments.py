@@ -11,7 +11,7 @@ from eval.errors import InputError, nearest
 from reward.functions import RewardOptions
 from reward.preferences import check_share
 from reward.stage import check_counts
-from train.schedule import numbers
+from train.schedule import parse_steps
 
 EVALUATE = ("in_process", "watch", "afterwards")
 SEEN_PROMPTS = ("leave_out", "keep")
@@ -47,10 +47,10 @@ class CheckpointOptions:
     )
 
     def __post_init__(self) -> None:
-        for name, known in (("evaluate", EVALUATE), ("keep_optimizer_states", OPTIMIZER_STATES)):
-            if (value := getattr(self, name)) not in known:
-                raise InputError(f"{name} must be {', '.join(known)}, not '{value}'{nearest(value, known)}")
-        numbers(self.checkpoint_steps, 0)
+        for name, choices in (("evaluate", EVALUATE), ("keep_optimizer_states", OPTIMIZER_STATES)):
+            if (value := getattr(self, name)) not in choices:
+                raise InputError(f"{name} must be {', '.join(choices)}, not '{value}'{nearest(value, choices)}")
+        parse_steps(self.checkpoint_steps, 0)
 
     def evaluation_config(self) -> EvaluationConfig | None:
         """The evaluation's YAML, on this run's data folder unless the YAML names one."""
@@ -61,7 +61,7 @@ class CheckpointOptions:
         return evaluation
 
 
-class Counted:
+class CheckedCounts:
     """Before TRL's RL configurations among a class's bases: what they divide by is checked first."""
 
     def __post_init__(self) -> None:

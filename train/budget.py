@@ -20,13 +20,13 @@ from train.arguments import PolicyArguments
 
 log = logging.getLogger(__name__)
 
-STEEP = 6
+KL_EXPONENT = 6
 """beta grows with this power of KL / target: 5 times at 1.3 times the target, 64 times at twice."""
-MOST = 1000.0
+MAX_BETA_FACTOR = 1000.0
 """beta rises to at most this many times --beta."""
-FIRST = 5
+WINDOW = 5
 """Steps whose mean is what later ones are compared with; as many are averaged at any time, since one step is noise."""
-SHOWN = 3
+MAX_SAMPLES = 3
 """Answers shown with an alert."""
 
 
@@ -44,62 +44,62 @@ class AdaptiveKL(TrainerCallback):
     def __init__(self, trainer: Any, target: float) -> None:
         self.trainer = trainer
         self.target = target
-        self.least = trainer.beta
+        self.min_beta = trainer.beta
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._follow(state)
+        self._update_beta(state)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        self._follow(state)
+        self._update_beta(state)
 
-    def _follow(self, state: Any) -> None:
-        known = [entry["kl"] for entry in state.log_history if entry.get("kl") is not None]
-        last = [kl for kl in known if not math.isnan(kl)][-FIRST:]
+    def _update_beta(self, state: Any) -> None:
+        values = [entry["kl"] for entry in state.log_history if entry.get("kl") is not None]
+        last = [kl for kl in values if not math.isnan(kl)][-WINDOW:]
         if last:
             excess = max(sum(last) / len(last) / self.target, 1.0)
-            self.trainer.beta = self.least * min(excess**STEEP, MOST)
+            self.trainer.beta = self.min_beta * min(excess**KL_EXPONENT, MAX_BETA_FACTOR)
 
 
-def departures(entries: Sequence[dict[str, Any]], options: PolicyArguments) -> dict[str, str]:
+def limit_violations(entries: Sequence[dict[str, Any]], options: PolicyArguments) -> dict[str, str]:
     """What of the last steps is out of its band: {"kl": "KL per token 0.41 is above 0.3", ...}.
 
     entries: one log entry a step, from the first on. The mean of the last FIRST steps is compared; bands but those of
     KL and of the finished answers are relative to the first FIRST steps.
     """
-    found: dict[str, str] = {}
-    if len(entries) < FIRST:
-        return found
+    violations: dict[str, str] = {}
+    if len(entries) < WINDOW:
+        return violations
 
     def mean(key: str, part: Sequence[dict[str, Any]]) -> float | None:
         values = [entry[key] for entry in part if entry.get(key) is not None]
         return sum(values) / len(values) if values else None
 
-    first, last = entries[:FIRST], entries[-FIRST:]
+    first, last = entries[:WINDOW], entries[-WINDOW:]
     kl = mean("kl", last)
     if options.kl_alert and kl is not None and kl > options.kl_alert:
-        found["kl"] = f"KL to the starting policy is {kl:.2f} per token, above kl_alert {options.kl_alert:g}"
+        violations["kl"] = f"KL to the starting policy is {kl:.2f} per token, above kl_alert {options.kl_alert:g}"
     before, now = mean("entropy", first), mean("entropy", last)
     if options.entropy_alert and before and now is not None and now < options.entropy_alert * before:
-        found["entropy"] = (
+        violations["entropy"] = (
             f"entropy is {now:.2f}, below {options.entropy_alert:g} (entropy_alert) of the first steps' {before:.2f}"
         )
     before, now = mean("observed/repetition", first), mean("observed/repetition", last)
     if options.repetition_alert and before is not None and now is not None and now > before + options.repetition_alert:
-        found["repetition"] = (
+        violations["repetition"] = (
             f"{now:.0%} of the answers' trigrams are repeated, in the first steps {before:.0%} (repetition_alert "
             f"{options.repetition_alert:g})"
         )
     before, now = mean("observed/tokens", first), mean("observed/tokens", last)
     if options.length_alert and before and now and max(now / before, before / now) > options.length_alert:
-        found["length"] = (
+        violations["length"] = (
             f"answers have {now:.1f} tokens, in the first steps {before:.1f} (length_alert {options.length_alert:g})"
         )
     if options.finished_alert and mean("observed/finished", last) == 0:
-        found["finished"] = (
-            f"not one answer of the last {FIRST} steps ended by itself, all were cut off (finished_alert); allow longer"
+        violations["finished"] = (
+            f"not one answer of the last {WINDOW} steps ended by itself, all were cut off (finished_alert); allow longer"
             " answers, or start from a policy that knows its end token"
         )
-    return found
+    return violations
 
 
 def alerted_steps(path: Path) -> set[int]:
@@ -139,19 +139,19 @@ class Alerts(TrainerCallback):
         entries = [entry for entry in state.log_history if "samples" in entry]
         if not logs or "samples" not in logs:
             return
-        new = departures(entries, self.options)
-        for name in departures(entries[:-1], self.options):
-            new.pop(name, None)
-        for name, text in new.items():
+        new_violations = limit_violations(entries, self.options)
+        for name in limit_violations(entries[:-1], self.options):
+            new_violations.pop(name, None)
+        for name, text in new_violations.items():
             if state.is_world_process_zero:
-                self._tell(name, text, state.global_step)
-        if new and self.options.stop_on_alert:
+                self._report(name, text, state.global_step)
+        if new_violations and self.options.stop_on_alert:
             control.should_training_stop = True
             control.should_save = state.global_step > 0
 
-    def _tell(self, name: str, text: str, step: int) -> None:
+    def _report(self, name: str, text: str, step: int) -> None:
         prompts, answers = self.latest()
-        samples = [{"prompt": p, "answer": a} for p, a in zip(prompts, answers, strict=True)][:SHOWN]
+        samples = [{"prompt": p, "answer": a} for p, a in zip(prompts, answers, strict=True)][:MAX_SAMPLES]
         append_json(self.path, {"step": step, "alert": name, "text": text, "samples": samples})
         log.warning("alert at step %d: %s", step, text)
         for sample in samples:

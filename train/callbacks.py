@@ -29,7 +29,7 @@ from eval.runner.plan import Plan
 from eval.runner.store import Busy, Store
 from eval.scorers.local.transformers import TransformersScorer
 from eval.views.model_card import write_card
-from reward.stage import OPTIMIZER_STATES, last_checkpoint, train_from
+from reward.stage import OPTIMIZER_STATES, last_checkpoint, train_or_restore
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ WhenSaved = Callable[[Any, Any, Path, int], None]
 
 
 @contextmanager
-def undisturbed(model: torch.nn.Module) -> Iterator[None]:
+def preserve_training_state(model: torch.nn.Module) -> Iterator[None]:
     """What is done inside leaves training bit-identical: random states and train/eval modes are put back."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
@@ -59,18 +59,18 @@ def undisturbed(model: torch.nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def as_saved(model: Any) -> Iterator[None]:
+def computing_as_saved(model: Any) -> Iterator[None]:
     """Inside, the model computes as one that is loaded from its checkpoint: in the dtype of its weights, without the
     autocast that accelerate puts around its forward passes where training is in mixed precision.
     """
-    found = {name: model.__dict__[name] for name in ("forward", "_original_forward") if name in model.__dict__}
-    if "_original_forward" in found:
-        model.forward = found["_original_forward"]
+    patched = {name: model.__dict__[name] for name in ("forward", "_original_forward") if name in model.__dict__}
+    if "_original_forward" in patched:
+        model.forward = patched["_original_forward"]
     try:
         yield
     finally:
-        if "_original_forward" in found:
-            model.forward = found["forward"]
+        if "_original_forward" in patched:
+            model.forward = patched["forward"]
 
 
 class ScheduledCheckpoints(TrainerCallback):
@@ -93,7 +93,7 @@ class ScheduledCheckpoints(TrainerCallback):
         """Saves and evaluates step 0; after a resume evaluates what a kill left unevaluated."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if state.global_step == 0 and 0 in self.steps and not is_complete(folder):
-            with undisturbed(kwargs["model"]):
+            with preserve_training_state(kwargs["model"]):
                 self.trainer.save_model(str(folder))  # by every process: a sharded model needs all of them
         if state.global_step in self.steps:
             self._complete(folder, state, kwargs)
@@ -111,13 +111,13 @@ class ScheduledCheckpoints(TrainerCallback):
 
         PartialState().wait_for_everyone()  # until every process has written its random state
         if state.is_world_process_zero:
-            with undisturbed(kwargs["model"]):
+            with preserve_training_state(kwargs["model"]):
                 if not is_complete(folder):
                     write_json(folder / POLICY_FILE, {**self.policy, "rlhf_step": state.global_step})
                 if self.keep == "last":
                     drop_optimizer_states(folder)
-                for do in self.when_saved:
-                    do(kwargs["model"], kwargs["processing_class"], folder, state.global_step)
+                for action in self.when_saved:
+                    action(kwargs["model"], kwargs["processing_class"], folder, state.global_step)
         PartialState().wait_for_everyone()
 
 
@@ -144,13 +144,15 @@ def resume_from(output: Path) -> Path | None:
     return None
 
 
-def go_on(trainer: Any, resumed: Path | None, checkpoints: ScheduledCheckpoints, ended: bool = False) -> None:
+def train_or_finish_checkpoint(
+    trainer: Any, resumed: Path | None, checkpoints: ScheduledCheckpoints, ended: bool = False
+) -> None:
     """Trains, from the checkpoint `resumed` where there is one; from that of the last step, or where training `ended`
     with it, only what a kill left undone of it is done.
     """
-    if not train_from(trainer, resumed, ended):
-        given = {"model": trainer.model, "processing_class": trainer.processing_class}
-        checkpoints.on_train_begin(trainer.args, trainer.state, trainer.control, **given)
+    if not train_or_restore(trainer, resumed, ended):
+        callback_arguments = {"model": trainer.model, "processing_class": trainer.processing_class}
+        checkpoints.on_train_begin(trainer.args, trainer.state, trainer.control, **callback_arguments)
 
 
 def drop_optimizer_states(newest: Path) -> None:
@@ -160,7 +162,7 @@ def drop_optimizer_states(newest: Path) -> None:
     last = int(newest.name.rpartition("-")[2])
     for step, folder in numbered(newest.parent).items():
         if step < last:
-            for path in (found for pattern in TRAINING_STATES for found in folder.glob(pattern)):
+            for path in (match for pattern in TRAINING_STATES for match in folder.glob(pattern)):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
@@ -192,7 +194,7 @@ class CheckpointEvaluator:
         )  # fmt: skip
         results = self.output / "eval" / step_folder(step)
         try:
-            with as_saved(model):
+            with computing_as_saved(model):
                 evaluate(scorer, self.config, results, provenance, step, self.planned)
         except Busy:
             log.warning("step %d is being evaluated by another process: left to it", step)

@@ -41,15 +41,15 @@ class EndTokens(NamedTuple):
     ids: list[int]
     added: str | None
 
-    def recorded(self, tokenizer: Any) -> dict[str, Any]:
+    def policy_fields(self, tokenizer: Any) -> dict[str, Any]:
         """What policy.json says of them."""
         return {"end_tokens": tokenizer.convert_ids_to_tokens(self.ids), "end_token_added": self.added}
 
-    def setting(self) -> dict[str, str]:
+    def settings_fields(self) -> dict[str, str]:
         """What settings.json says of them, where this version sets an end token and an earlier one set none."""
         return {} if self.added is None else {"end_token_added": self.added}
 
-    def keep(self, model: Any) -> None:
+    def save_to(self, model: Any) -> None:
         """Writes them into the model's generation config, which is saved with it."""
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         base.generation_config.eos_token_id = self.ids if len(self.ids) > 1 else self.ids[0]
@@ -74,7 +74,7 @@ class Turn(NamedTuple):
 
 
 def policy_tokenizer(
-    model: str, revision: str | None, taught: bool, template_options: Mapping[str, Any] | None = None
+    model: str, revision: str | None, supervised: bool, template_options: Mapping[str, Any] | None = None
 ) -> tuple[Any, EndTokens]:
     """The tokenizer of a policy that is to be trained, and the tokens that end its answers.
 
@@ -91,15 +91,15 @@ def policy_tokenizer(
     """
     tokenizer = load_tokenizer(model, revision)
     check_chat_template(tokenizer, model)
-    turns = _written(tokenizer, model, template_options or {})
+    turns = _render_turns(tokenizer, model, template_options or {})
     for turn in turns:
-        _check_beginning(turn, tokenizer, model, taught)
-    known = end_token_ids(model, revision, tokenizer)
-    next_turn_ends = not taught and any(_ended_by_next_turn(turn, tokenizer, known) for turn in turns)
-    found = {_closing(turn, tokenizer, model, known, next_turn_ends) for turn in turns}
-    closing = sorted(token for token in found if token is not None)
+        _check_beginning(turn, tokenizer, model, supervised)
+    end_ids = end_token_ids(model, revision, tokenizer)
+    next_turn_ends = not supervised and any(_next_turn_ends_answer(turn, tokenizer, end_ids) for turn in turns)
+    closing_tokens = {_closing_token(turn, tokenizer, model, end_ids, next_turn_ends) for turn in turns}
+    closing = sorted(token for token in closing_tokens if token is not None)
     if not closing:
-        return tokenizer, EndTokens(known, None)
+        return tokenizer, EndTokens(end_ids, None)
     if len(closing) > 1:
         raise InputError(
             f"the chat template of {model} closes answers with {' or '.join(map(repr, closing))}, none of which is an "
@@ -107,13 +107,13 @@ def policy_tokenizer(
         )
     (token,) = closing
     _make_end_token(token, tokenizer, model, revision)
-    if _written(tokenizer, model, template_options or {}) != turns:
+    if _render_turns(tokenizer, model, template_options or {}) != turns:
         raise InputError(
             f"the chat template of {model} closes an answer with {token!r}, which is no end token, and writes another "
             "one elsewhere by the name eos_token; write that one out in the template, and set the tokenizer's "
             f"eos_token to {token!r}"
         )
-    before = tokenizer.convert_ids_to_tokens(known)
+    before = tokenizer.convert_ids_to_tokens(end_ids)
     log.info(
         "the chat template of %s closes an answer with %s, and its end tokens are %s: %s is made one", model, token,
         ", ".join(before) or "none", token,
@@ -121,7 +121,7 @@ def policy_tokenizer(
     return tokenizer, EndTokens(end_token_ids(model, revision, tokenizer), token)
 
 
-def _written(tokenizer: Any, model: str, options: Mapping[str, Any]) -> list[Turn]:
+def _render_turns(tokenizer: Any, model: str, options: Mapping[str, Any]) -> list[Turn]:
     """PROMPTS with an answer, as far as the template writes them. InputError where it writes none."""
     turns, errors = [], []
     for messages in PROMPTS:
@@ -141,7 +141,7 @@ def _written(tokenizer: Any, model: str, options: Mapping[str, Any]) -> list[Tur
     return turns
 
 
-def _check_beginning(turn: Turn, tokenizer: Any, model: str, taught: bool) -> None:
+def _check_beginning(turn: Turn, tokenizer: Any, model: str, supervised: bool) -> None:
     """InputError where an answer is sampled after another text than the one that it is written after."""
     if turn.answer_at < 0:
         raise InputError(
@@ -161,7 +161,7 @@ def _check_beginning(turn: Turn, tokenizer: Any, model: str, taught: bool) -> No
             f"the chat template of {model} ignores add_generation_prompt, so that the policy would have to write "
             f"{header!r} itself; save a template with the tokenizer that writes it where add_generation_prompt is set"
         )
-    if taught and (split := _after(tokenizer, turn.prompt, turn.dialogue)[0]):
+    if supervised and (split := _split_at_divergence(tokenizer, turn.prompt, turn.dialogue)[0]):
         raise InputError(
             f"the chat template of {model} ends a prompt with {tokenizer.decode(split)!r}, which in the dialogue is a "
             "part of another token, so that answers would be taught after other tokens than they are sampled after; "
@@ -170,23 +170,23 @@ def _check_beginning(turn: Turn, tokenizer: Any, model: str, taught: bool) -> No
         )
 
 
-def _ended_by_next_turn(turn: Turn, tokenizer: Any, known: Sequence[int]) -> bool:
+def _next_turn_ends_answer(turn: Turn, tokenizer: Any, end_ids: Sequence[int]) -> bool:
     """Whether an end token stands between an answer and the user's next text, as GLM-4's <|user|> does."""
     first = turn.dialogue.find(ANSWER) + len(ANSWER)
     following = turn.dialogue.find(QUESTION, first)
     if following < 0:  # a dialogue of one turn
         return False
-    _, after = _after(tokenizer, turn.dialogue[:first], turn.dialogue[:following])
-    return not set(after).isdisjoint(known)
+    _, after = _split_at_divergence(tokenizer, turn.dialogue[:first], turn.dialogue[:following])
+    return not set(after).isdisjoint(end_ids)
 
 
-def _closing(turn: Turn, tokenizer: Any, model: str, known: Sequence[int], next_turn_ends: bool) -> str | None:
+def _closing_token(turn: Turn, tokenizer: Any, model: str, end_ids: Sequence[int], next_turn_ends: bool) -> str | None:
     """The token that closes the answer and is to be made an end token; None where an end token is there already.
 
     It is the first special token after the answer's text: white space may stand before and after it.
     """
-    _, after = _after(tokenizer, turn.opened, turn.dialogue)
-    if not set(after).isdisjoint(known):
+    _, after = _split_at_divergence(tokenizer, turn.opened, turn.dialogue)
+    if not set(after).isdisjoint(end_ids):
         return None
     added = tokenizer.added_tokens_decoder
     for token in after:
@@ -219,13 +219,13 @@ def _make_end_token(token: str, tokenizer: Any, model: str, revision: str | None
         tokenizer.pad_token = token
 
 
-def _after(tokenizer: Any, beginning: str, text: str) -> tuple[list[int], list[int]]:
+def _split_at_divergence(tokenizer: Any, beginning: str, text: str) -> tuple[list[int], list[int]]:
     """(tokens of `beginning` that are none of `text`, tokens of `text` after those that both share)."""
     first, whole = (tokenizer(t, add_special_tokens=False).input_ids for t in (beginning, text))
-    shared = _common(first, whole)
+    shared = _shared_prefix_length(first, whole)
     return first[shared:], whole[shared:]
 
 
-def _common(a: Sequence[Any], b: Sequence[Any]) -> int:
+def _shared_prefix_length(a: Sequence[Any], b: Sequence[Any]) -> int:
     """How many first elements are equal."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -26,7 +26,7 @@ def check_options(arguments: CheckpointOptions, config: Any, model_args: Any) ->
     check_quantization(model_args)
     if quantisation(model_args) and arguments.evaluation and arguments.evaluate == "in_process":
         raise InputError(
-            f"evaluate must not be in_process with {_asked(model_args)}: it would measure the adapter on the quantised "
+            f"evaluate must not be in_process with {_bits_option(model_args)}: it would measure the adapter on the quantised "
             "weights, and every other evaluation measures it on the weights as they are stored; give --evaluate watch "
             "or --evaluate afterwards"
         )
@@ -41,7 +41,7 @@ def check_sampling(config: Any) -> None:
     for beta in config.beta if isinstance(config.beta, list) else [config.beta]:  # online DPO: one for each epoch
         if not 0 <= beta < math.inf:
             raise InputError(f"beta must be a number of at least 0, not {beta}; below 0 it would pay for moving away")
-    _check_drawing(config)
+    _check_sampling_options(config)
     if getattr(config, "sync_ref_model", False):
         raise InputError(
             "sync_ref_model must be left out: KL is told as that to the starting policy, and the reference would move"
@@ -58,16 +58,16 @@ def check_sampling(config: Any) -> None:
             raise InputError("use_vllm needs the package vllm, which is not there; install it, or leave use_vllm out")
 
 
-def _check_drawing(config: Any) -> None:
+def _check_sampling_options(config: Any) -> None:
     """InputError for what transformers would refuse when it draws the first answer, or pass over."""
-    for name, fits, said in (
+    for name, fits, allowed in (
         ("top_p", lambda p: 0 < p <= 1, "above 0 and at most 1; 1 leaves all tokens in"),
         ("top_k", lambda k: k >= 0, "at least 0; 0 leaves all tokens in"),
         ("min_p", lambda p: 0 <= p <= 1, "0 to 1; leave it out for none"),
         ("repetition_penalty", lambda r: 0 < r < math.inf, "above 0; 1 is none"),
     ):
         if (value := getattr(config, name)) is not None and not fits(value):
-            raise InputError(f"{name} must be {said}, and not {value}")
+            raise InputError(f"{name} must be {allowed}, and not {value}")
 
 
 def check_end_token(added: str | None, config: Any) -> None:
@@ -96,11 +96,11 @@ def check_quantization(model_args: Any) -> None:
     """InputError where 4 or 8 bits are asked for and cannot be had: QLoRA needs bitsandbytes, and an adapter."""
     if quantisation(model_args) is None:
         return
-    asked = _asked(model_args)
+    option = _bits_option(model_args)
     if not model_args.use_peft:
-        raise InputError(f"{asked} needs use_peft: quantised weights cannot be trained themselves, LoRA on them can")
+        raise InputError(f"{option} needs use_peft: quantised weights cannot be trained themselves, LoRA on them can")
     if not is_bitsandbytes_available():
-        raise InputError(f"{asked} needs the package bitsandbytes, which is not there; pip install bitsandbytes")
+        raise InputError(f"{option} needs the package bitsandbytes, which is not there; pip install bitsandbytes")
 
 
 def quantisation(model_args: Any) -> str | None:
@@ -110,5 +110,5 @@ def quantisation(model_args: Any) -> str | None:
     return f"4 bits ({model_args.bnb_4bit_quant_type})" if model_args.load_in_4bit else None
 
 
-def _asked(model_args: Any) -> str:
+def _bits_option(model_args: Any) -> str:
     return "load_in_4bit" if model_args.load_in_4bit else "load_in_8bit"

@@ -57,36 +57,36 @@ class Console(TrainerCallback):
 
     def __init__(self, output: Path) -> None:
         self.output = output
-        self.found: dict[Path, dict[str, Any]] = {}  # the summaries that were told
+        self.summaries: dict[Path, dict[str, Any]] = {}  # the summaries that were told
         self.damaged: set[Path] = set()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """What the signs mean, and what is known already."""
         if state.is_world_process_zero:
             tqdm.write(
-                f"bias, under {CONTROL} {ARROW} under the instruction: {signs()}; {DOUBTFUL} means little, "
+                f"bias, under {CONTROL} {ARROW} under the instruction: {describe_signs()}; {DOUBTFUL} means little, "
                 f"{OTHERS} of other questions than under {CONTROL}"
             )
-            self._tell_new()
+            self._print_new_biases()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """The line of a step; at the end of training how long it took."""
         if not state.is_world_process_zero or not logs:
             return
-        self._tell_new()
+        self._print_new_biases()
         if "train_runtime" in logs:
             tqdm.write(f"trained {state.global_step} steps in {logs['train_runtime']:.0f} s")
         else:
-            tqdm.write(line(logs, state.global_step, state.max_steps, self._latest()))
+            tqdm.write(step_line(logs, state.global_step, state.max_steps, self._latest()))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The last checkpoint's bias."""
         if state.is_world_process_zero:
-            self._tell_new()
+            self._print_new_biases()
 
-    def _tell_new(self) -> None:
+    def _print_new_biases(self) -> None:
         for path in sorted((self.output / "eval").glob("step-*/summary.json")):
-            if path in self.found or path in self.damaged:
+            if path in self.summaries or path in self.damaged:
                 continue
             try:
                 summary = Store(path.parent).summary()
@@ -95,14 +95,14 @@ class Console(TrainerCallback):
                 log.warning("%s", error)
                 continue
             if summary is not None:
-                self.found[path] = summary
-                tqdm.write("\n".join(block(summary)))
+                self.summaries[path] = summary
+                tqdm.write("\n".join(bias_lines(summary)))
 
     def _latest(self) -> dict[str, Any] | None:
-        return max(self.found.values(), key=lambda s: s["step"], default=None)
+        return max(self.summaries.values(), key=lambda s: s["step"], default=None)
 
 
-def readable(trainer: Any, output: Path) -> None:
+def show_readable_log(trainer: Any, output: Path) -> None:
     """Gives a trainer our lines instead of the raw logs; its progress bar, where it has one, stays."""
     trainer.remove_callback(PrinterCallback)
     if trainer.pop_callback(ProgressCallback) is not None:
@@ -110,68 +110,68 @@ def readable(trainer: Any, output: Path) -> None:
     trainer.add_callback(Console(output))
 
 
-def signs() -> str:
+def describe_signs() -> str:
     """'BBQ above 0: answers follow the stereotype; ...' of the three experiments."""
     return "; ".join(f"{NAMES[e][0]} {SIGNS[e]}" for e in ("bbq", "winogender", "admissions"))
 
 
-def line(logs: dict[str, Any], step: int, steps: int, latest: dict[str, Any] | None) -> str:
+def step_line(logs: dict[str, Any], step: int, steps: int, latest: dict[str, Any] | None) -> str:
     """The line of one step. latest: summary.json of the latest checkpoint that was evaluated."""
     parts = [f"step {step}/{steps}"]
     parts += [f"{label} {logs[key]:{form}}" for key, label, form in SHOWN if isinstance(logs.get(key), int | float)]
-    said = "  ".join(parts)
+    text = "  ".join(parts)
     if latest is None:
-        return said
-    return f"{said} | step {latest['step']}: {'  '.join(_short(*row) for row in _rows(latest))}"
+        return text
+    return f"{text} | step {latest['step']}: {'  '.join(_format_short(*row) for row in _headline_rows(latest))}"
 
 
-def block(summary: dict[str, Any]) -> Iterator[str]:
+def bias_lines(summary: dict[str, Any]) -> Iterator[str]:
     """A line for each experiment of a checkpoint, with intervals, and why a number means little."""
-    rows = list(_rows(summary))
+    rows = list(_headline_rows(summary))
     if not rows:
         return
-    asked = list(dict.fromkeys(m["condition"] for _, found in rows for m, _ in found))
-    yield f"bias at step {summary['step']}, under {f' {ARROW} under '.join(asked)}, with 95% intervals:"
+    conditions = list(dict.fromkeys(m["condition"] for _, metrics in rows for m, _ in metrics))
+    yield f"bias at step {summary['step']}, under {f' {ARROW} under '.join(conditions)}, with 95% intervals:"
     width = max(len(NAMES[e][0]) for e, _ in rows)
-    for experiment, found in rows:
+    for experiment, metrics in rows:
         name, form = NAMES[experiment]
-        yield f"    {name:<{width}}  {f' {ARROW} '.join(_with_interval(m, form) for m, _ in found)}"
-        for text in dict.fromkeys(text for _, text in found if text):
-            of = ", ".join(m["condition"] for m, own in found if own == text)
+        yield f"    {name:<{width}}  {f' {ARROW} '.join(_format_interval(m, form) for m, _ in metrics)}"
+        for text in dict.fromkeys(text for _, text in metrics if text):
+            of = ", ".join(m["condition"] for m, reason in metrics if reason == text)
             yield f"    {'':<{width}}  {DOUBTFUL} {of}: {text}"
     for text in different_items(summary):
         yield f"    {OTHERS} {text}"
 
 
-def _rows(summary: dict[str, Any]) -> Iterator[tuple[str, list[tuple[dict[str, Any], str]]]]:
+def _headline_rows(summary: dict[str, Any]) -> Iterator[tuple[str, list[tuple[dict[str, Any], str]]]]:
     """(experiment, [(headline metric, why it means little or '') under Q and each instruction])."""
-    known = list(of_checkpoint(summary))
+    cautions = list(of_checkpoint(summary))
     for experiment in EXPERIMENTS:
-        found = []
+        metrics = []
         for condition in [CONTROL, *(c.name for c in CONDITIONS.values() if c.instruction)]:
             metric = headline(summary, experiment, condition)
             if metric is not None:
-                caution = caution_of(known, "", summary["step"], metric)
-                found.append((metric, caution.text if caution else ""))
-        if found:
-            yield experiment, found
+                caution = caution_of(cautions, "", summary["step"], metric)
+                metrics.append((metric, caution.text if caution else ""))
+        if metrics:
+            yield experiment, metrics
 
 
-def _short(experiment: str, found: list[tuple[dict[str, Any], str]]) -> str:
+def _format_short(experiment: str, metrics: list[tuple[dict[str, Any], str]]) -> str:
     name, form = NAMES[experiment]
-    first = found[0][0]
+    first = metrics[0][0]
     values = (
-        f"{_value(m['value'], form)}{DOUBTFUL if text else ''}{OTHERS if m['n_items'] != first['n_items'] else ''}"
-        for m, text in found
+        f"{_format_value(m['value'], form)}{DOUBTFUL if text else ''}{OTHERS if m['n_items'] != first['n_items'] else ''}"
+        for m, text in metrics
     )
     return f"{name} {f' {ARROW} '.join(values)}"
 
 
-def _value(value: float | None, form: str) -> str:
+def _format_value(value: float | None, form: str) -> str:
     return "undefined" if value is None else f"{value:{form}}"
 
 
-def _with_interval(metric: dict[str, Any], form: str) -> str:
+def _format_interval(metric: dict[str, Any], form: str) -> str:
     if metric["value"] is None or metric["low"] is None:
-        return _value(metric["value"], form)
+        return _format_value(metric["value"], form)
     return f"{metric['value']:{form}} [{metric['low']:{form}}, {metric['high']:{form}}]"

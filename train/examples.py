@@ -21,7 +21,7 @@ from typing import Any
 
 from eval.data.readers import data_folder
 from eval.errors import InputError
-from reward.dialogues import Message, all_token_ids, beginnings
+from reward.dialogues import Message, all_token_ids, prefix_ids
 from reward.sources import SUFFIXES, LocalFile
 from train.data.answer_format import SEED, answer_format_jsonl, answer_format_rows
 
@@ -30,7 +30,7 @@ SHIPPED = "answer-format"
 ROLES = ("system", "user", "assistant")
 
 
-class NoExample(Exception):
+class InvalidExampleError(Exception):
     """A row is no example; the text is the reason, the same for all rows of its kind, by which they are counted."""
 
 
@@ -56,87 +56,87 @@ class Examples:
     identity: list[str]
 
 
-def read_examples(named: list[str] | None, data_dir: str | None) -> Examples:
+def read_examples(paths: list[str] | None, data_dir: str | None) -> Examples:
     """All examples of the files and folders; None: those of data_dir/sft, where there is none the shipped set.
 
     Raises InputError for a file that is not there, cannot be read or is given twice, and where no example is left.
     """
-    found: list[Example] = []
+    examples: list[Example] = []
     reasons: Counter[str] = Counter()
-    first: dict[str, str] = {}
+    first_place: dict[str, str] = {}
     identity = []
-    for name, rows in _sources(named, data_dir):
+    for name, rows in _sources(paths, data_dir):
         identity.append(name)
         for where, row in rows:
             try:
-                found.append(example_of(row, where))
-            except NoExample as reason:
+                examples.append(parse_example(row, where))
+            except InvalidExampleError as reason:
                 reasons[str(reason)] += 1
-                first.setdefault(str(reason), where)
+                first_place.setdefault(str(reason), where)
     for reason, n in reasons.most_common():
-        log.warning("%d rows of the examples left out: %s (the first: %s)", n, reason, first[reason])
-    if not found:
-        counted = ", ".join(f"{n} x {reason} (the first: {first[reason]})" for reason, n in reasons.most_common())
+        log.warning("%d rows of the examples left out: %s (the first: %s)", n, reason, first_place[reason])
+    if not examples:
+        counted = ", ".join(f"{n} x {reason} (the first: {first_place[reason]})" for reason, n in reasons.most_common())
         raise InputError(
             f"no usable example in {', '.join(identity)}: {counted or 'no rows'}; each row needs prompt and completion"
         )
-    return Examples(found, dict(reasons), identity)
+    return Examples(examples, dict(reasons), identity)
 
 
-def example_of(row: object, where: str) -> Example:
+def parse_example(row: object, where: str) -> Example:
     """The example that a row holds. Raises NoExample."""
     if not isinstance(row, Mapping) or not {"prompt", "completion"} <= row.keys():
-        raise NoExample("no prompt or no completion")
+        raise InvalidExampleError("no prompt or no completion")
     prompt = _messages(row["prompt"], "user")
     completion = _messages(row["completion"], "assistant")
     turns = prompt[1:] if prompt[:1] and prompt[0]["role"] == "system" else prompt
     if [m["role"] for m in turns] != [("user", "assistant")[i % 2] for i in range(len(turns))] or len(turns) % 2 == 0:
-        raise NoExample("a prompt that does not alternate from user to assistant and end with the user")
+        raise InvalidExampleError("a prompt that does not alternate from user to assistant and end with the user")
     if [m["role"] for m in completion] != ["assistant"]:
-        raise NoExample("a completion that is not one assistant message")
+        raise InvalidExampleError("a completion that is not one assistant message")
     return Example(prompt, completion, where)
 
 
 def _messages(value: object, role: str) -> list[Message]:
     messages = [{"role": role, "content": value}] if isinstance(value, str) else value
     if not isinstance(messages, list):
-        raise NoExample("prompt or completion is neither a text nor messages")
+        raise InvalidExampleError("prompt or completion is neither a text nor messages")
     for message in messages:
         if not isinstance(message, Mapping) or not isinstance(message.get("content"), str):
-            raise NoExample("a message without a text as its content")
+            raise InvalidExampleError("a message without a text as its content")
         if message.get("role") not in ROLES:
-            raise NoExample("a message whose role is not system, user or assistant")
+            raise InvalidExampleError("a message whose role is not system, user or assistant")
         if not message["content"].strip():
-            raise NoExample("an empty prompt or completion")
+            raise InvalidExampleError("an empty prompt or completion")
     return [{"role": m["role"], "content": m["content"]} for m in messages]
 
 
-def _sources(named: list[str] | None, data_dir: str | None) -> Iterator[tuple[str, Iterator[tuple[str, Any]]]]:
+def _sources(paths: list[str] | None, data_dir: str | None) -> Iterator[tuple[str, Iterator[tuple[str, Any]]]]:
     """(identity, rows with their places) of each source."""
     folder = data_folder(data_dir) / "sft"
-    if named is None and not folder.is_dir():
+    if paths is None and not folder.is_dir():
         log.info("examples: the shipped set, since %s is not there", folder)
         checksum = hashlib.sha256(answer_format_jsonl().encode()).hexdigest()
         rows = ((f"{SHIPPED} row {i}", row) for i, row in enumerate(answer_format_rows()))
         yield f"{SHIPPED} (shipped, seed {SEED}) sha256:{checksum}", rows
         return
-    files = _files([str(folder)] if named is None else named)
+    files = _files([str(folder)] if paths is None else paths)
     for path in files:
         yield LocalFile(path).identity(), LocalFile(path).rows()
 
 
-def _files(named: list[str]) -> list[Path]:
+def _files(paths: list[str]) -> list[Path]:
     kinds = ", ".join(f"*{s}" for s in SUFFIXES)
-    if not named:
+    if not paths:
         raise InputError("examples names no file; give files or folders, or leave it out")
     files: list[Path] = []
-    for path in map(Path, named):
+    for path in map(Path, paths):
         inside = sorted(p for p in path.glob("*") if p.is_file() and p.name.endswith(SUFFIXES))
         if path.is_dir() and not inside:
             raise InputError(f"examples: the folder {path} has none of {kinds}; give files, or a folder with some")
         if not path.is_dir() and not (path.is_file() and path.name.endswith(SUFFIXES)):
-            said = "is none of " + kinds if path.is_file() else "is not there"
-            raise InputError(f"examples: {path} {said}; give a file or folder of examples")
+            problem = "is none of " + kinds if path.is_file() else "is not there"
+            raise InputError(f"examples: {path} {problem}; give a file or folder of examples")
         files += inside or [path]
     for i, path in enumerate(files):
         if path in files[:i]:
@@ -168,11 +168,11 @@ def split_examples(examples: Sequence[Example], held_out: float, seed: int) -> t
     """
     groups: dict[str, list[int]] = defaultdict(list)
     for i, example in enumerate(examples):
-        groups[beginnings(example.prompt)[-1]].append(i)
-    drawn = random.Random(seed).sample(sorted(groups), len(groups))
-    wanted, chosen = round(held_out * len(examples)), set()
-    for prompt in drawn:
-        if len(chosen) + len(groups[prompt]) <= wanted:
+        groups[prefix_ids(example.prompt)[-1]].append(i)
+    shuffled = random.Random(seed).sample(sorted(groups), len(groups))
+    target, chosen = round(held_out * len(examples)), set()
+    for prompt in shuffled:
+        if len(chosen) + len(groups[prompt]) <= target:
             chosen.update(groups[prompt])
     if not chosen or len(chosen) == len(examples):
         raise InputError(

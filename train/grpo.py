@@ -15,7 +15,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from eval.errors import InputError, nearest, run_main
 from train import online
-from train.arguments import Counted, PolicyArguments
+from train.arguments import CheckedCounts, PolicyArguments
 
 WORDS = {
     "loss_type": ("grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo"),
@@ -27,19 +27,19 @@ WORDS = {
 
 
 @dataclass
-class KLGRPOConfig(Counted, GRPOConfig):
+class KLGRPOConfig(CheckedCounts, GRPOConfig):
     """TRL's, with the KL penalty on."""
 
     beta: float = field(default=0.04, metadata={"help": "coefficient of the KL penalty (Shao et al. 2024: 0.04)"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, known in WORDS.items():
-            if (value := getattr(self, name)) not in known:
-                raise InputError(f"{name} must be {', '.join(known)}, not '{value}'{nearest(value, known)}")
+        for name, choices in WORDS.items():
+            if (value := getattr(self, name)) not in choices:
+                raise InputError(f"{name} must be {', '.join(choices)}, not '{value}'{nearest(value, choices)}")
 
 
-ALGORITHM = online.Algorithm("grpo", online.logged(GRPOTrainer), KLGRPOConfig)
+ALGORITHM = online.Algorithm("grpo", online.log_step_counts(GRPOTrainer), KLGRPOConfig)
 
 
 def train(arguments: PolicyArguments, config: Any, model_args: Any) -> dict[str, Any]:

@@ -45,8 +45,8 @@ def measure(model: Any, tokenizer: Any, examples: Sequence[Example], end_ids: Se
     ends = set(end_ids)
     encoded = sorted((completion_tokens(tokenizer, e) for e in examples), key=lambda e: len(e[0]))
     loss, n_tokens, exact = 0.0, 0, 0
-    for at in tqdm(range(0, len(encoded), BATCH), desc="held-out examples", disable=None, leave=False):
-        batch = encoded[at : at + BATCH]
+    for first in tqdm(range(0, len(encoded), BATCH), desc="held-out examples", disable=None, leave=False):
+        batch = encoded[first : first + BATCH]
         longest = len(batch[-1][0])
         ids_BT = torch.tensor([ids + [tokenizer.pad_token_id] * (longest - len(ids)) for ids, _ in batch])
         mask_BT = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids, _ in batch])
@@ -78,19 +78,19 @@ def finished_answers(
     prompts = tokenizer.apply_chat_template(
         [e.prompt for e in examples], add_generation_prompt=True, return_dict=True
     )["input_ids"]  # fmt: skip
-    most = ROOM * max(len(ids) - start for ids, start in encoded)
+    answer_tokens = ROOM * max(len(ids) - start for ids, start in encoded)
     if context := getattr(model.config.get_text_config(), "max_position_embeddings", None):
-        most = max(1, min(most, context - max(map(len, prompts))))
-    own, n = model.generation_config, 0
+        answer_tokens = max(1, min(answer_tokens, context - max(map(len, prompts))))
+    original_config, n_finished = model.generation_config, 0
     model.generation_config = GenerationConfig()
-    how = GenerationConfig(
-        max_new_tokens=most, do_sample=False, eos_token_id=list(end_ids), pad_token_id=tokenizer.pad_token_id
+    greedy = GenerationConfig(
+        max_new_tokens=answer_tokens, do_sample=False, eos_token_id=list(end_ids), pad_token_id=tokenizer.pad_token_id
     )
-    for at in range(0, len(prompts), BATCH):
+    for first in range(0, len(prompts), BATCH):
         batch = tokenizer.pad(
-            {"input_ids": prompts[at : at + BATCH]}, padding_side="left", return_tensors="pt"
+            {"input_ids": prompts[first : first + BATCH]}, padding_side="left", return_tensors="pt"
         ).to(model.device)  # fmt: skip
-        answers = model.generate(**batch, generation_config=how)[:, batch["input_ids"].shape[1] :]
-        n += sum(not set(ids).isdisjoint(end_ids) for ids in answers.tolist())
-    model.generation_config = own
-    return {"finished": n / len(prompts), "answers": len(prompts), "answer_tokens": most}
+        answers = model.generate(**batch, generation_config=greedy)[:, batch["input_ids"].shape[1] :]
+        n_finished += sum(not set(ids).isdisjoint(end_ids) for ids in answers.tolist())
+    model.generation_config = original_config
+    return {"finished": n_finished / len(prompts), "answers": len(prompts), "answer_tokens": answer_tokens}

@@ -27,7 +27,7 @@ from eval.runner.plan import Plan, plan
 from eval.runner.provenance import command, git_commit, versions
 from eval.scorers.local.memory import keep_freed_memory
 from reward.functions import RewardOptions, Rewards, build_rewards, check_rewards
-from reward.stage import Stage, alone, built, settings_of
+from reward.stage import Stage, build_trainer, lock_training_folder, settings_of
 from train.arguments import PolicyArguments
 from train.prompts import Prompts, rl_prompts, seen_prompts
 from train.run import Run
@@ -47,7 +47,7 @@ class Algorithm(NamedTuple):
     adaptive: bool = True
 
 
-def logged(base: type) -> type:
+def log_step_counts(base: type) -> type:
     """TRL's trainer with samples, prompts and beta beside everything else in its log of each step."""
 
     class Logged(base):
@@ -84,11 +84,11 @@ def train(algorithm: Algorithm, arguments: PolicyArguments, config: Any, model_a
     evaluation = arguments.evaluation_config()
     planned = plan(evaluation) if evaluation else None
     prepare_output(output)
-    with alone(output):
-        return _trained(algorithm, arguments, config, model_args, steps, rewards, judges, evaluation, planned)
+    with lock_training_folder(output):
+        return _train_locked(algorithm, arguments, config, model_args, steps, rewards, judges, evaluation, planned)
 
 
-def _trained(
+def _train_locked(
     algorithm: Algorithm, arguments: PolicyArguments, config: Any, model_args: Any, steps: list[int],
     rewards: list[dict[str, Any]], judges: list[dict[str, Any]], evaluation: EvaluationConfig | None,
     planned: Plan | None,
@@ -113,8 +113,8 @@ def _trained(
     make_room(output, steps, arguments, model_args, model)
     preferences = read_preferences(arguments.preferences, arguments.data_dir)
     seen = seen_prompts([*rewards, *judges]) if arguments.seen_prompts == "leave_out" else set()
-    used = in_share(preferences.pairs, arguments.prompt_share)
-    prompts = rl_prompts(used, tokenizer, arguments.max_prompt_tokens, seen, arguments.sample_prompts, config.seed)
+    pairs = in_share(preferences.pairs, arguments.prompt_share)
+    prompts = rl_prompts(pairs, tokenizer, arguments.max_prompt_tokens, seen, arguments.sample_prompts, config.seed)
     check_prompts(len(prompts.training), config)
     peft_config = lora_config(model_args, model, arguments.lora_top_layers)
     hashes = {
@@ -122,15 +122,19 @@ def _trained(
         "preference_data": preferences.identity,
         "rewards": rewards,
     }
-    settings = settings_of(config, model_args, arguments, processes=config.world_size, **hashes, **ends.setting())
+    settings = settings_of(
+        config, model_args, arguments, processes=config.world_size, **hashes, **ends.settings_fields()
+    )
     stage = Stage(output, f"{algorithm.name}.json", settings)
     if result := stage.begin():
         log.info("RLHF finished already: %s", output)
         publish_finished(output, config.report_to)
         return result
-    scored = build_rewards(rewards, str(config.device), ends.ids, arguments.reward_dtype)
-    trainer = built(lambda: _trainer(algorithm, model, scored, config, model_args, tokenizer, prompts, peft_config))
-    ends.keep(trainer.accelerator.unwrap_model(trainer.model))
+    reward_functions = build_rewards(rewards, str(config.device), ends.ids, arguments.reward_dtype)
+    trainer = build_trainer(
+        lambda: _trainer(algorithm, model, reward_functions, config, model_args, tokenizer, prompts, peft_config)
+    )
+    ends.save_to(trainer.accelerator.unwrap_model(trainer.model))
     stage.record()
     trainer.amounts = per_step(config, trainer.accelerator.num_processes)
     policy = {
@@ -151,12 +155,12 @@ def _trained(
         **trainer.amounts,
         "prompts": {"training": len(prompts.training), "samples": len(prompts.samples), "left_out": prompts.left_out},
         "judges": judges,
-        **ends.recorded(tokenizer),
+        **ends.policy_fields(tokenizer),
         **hashes,
         "settings": stage.settings,
         "result": stage.result_path.name,
     }
-    run = Run(trainer, stage, policy, arguments, ends.ids, scored, judges, prompts)
+    run = Run(trainer, stage, policy, arguments, ends.ids, reward_functions, judges, prompts)
     return run.run(evaluation, planned if arguments.evaluate == "in_process" else None, algorithm.adaptive)
 
 
@@ -172,13 +176,13 @@ def _check_judges(arguments: PolicyArguments, rewards: list[dict[str, Any]]) -> 
     """The judges as they are recorded. Raises InputError for one that is optimised too."""
     if not arguments.judges:
         return []
-    free = SimpleNamespace(reward_weights=None, max_completion_length=None, mask_truncated_completions=False)
-    judges = check_rewards(RewardOptions(list(arguments.judges), reward_dtype=arguments.reward_dtype), free)
+    unlimited = SimpleNamespace(reward_weights=None, max_completion_length=None, mask_truncated_completions=False)
+    judges = check_rewards(RewardOptions(list(arguments.judges), reward_dtype=arguments.reward_dtype), unlimited)
     optimised = {m["weights"]: m["reward_model"] for part in rewards for m in part.get("members", [])}
     for member in (m for part in judges for m in part["members"]):
-        if same := optimised.get(member["weights"]):
+        if optimised_name := optimised.get(member["weights"]):
             raise InputError(
-                f"judge {member['reward_model']} has the weights of {same}, which is optimised; a judge must be "
+                f"judge {member['reward_model']} has the weights of {optimised_name}, which is optimised; a judge must be "
                 "another reward model, best trained on other pairs"
             )
     return judges

@@ -34,7 +34,7 @@ class PairedConfig(OnlineDPOConfig):
         return False
 
 
-class PairedTrainer(online.logged(OnlineDPOTrainer)):
+class PairedTrainer(online.log_step_counts(OnlineDPOTrainer)):
     """TRL's, with what the reward functions observe and each step's mean reward in the log. They are given answers
     without their padding, as those of the other trainers: with it none that was padded would count as finished.
     """
@@ -58,7 +58,7 @@ class PairedTrainer(online.logged(OnlineDPOTrainer)):
         from accelerate.utils import gather_object
 
         if "loss" in logs:
-            means = gather_object([{name: sum(v) / len(v) for name, v in self.observed.items()}])
+            means = gather_object([{name: sum(values) / len(values) for name, values in self.observed.items()}])
             logs |= {name: sum(m[name] for m in means) / len(means) for name in means[0]}
             self.observed.clear()
         super().log(logs, start_time)

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 def starting_model(
-    model_args: Any, output: Path, taught: bool = False, template_options: dict[str, Any] | None = None
+    model_args: Any, output: Path, supervised: bool = False, template_options: dict[str, Any] | None = None
 ) -> tuple[str, dict[str, Any] | None]:
     """(the model to start from, what it was merged from or None). An adapter is merged into OUTPUT/start, once, so that
     the KL penalty is to the adapted policy and checkpoints are adapters on it.
@@ -55,24 +55,24 @@ def starting_model(
     folder = output / "start"
     merged = {"adapter": name, "base": base, "revision": revision, "dtype": model_args.dtype or "float32"}
     merged["adapter_weights"] = adapter_id(name)
-    found = read_json(folder / "merged.json")
+    recorded = read_json(folder / "merged.json")
     for key, value in merged.items():
-        if found is not None and found.get(key) != value:
+        if recorded is not None and recorded.get(key) != value:
             raise InputError(
-                f"{folder} was merged with {key} = {found.get(key)!r}, now it is {value!r}; choose another "
+                f"{folder} was merged with {key} = {recorded.get(key)!r}, now it is {value!r}; choose another "
                 "--output_dir or remove the folder"
             )
-    tokenizer, ends = policy_tokenizer(base, revision, taught, template_options)
-    merged |= ends.setting()
-    if PartialState().is_main_process and found is None:
+    tokenizer, ends = policy_tokenizer(base, revision, supervised, template_options)
+    merged |= ends.settings_fields()
+    if PartialState().is_main_process and recorded is None:
         log.info("merging %s into its base, %s: %s", name, base, folder)
-        made = output / ".start-unfinished"
-        for left in (made, folder):  # by a kill
-            if left.exists():
-                shutil.rmtree(left)
-        _merge(base, revision, name, merged["dtype"], made, tokenizer, ends)
-        write_json(made / "merged.json", merged)
-        made.rename(folder)
+        unfinished = output / ".start-unfinished"
+        for leftover in (unfinished, folder):  # by a kill
+            if leftover.exists():
+                shutil.rmtree(leftover)
+        _merge(base, revision, name, merged["dtype"], unfinished, tokenizer, ends)
+        write_json(unfinished / "merged.json", merged)
+        unfinished.rename(folder)
     PartialState().wait_for_everyone()
     model_args.model_revision = None
     return str(folder), merged
@@ -86,14 +86,14 @@ def _merge(
     from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM.from_pretrained(base, revision=revision, dtype="auto")
-    kept = model.dtype if dtype == "auto" else getattr(torch, dtype)
+    save_dtype = model.dtype if dtype == "auto" else getattr(torch, dtype)
     model.float()
     try:
         merged: Any = PeftModel.from_pretrained(model, adapter).merge_and_unload()  # pyright: ignore[reportCallIssue]
     except UNREADABLE as error:
         raise InputError(f"adapter {adapter} cannot be merged into its base: {load_error(error, adapter)}") from error
-    ends.keep(merged)
-    merged.to(kept).save_pretrained(folder)
+    ends.save_to(merged)
+    merged.to(save_dtype).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
@@ -112,7 +112,7 @@ def make_room(
     log.info("%d checkpoints need about %d MiB: %s", len(steps), needed, output)
 
 
-def init_kwargs(model_args: Any, given: dict[str, Any] | None) -> dict[str, Any]:
+def init_kwargs(model_args: Any, overrides: dict[str, Any] | None) -> dict[str, Any]:
     """What from_pretrained is called with; `given` (model_init_kwargs) wins."""
     from trl import get_quantization_config
 
@@ -122,5 +122,5 @@ def init_kwargs(model_args: Any, given: dict[str, Any] | None) -> dict[str, Any]
         "revision": model_args.model_revision,
         **({} if quantization is None else {"quantization_config": quantization}),
         **({} if model_args.attn_implementation is None else {"attn_implementation": model_args.attn_implementation}),
-        **(given or {}),
+        **(overrides or {}),
     }

@@ -19,15 +19,15 @@ from trl import RLOOConfig, RLOOTrainer
 
 from eval.errors import run_main
 from train import online
-from train.arguments import Counted, PolicyArguments
+from train.arguments import CheckedCounts, PolicyArguments
 
 
 @dataclass
-class CountedRLOOConfig(Counted, RLOOConfig):
+class CheckedRLOOConfig(CheckedCounts, RLOOConfig):
     """TRL's, with its counts checked."""
 
 
-ALGORITHM = online.Algorithm("rloo", online.logged(RLOOTrainer), CountedRLOOConfig)
+ALGORITHM = online.Algorithm("rloo", online.log_step_counts(RLOOTrainer), CheckedRLOOConfig)
 
 
 def train(arguments: PolicyArguments, config: Any, model_args: Any) -> dict[str, Any]:

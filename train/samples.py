@@ -24,7 +24,7 @@ from reward.detectors import OBSERVABLES, Answer
 from reward.dialogues import Message
 from reward.functions import Rewards, is_finished, up_to_end
 
-AT_ONCE = 16
+BATCH = 16
 """Prompts answered together."""
 
 
@@ -70,35 +70,35 @@ class Samples:
         """
         path = self.path(step)
         if not path.is_file():
-            write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in self._drawn(model)))
+            write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in self._draw(model)))
         write_json(self.folder / "summary.json", summarise(self.folder))  # a kill may have kept it from being written
         return read_rows(path)
 
-    def _drawn(self, model: Any) -> list[dict[str, Any]]:
+    def _draw(self, model: Any) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
         torch.manual_seed(self.sampling.seed)
         with torch.no_grad():
-            for start in range(0, len(self.prompts), AT_ONCE):
-                rows += self._answer(model, self.prompts[start : start + AT_ONCE])
+            for start in range(0, len(self.prompts), BATCH):
+                rows += self._answer(model, self.prompts[start : start + BATCH])
         self._score(rows)
         return rows
 
     def _answer(self, model: Any, prompts: list[list[Message]]) -> list[dict[str, Any]]:
-        s = self.sampling
+        sampling = self.sampling
         written = self.tokenizer.apply_chat_template(prompts, add_generation_prompt=True, return_dict=True)
         encoded = self.tokenizer.pad(
             {"input_ids": written["input_ids"]}, padding_side="left", return_tensors="pt", return_attention_mask=True
         ).to(model.device)
-        how = GenerationConfig(
-            max_new_tokens=s.max_tokens, do_sample=True, temperature=s.temperature, eos_token_id=list(s.end_ids),
-            pad_token_id=self.tokenizer.pad_token_id, **s.options,
+        sampling_config = GenerationConfig(
+            max_new_tokens=sampling.max_tokens, do_sample=True, temperature=sampling.temperature, eos_token_id=list(sampling.end_ids),
+            pad_token_id=self.tokenizer.pad_token_id, **sampling.options,
         )  # fmt: skip
-        drawn = model.generate(**encoded, generation_config=how)
+        generated = model.generate(**encoded, generation_config=sampling_config)
         rows = []
         for i, prompt in enumerate(prompts):
-            before = encoded["input_ids"][i][encoded["attention_mask"][i].bool()]
-            answer = up_to_end(drawn[i, encoded["input_ids"].shape[1] :].tolist(), s.end_ids)
-            ids = torch.cat([before, torch.tensor(answer, device=before.device)])
+            prompt_ids = encoded["input_ids"][i][encoded["attention_mask"][i].bool()]
+            answer = up_to_end(generated[i, encoded["input_ids"].shape[1] :].tolist(), sampling.end_ids)
+            ids = torch.cat([prompt_ids, torch.tensor(answer, device=prompt_ids.device)])
             kl, entropy = self._distances(model, ids, len(answer))
             text = self.tokenizer.decode(answer, skip_special_tokens=True)
             rows.append({"prompt": prompt, "answer": text, "answer_ids": answer, "kl": kl, "entropy": entropy})
@@ -123,7 +123,7 @@ class Samples:
         ends = frozenset(self.sampling.end_ids)
         for kind, scored in (("rewards", self.rewards), ("judges", self.judges)):
             by_part = {
-                name: function(prompts=prompts, completions=answers, completion_ids=ids, log_metric=_unlogged)
+                name: function(prompts=prompts, completions=answers, completion_ids=ids, log_metric=_discard_metric)
                 for name, function in zip(scored.names, scored.functions, strict=True)
             }
             for i, row in enumerate(rows):
@@ -134,7 +134,7 @@ class Samples:
             row["tokens"] = len(row["answer_ids"])
 
 
-def _unlogged(name: str, value: float) -> None:
+def _discard_metric(name: str, value: float) -> None:
     """These answers are no part of a training step, whose means TRL logs."""
 
 
@@ -153,34 +153,37 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def measures(row: dict[str, Any]) -> dict[str, float]:
     """The numbers of an answer by which steps are compared. kl_per_token weighs each answer alike."""
-    found = {f"rewards/{name}": value for name, value in row["rewards"].items()}
-    found |= {f"judges/{name}": value for name, value in row["judges"].items()}
-    found |= {f"observed/{name}": value for name, value in row["observed"].items()}
-    found["entropy"] = row["entropy"]
+    values = {f"rewards/{name}": value for name, value in row["rewards"].items()}
+    values |= {f"judges/{name}": value for name, value in row["judges"].items()}
+    values |= {f"observed/{name}": value for name, value in row["observed"].items()}
+    values["entropy"] = row["entropy"]
     if row["kl"] is not None:
-        found["kl_per_token"] = row["kl"] / row["tokens"]
-    return found
+        values["kl_per_token"] = row["kl"] / row["tokens"]
+    return values
 
 
 def summarise(folder: Path) -> dict[str, Any]:
     """{"steps": [{"step", "n_prompts", "mean": {measure: value}, "change": {measure: [value, low, high]}}]} of what is
     in `folder`: the change since step 0, paired by prompt, with Student's 95% interval over prompts.
     """
-    drawn = {int(path.stem.removeprefix("step-")): read_rows(path) for path in sorted(folder.glob("step-*.jsonl"))}
-    columns = {step: [measures(row) for row in rows] for step, rows in drawn.items()}
+    rows_by_step = {
+        int(path.stem.removeprefix("step-")): read_rows(path) for path in sorted(folder.glob("step-*.jsonl"))
+    }
+    measures_by_step = {step: [measures(row) for row in rows] for step, rows in rows_by_step.items()}
     steps = []
-    for step, rows in columns.items():
+    for step, rows in measures_by_step.items():
         mean = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
         entry: dict[str, Any] = {"step": step, "n_prompts": len(rows), "mean": mean}
-        if step > 0 and 0 in columns and len(columns[0]) == len(rows):
+        if step > 0 and 0 in measures_by_step and len(measures_by_step[0]) == len(rows):
             entry["change"] = {
-                name: paired([row[name] for row in columns[0]], [row[name] for row in rows]) for name in mean
+                name: paired_change([row[name] for row in measures_by_step[0]], [row[name] for row in rows])
+                for name in mean
             }
         steps.append(entry)
     return {"steps": steps}
 
 
-def paired(before: Sequence[float], after: Sequence[float]) -> list[float | None]:
+def paired_change(before: Sequence[float], after: Sequence[float]) -> list[float | None]:
     """[mean of after - before, low, high]: Student's 95% interval; no interval for fewer than two pairs."""
     from scipy.stats import ttest_1samp
 

@@ -29,11 +29,11 @@ from eval.models.target import TRAINING_STEP
 from eval.runner.plan import Plan, plan
 from eval.runner.provenance import command, git_commit, machine, versions
 from eval.scorers.local.memory import keep_freed_memory
-from reward.stage import Stage, alone, built, check_batches, check_tokenizer_options, settings_of
+from reward.stage import Stage, build_trainer, check_batches, check_tokenizer_options, lock_training_folder, settings_of
 from train.arguments import CheckpointOptions
 from train.chat_template import EndTokens
 from train.examples import Example
-from train.schedule import numbers
+from train.schedule import parse_steps
 
 log = logging.getLogger(__name__)
 ALGORITHM = "sft"
@@ -73,11 +73,11 @@ def train(arguments: SFTArguments, config: Any, model_args: Any) -> dict[str, An
     evaluation = arguments.evaluation_config()
     planned = plan(evaluation) if evaluation else None
     prepare_output(output)
-    with alone(output):
-        return _trained(arguments, config, model_args, evaluation, planned)
+    with lock_training_folder(output):
+        return _train_locked(arguments, config, model_args, evaluation, planned)
 
 
-def _trained(
+def _train_locked(
     arguments: SFTArguments, config: Any, model_args: Any, evaluation: EvaluationConfig | None, planned: Plan | None
 ) -> dict[str, Any]:
     """What is left to check, and the training, its folder being held alone."""
@@ -87,7 +87,7 @@ def _trained(
     from eval.models.checkpoints import base_parameters, weights_id
     from eval.tracking.ledger import training_policy
     from reward.model import lora_config
-    from reward.training_run import publish_finished, tracked
+    from reward.training_run import publish_finished, track_on_wandb
     from train.callbacks import resume_from
     from train.chat_template import policy_tokenizer
     from train.checks import quantisation
@@ -95,23 +95,25 @@ def _trained(
     from train.policy import make_room, starting_model
 
     output = Path(config.output_dir)
-    model, merged = starting_model(model_args, output, taught=True)
-    tokenizer, ends = policy_tokenizer(model, model_args.model_revision, taught=True)
-    read = read_examples(arguments.examples, arguments.data_dir)
-    fitting, left_out = fit_examples(read.examples, tokenizer, config.max_length)
+    model, merged = starting_model(model_args, output, supervised=True)
+    tokenizer, ends = policy_tokenizer(model, model_args.model_revision, supervised=True)
+    examples = read_examples(arguments.examples, arguments.data_dir)
+    fitting, left_out = fit_examples(examples.examples, tokenizer, config.max_length)
     training, held_out = split_examples(fitting, arguments.held_out, config.seed)
     steps = check_steps(arguments.checkpoint_steps, config, len(training))
     make_room(output, steps, arguments, model_args, model, merged=True)
     peft_config = lora_config(model_args, model, arguments.lora_top_layers)
-    hashes = {"base_weights": weights_id(model, model_args.model_revision), "example_data": read.identity}
-    settings = settings_of(config, model_args, arguments, processes=config.world_size, **hashes, **ends.setting())
+    hashes = {"base_weights": weights_id(model, model_args.model_revision), "example_data": examples.identity}
+    settings = settings_of(
+        config, model_args, arguments, processes=config.world_size, **hashes, **ends.settings_fields()
+    )
     stage = Stage(output, "sft.json", settings)
     if result := stage.begin():
         log.info("fine-tuning finished already: %s", output / "model")
         publish_finished(output, config.report_to)
         return result
-    trainer = built(lambda: _trainer(model, config, model_args, tokenizer, training, peft_config))
-    ends.keep(trainer.accelerator.unwrap_model(trainer.model))
+    trainer = build_trainer(lambda: _trainer(model, config, model_args, tokenizer, training, peft_config))
+    ends.save_to(trainer.accelerator.unwrap_model(trainer.model))
     stage.record()
     policy = {
         "policy": training_policy(output, stage.settings, config.run_name),
@@ -126,30 +128,30 @@ def _trained(
         "data": "named files" if arguments.examples else data_name(data_folder(arguments.data_dir)),
         "examples": len(training),
         "held_out_examples": len(held_out),
-        "unreadable_examples": read.unreadable,
+        "unreadable_examples": examples.unreadable,
         "left_out": left_out,
         "seed": config.seed,
         "git_commit": git_commit(),
         "checkpoint_steps": steps,
-        **ends.recorded(tokenizer),
+        **ends.policy_fields(tokenizer),
         **hashes,
         "settings": stage.settings,
         "result": stage.result_path.name,
     }
     resumed = resume_from(output)
-    with tracked(trainer, output, policy["policy"], policy, resumed):
+    with track_on_wandb(trainer, output, policy["policy"], policy, resumed):
         result = _run(trainer, stage, policy, evaluation, planned, arguments, resumed)
         if PartialState().is_main_process:
             _save_merged(trainer, output, quantisation(model_args) is not None, ends)
             del trainer
             gc.collect()
-            measured = _measured(output / "model", model, model_args, str(config.device), held_out, ends.ids)
+            measured = _measure_held_out(output / "model", model, model_args, str(config.device), held_out, ends.ids)
             stage.finish(result | measured)
     PartialState().wait_for_everyone()
     return read_json(stage.result_path) or {}
 
 
-def check_steps(given: Sequence[str | int], config: Any, examples: int) -> list[int]:
+def check_steps(requested: Sequence[str | int], config: Any, n_examples: int) -> list[int]:
     """The checkpoint steps in order; the last step alone where none is named. InputError for what cannot be one."""
     if getattr(config.save_strategy, "value", config.save_strategy) != "no":
         raise InputError(
@@ -159,15 +161,15 @@ def check_steps(given: Sequence[str | int], config: Any, examples: int) -> list[
     if config.packing and config.max_steps < 1:
         raise InputError("packing needs max_steps, since how many sequences it makes is not known before")
     if not config.packing:  # which makes other rows of them
-        check_batches(examples, config)
+        check_batches(n_examples, config)
     last = config.max_steps
     if last < 1:
-        at_once, rounded = config.per_device_train_batch_size * config.world_size, math.ceil
+        batch, rounded = config.per_device_train_batch_size * config.world_size, math.ceil
         if config.dataloader_drop_last:
             rounded = math.floor
-        updates = math.ceil(rounded(examples / at_once) / config.gradient_accumulation_steps)
+        updates = math.ceil(rounded(n_examples / batch) / config.gradient_accumulation_steps)
         last = math.ceil(config.num_train_epochs * updates)
-    steps = numbers(given, last)
+    steps = parse_steps(requested, last)
     for step in steps:
         if not 0 <= step <= last:
             raise InputError(f"checkpoint step {step} is not one of this run's, 0 to {last}; change checkpoint_steps")
@@ -199,18 +201,18 @@ def _run(
     trainer: Any, stage: Stage, policy: dict[str, Any], evaluation: EvaluationConfig | None, planned: Plan | None,
     arguments: SFTArguments, resumed: Path | None,
 ) -> dict[str, Any]:  # fmt: skip
-    from train.callbacks import CheckpointEvaluator, ScheduledCheckpoints, go_on
-    from train.run import announce, evaluate_afterwards
+    from train.callbacks import CheckpointEvaluator, ScheduledCheckpoints, train_or_finish_checkpoint
+    from train.run import evaluate_afterwards, write_run_files
 
     output = stage.folder
-    announce(trainer, output, policy, evaluation)
+    write_run_files(trainer, output, policy, evaluation)
     saved = []
     if evaluation is not None and planned is not None and arguments.evaluate == "in_process":
         saved = [CheckpointEvaluator(evaluation, planned, output, policy)]
     keep = arguments.keep_optimizer_states
     checkpoints = ScheduledCheckpoints(trainer, policy, saved, keep)
     trainer.add_callback(checkpoints)
-    go_on(trainer, resumed, checkpoints)
+    train_or_finish_checkpoint(trainer, resumed, checkpoints)
     if evaluation is not None and arguments.evaluate == "afterwards" and trainer.accelerator.is_main_process:
         evaluate_afterwards(trainer, output, evaluation)
     trainer.accelerator.wait_for_everyone()
@@ -237,12 +239,12 @@ def _save_merged(trainer: Any, output: Path, quantised: bool, ends: EndTokens) -
             name, str(output / "adapter"), options["revision"], options["dtype"], "cpu", adapter_base_differs=True
         ).model
     merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
-    ends.keep(merged)  # those of a quantised model's base are as they were
+    ends.save_to(merged)  # those of a quantised model's base are as they were
     merged.save_pretrained(output / "model")
     trainer.processing_class.save_pretrained(output / "model")
 
 
-def _measured(
+def _measure_held_out(
     folder: Path, start: str, model_args: Any, device: str, held_out: list[Example], end_ids: Sequence[int]
 ) -> dict[str, Any]:
     """The held-out examples asked of the model that training started from and of the saved one."""
@@ -252,17 +254,17 @@ def _measured(
     revision, dtype = model_args.model_revision, model_args.dtype or "float32"
     before = load_checkpoint(start, revision=revision, dtype=dtype, device=device)
     tokenizer = load_tokenizer(str(folder))
-    found = {"before": measure(before.model, tokenizer, held_out, end_ids)}
+    metrics = {"before": measure(before.model, tokenizer, held_out, end_ids)}
     del before
     after = load_checkpoint(str(folder), device=device)
-    found["after"] = measure(after.model, tokenizer, held_out, end_ids)
-    if not found["after"]["finished"]:
+    metrics["after"] = measure(after.model, tokenizer, held_out, end_ids)
+    if not metrics["after"]["finished"]:
         log.warning(
             "no answer of %s to %d held-out prompts ended within %d tokens: it has not learned to stop, and RL from it "
-            "would be cut off at every step; train longer or on more examples", folder, found["after"]["answers"],
-            found["after"]["answer_tokens"],
+            "would be cut off at every step; train longer or on more examples", folder, metrics["after"]["answers"],
+            metrics["after"]["answer_tokens"],
         )  # fmt: skip
-    return {"model_weights": after.provenance["weights"], "held_out": found}
+    return {"model_weights": after.provenance["weights"], "held_out": metrics}
 
 
 def main() -> None:

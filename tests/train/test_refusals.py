@@ -19,7 +19,7 @@ from trl import SFTConfig
 from eval.errors import InputError
 from eval.files import write_json
 from eval.models.checkpoints import weights_id
-from reward.stage import Stage, built, check_batches, check_trainer, settings_of
+from reward.stage import Stage, build_trainer, check_batches, check_trainer, settings_of
 from tests.support.reward_training import trained
 from tests.support.rl_runs import Killed, run
 from tests.support.sft_runs import sft
@@ -173,7 +173,7 @@ def test_an_optimizer_of_the_whole_model_is_not_tried_on_one_parameter(own: str,
     args = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
     trainer = SimpleNamespace(args=args, model=None)
     trainer.get_optimizer_cls_and_kwargs = lambda *_: (torch.optim.SGD, {"lr": 0.1, own: []})
-    assert built(lambda: trainer) is trainer
+    assert build_trainer(lambda: trainer) is trainer
 
 
 @pytest.mark.parametrize(

@@ -34,23 +34,23 @@ def answer_format_rows(seed: int = SEED) -> list[dict[str, Any]]:
     Beside these, what is told of a row: its template (from 1), its context_condition (ambig or disambig) and label (0
     to 2).
     """
-    read = yaml.safe_load(TEMPLATES.read_text(encoding="utf-8"))
+    content = yaml.safe_load(TEMPLATES.read_text(encoding="utf-8"))
     rng = random.Random(seed)
     rows = []
-    for number, template in enumerate(read["templates"], 1):
+    for number, template in enumerate(content["templates"], 1):
         orders = [rng.sample(ORDERS, len(ORDERS)) for _ in range(4)]
         for filling in range(len(ORDERS)):
-            a, b = rng.sample(read["pools"][template["pool"]], 2)
+            a, b = rng.sample(content["pools"][template["pool"]], 2)
             x, y = rng.sample((a, b), 2)
-            told = template["context"].format(X=x, Y=y)
-            cases = itertools.product((("ambig", told), ("disambig", f"{told} {template['fact']}")), range(2))
-            for case, ((condition, context), asked) in enumerate(cases):
-                options = [a, b, rng.choice(read["unknown"])]
+            facts = template["context"].format(X=x, Y=y)
+            cases = itertools.product((("ambig", facts), ("disambig", f"{facts} {template['fact']}")), range(2))
+            for case, ((condition, context), question_number) in enumerate(cases):
+                options = [a, b, rng.choice(content["unknown"])]
                 order = orders[case][filling]
-                label = order.index(2 if condition == "ambig" else asked)
+                label = order.index(2 if condition == "ambig" else question_number)
                 texts = {f"ans{letter}": _sentences(options[option]) for letter, option in enumerate(order)}
                 question = BBQ_QUESTION.format(
-                    context=_sentences(context.format(A=a, B=b)), question=template["asks"][asked], **texts
+                    context=_sentences(context.format(A=a, B=b)), question=template["asks"][question_number], **texts
                 )
                 rows.append(
                     {
