@@ -139,8 +139,8 @@ def _dimension(where: str, name: str, content: Any, common: list[Template]) -> D
     for group in others:
         if len(wordings[group]) != len(wordings[first]):
             raise InputError(
-                f"{where}: {first} has {len(wordings[first])} wordings and {group} has {len(wordings[group])}; all groups of "
-                "a dimension need equally many"
+                f"{where}: {first} has {len(wordings[first])} wordings and {group} has {len(wordings[group])}; "
+                "all groups of a dimension need equally many"
             )
     for place in ("one", "many"):
         _check_distinct(where, "wording", [getattr(w, place) for names in wordings.values() for w in names])

@@ -96,8 +96,8 @@ def limit_violations(entries: Sequence[dict[str, Any]], options: PolicyArguments
         )
     if options.finished_alert and mean("observed/finished", last) == 0:
         violations["finished"] = (
-            f"not one answer of the last {WINDOW} steps ended by itself, all were cut off (finished_alert); allow longer"
-            " answers, or start from a policy that knows its end token"
+            f"not one answer of the last {WINDOW} steps ended by itself, all were cut off (finished_alert); allow "
+            "longer answers, or start from a policy that knows its end token"
         )
     return violations
 

@@ -26,9 +26,9 @@ def check_options(arguments: CheckpointOptions, config: Any, model_args: Any) ->
     check_quantization(model_args)
     if quantisation(model_args) and arguments.evaluation and arguments.evaluate == "in_process":
         raise InputError(
-            f"evaluate must not be in_process with {_bits_option(model_args)}: it would measure the adapter on the quantised "
-            "weights, and every other evaluation measures it on the weights as they are stored; give --evaluate watch "
-            "or --evaluate afterwards"
+            f"evaluate must not be in_process with {_bits_option(model_args)}: it would measure the adapter on the "
+            "quantised weights, and every other evaluation measures it on the weights as they are stored; give "
+            "--evaluate watch or --evaluate afterwards"
         )
 
 

@@ -161,7 +161,8 @@ def _format_short(experiment: str, metrics: list[tuple[dict[str, Any], str]]) ->
     name, form = NAMES[experiment]
     first = metrics[0][0]
     values = (
-        f"{_format_value(m['value'], form)}{DOUBTFUL if text else ''}{OTHERS if m['n_items'] != first['n_items'] else ''}"
+        f"{_format_value(m['value'], form)}{DOUBTFUL if text else ''}"
+        f"{OTHERS if m['n_items'] != first['n_items'] else ''}"
         for m, text in metrics
     )
     return f"{name} {f' {ARROW} '.join(values)}"

@@ -182,8 +182,8 @@ def _check_judges(arguments: PolicyArguments, rewards: list[dict[str, Any]]) -> 
     for member in (m for part in judges for m in part["members"]):
         if optimised_name := optimised.get(member["weights"]):
             raise InputError(
-                f"judge {member['reward_model']} has the weights of {optimised_name}, which is optimised; a judge must be "
-                "another reward model, best trained on other pairs"
+                f"judge {member['reward_model']} has the weights of {optimised_name}, which is optimised; a judge must "
+                "be another reward model, best trained on other pairs"
             )
     return judges
 

@@ -109,8 +109,8 @@ class Run:
         requested = [*(["evaluation"] if planned else []), *(["sample_prompts"] if self.prompts.samples else [])]
         if sharded and requested:
             raise InputError(
-                f"{' and '.join(requested)} at each checkpoint need the whole model in a process, and FSDP or DeepSpeed "
-                "shard it; add --sample_prompts 0, and --evaluate watch or afterwards"
+                f"{' and '.join(requested)} at each checkpoint need the whole model in a process, and FSDP or "
+                "DeepSpeed shard it; add --sample_prompts 0, and --evaluate watch or afterwards"
             )
         actions: list[Any] = []
         if self.prompts.samples:

@@ -90,8 +90,8 @@ class Samples:
             {"input_ids": written["input_ids"]}, padding_side="left", return_tensors="pt", return_attention_mask=True
         ).to(model.device)
         sampling_config = GenerationConfig(
-            max_new_tokens=sampling.max_tokens, do_sample=True, temperature=sampling.temperature, eos_token_id=list(sampling.end_ids),
-            pad_token_id=self.tokenizer.pad_token_id, **sampling.options,
+            max_new_tokens=sampling.max_tokens, do_sample=True, temperature=sampling.temperature,
+            eos_token_id=list(sampling.end_ids), pad_token_id=self.tokenizer.pad_token_id, **sampling.options,
         )  # fmt: skip
         generated = model.generate(**encoded, generation_config=sampling_config)
         rows = []
