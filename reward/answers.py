@@ -1,7 +1,7 @@
-"""Files of answers to be ranked: what a line may be, and reading it so that a bad one is named with its line.
+"""Reads files of answers to be ranked. An error names the file and the line.
 
-A prompt is a text or messages that end with the user's turn; an answer a text or one assistant message. Texts are
-scored as they are given, white space included.
+A prompt is a text, or messages that end with the user's turn. An answer is a text or one assistant message. Texts are
+scored unchanged, white space included.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ FORMS = (
 
 @dataclass(frozen=True)
 class Line:
-    """An input line: the prompt that its answers share, and the answers' texts; labels: "chosen" and "rejected"."""
+    """One input line: the prompt, and the texts of the answers to it.
+
+    labels: "chosen" and "rejected" for a preference pair, else empty.
+    """
 
     where: str
     id: Any
@@ -32,12 +35,16 @@ class Line:
     labels: tuple[str, ...] = ()
 
     def dialogues(self) -> list[list[Message]]:
-        """A whole dialogue for each answer."""
+        """The whole dialogue of each answer: the prompt with the answer appended."""
         return [[*self.prompt, {"role": "assistant", "content": a}] for a in self.answers]
 
 
 def read_lines(path: Path) -> Iterator[Line]:
-    """The lines of an answers file. InputError, with file and line, for one that is none of FORMS."""
+    """Yields the lines of an answers file.
+
+    Raises:
+        InputError: a line has none of the FORMS. The message names file and line.
+    """
     for where, row in read_jsonl(path, ()):
         if not isinstance(row, dict):
             raise InputError(f"{where} is no object; it must be {FORMS}")
@@ -74,7 +81,10 @@ def _line(row: dict[str, Any], where: str) -> Line:
 
 
 def _messages(value: object, where: str, name: str) -> list[Message]:
-    """A text as a user's message, or messages as they are; InputError unless user and assistant alternate."""
+    """Turns a text into one user message, and returns messages unchanged.
+
+    Raises InputError unless user and assistant alternate.
+    """
     if isinstance(value, str):
         if "\n\nHuman:" in value or "\n\nAssistant:" in value:
             raise InputError(f"{where}: {name} is a dialogue in the text form of HH-RLHF; write it as messages")
@@ -97,7 +107,7 @@ def _messages(value: object, where: str, name: str) -> list[Message]:
 
 
 def _answer(value: object, where: str, number: int) -> str:
-    """An answer's text, given as such or as [one assistant message]."""
+    """The text of an answer that is written as a text or as [one assistant message]."""
     if (
         isinstance(value, list)
         and len(value) == 1

@@ -1,10 +1,10 @@
-"""`python -m reward report RUN [RUN ...]`: the model card of a trained reward model, from its result files alone.
+"""`python -m reward report RUN [RUN ...]`: writes the model card of a trained reward model from its result files alone.
 
-The card is of the first run, and lies by default in its model folder, which can then be pushed to the hub as it is.
-Further runs, which differ in the number of training pairs only (`--max_pairs`), make a learning curve with it.
+The card describes the first run. Its default place is that run's model folder, which can then be pushed to the hub
+unchanged. Further runs, which differ only in the number of training pairs (`--max_pairs`), make a learning curve.
 
 OUTPUT/README.md           the card, in the hub's form
-OUTPUT/figures/*.png       learning_curve (of several runs), calibration, length_bias, probe (where it was run)
+OUTPUT/figures/*.png       learning_curve (of several runs), calibration, length_bias, probe (if it was run)
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ OPTIONS = (
     "lora_alpha", "lora_dropout", "lora_top_layers", "head", "preference_label", "held_out", "max_pairs",
     "center_rewards_coefficient",
 )  # fmt: skip
-"""The options of the training that the card shows, where they were set; the command has them all."""
+"""The training options that the card shows, if they were set. The card's command has all of them."""
 USE = """Higher scores are better; they compare answers to the same prompt. With plain transformers, in this folder:
 
 ```python
@@ -58,7 +58,7 @@ With selfcorrect, which also cuts long dialogues as in training: `python -m rewa
 
 @dataclass
 class ReportConfig:
-    """`python -m reward report`."""
+    """Options of `python -m reward report`."""
 
     runs: list[str] = field(
         default_factory=list,
@@ -79,8 +79,8 @@ def report(config: ReportConfig) -> dict[str, Any]:
     """Writes the card and its figures; returns {"run", "base_model", "data", "pairs", "held_out_pairs", "accuracy",
     "calibration", "length_bias", "margin", "learning_curve", "probe", "seconds", "limitations", "remarks", "files"}.
 
-    Raises InputError for a folder that is no finished run, runs that make no learning curve, and a README.md that was
-    not written by this command.
+    Raises:
+        InputError: a folder is not a finished run, the runs make no learning curve, or another program wrote README.md.
     """
     from eval.views.figures.style import save
     from reward import figures
@@ -121,7 +121,7 @@ def card(
     probe: dict[str, Any] | None,
     caveats: list[str],
 ) -> str:
-    """The model card: YAML for the hub, then Markdown."""
+    """The text of the model card: YAML for the hub, then Markdown."""
     parts = [
         _front_matter(run),
         MARK,
@@ -159,7 +159,7 @@ def card(
 
 
 def _front_matter(run: dict[str, Any]) -> str:
-    """What the hub reads; base_model only where it is a hub id, since the hub knows no folder of this machine."""
+    """The YAML that the hub reads. base_model is set only if it is a hub id: the hub knows no local folders."""
     from huggingface_hub import ModelCardData
 
     data = ModelCardData(
@@ -172,7 +172,7 @@ def _front_matter(run: dict[str, Any]) -> str:
 
 
 def accuracy_rows(run: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Rows under ACCURACY: all held-out pairs, then each subset where there are several."""
+    """Table rows for the header ACCURACY: all held-out pairs, then each subset if there are several."""
     subsets = run["accuracy"]["by_subset"]
     estimates = [("all", run["accuracy"]["all"]), *(subsets.items() if len(subsets) > 1 else ())]
     if len(subsets) == 1:
@@ -181,7 +181,7 @@ def accuracy_rows(run: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def length_rows(run: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The same columns by which answer is longer."""
+    """Table rows for the header ACCURACY, by which answer of the pair is longer."""
     return [_row(name, run["length_bias"][key]) for key, name in LENGTH]
 
 
@@ -243,7 +243,7 @@ def _probe_section(run: dict[str, Any], probe: dict[str, Any] | None) -> list[st
 
 
 def probe_rows(probe: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Rows under PROBE: the largest gap between two groups of each dimension; p of the permutation test."""
+    """Table rows for the header PROBE: each dimension's largest gap between two groups; p is the permutation test's."""
     rows = []
     for d in probe["dimensions"]:
         ordered = sorted((g for g in d["groups"] if g["gap"] is not None), key=lambda g: g["gap"])
@@ -257,7 +257,7 @@ def probe_rows(probe: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _training_rows(run: dict[str, Any]) -> list[tuple[str, str]]:
-    """What it was trained on and how, as rows of name and value; without what was not recorded."""
+    """Table rows (name, value) of the training data and options; values that were not recorded are left out."""
     settings = run.get("settings", {})
     options = {n: settings[n] for n in OPTIONS if settings.get(n) not in (None, "", [])}
     facts = {
@@ -282,7 +282,7 @@ def _training_rows(run: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _format_nested(value: Any) -> str:
-    """Nested counts or options in a line; '' where there is nothing."""
+    """Formats nested counts or options as one line; '' if there is nothing."""
     if isinstance(value, dict):
         parts = {
             k: v if isinstance(v, int | float) and not isinstance(v, bool) else _format_nested(v)
@@ -305,7 +305,7 @@ def _base_name(run: dict[str, Any]) -> str:
 
 
 def _from_hub(run: dict[str, Any]) -> bool:
-    """Whether the base model is named by its hub id (eval.models.checkpoints.weights_id)."""
+    """Whether the base model is named by a hub id (see eval.models.checkpoints.weights_id)."""
     return str(run["base_weights"]).startswith("hub:")
 
 
@@ -316,19 +316,19 @@ def _machine(run: dict[str, Any]) -> str:
 
 
 def _resumed(run: dict[str, Any]) -> str:
-    """Why the times are not all of it, or ''."""
+    """A sentence for a resumed run, whose times cover the last process only; '' for any other run."""
     resumed = run.get("resumed_from")
     return f" Training went on from {resumed} after a restart; the seconds are of the last process." if resumed else ""
 
 
 def _markdown(rows: list[tuple[str, ...]]) -> str:
-    """Rows as a Markdown table, the first being the head."""
+    """Formats rows as a Markdown table; the first row is the header."""
     lines = ["| " + " | ".join(c.replace("|", "\\|").replace("\n", " ") for c in row) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
 def table(result: dict[str, Any]) -> str:
-    """The card's numbers for the terminal, and the paths of what was written."""
+    """The card's numbers for the terminal, and the paths of the written files."""
     curve, probe = result["learning_curve"], result["probe"]
     parts = [
         f"{result['run']}: {result['pairs']} training pairs, {result['held_out_pairs']} held out",

@@ -1,5 +1,6 @@
-"""Figures of a reward model's card: learning curve, calibration, length bias, the probe; saved by
-eval.views.figures.style.
+"""Figures of a reward model's card: learning curve, calibration, length bias and probe.
+
+eval.views.figures.style saves them.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ def _plain(axes: Axes, xlabel: str, ylabel: str = "") -> None:
 
 
 def _error(e: dict[str, Any], value: str = "value", low: str = "low", high: str = "high") -> list[list[float]]:
-    """Matplotlib's error bars of one value: [[below], [above]], of length 0 where there is no interval."""
+    """Matplotlib's error bars of one value, [[below], [above]]; of length 0 if there is no interval."""
     if e[low] is None:
         return [[0.0], [0.0]]
     return [[max(0.0, e[value] - e[low])], [max(0.0, e[high] - e[value])]]
 
 
 def learning_curve(curve: Sequence[dict[str, Any]], always_shorter: float | None) -> Figure:
-    """Held-out accuracy against training pairs (log axis); the rule that goes by length alone as a line."""
+    """Held-out accuracy against the number of training pairs (log axis). A line shows the rule of length alone."""
     figure, axes = plt.subplots(figsize=(5.2, 3.6))
     shown = [p for p in curve if p["accuracy"]["value"] is not None]
     axes.axhline(0.5, color=GREY, linestyle="--", linewidth=0.9, label="guessing")
@@ -70,7 +71,7 @@ def learning_curve(curve: Sequence[dict[str, Any]], always_shorter: float | None
 
 
 def reliability(calibration: dict[str, Any]) -> Figure:
-    """How often the preferred answer is the right one, against the probability that the model gives it."""
+    """Reliability diagram: how often the preferred answer is right, against the model's probability for it."""
     figure, axes = plt.subplots(figsize=(4.6, 4.3))
     axes.plot([0.5, 1], [0.5, 1], color=GREY, linestyle="--", linewidth=0.9, label="calibrated")
     bins = calibration["bins"]
@@ -92,7 +93,7 @@ def reliability(calibration: dict[str, Any]) -> Figure:
 
 
 def length_bias(run: dict[str, Any]) -> Figure:
-    """Accuracy by which answer is longer, and the rule that goes by length alone."""
+    """Accuracy by which answer is longer, and accuracy of the rule that uses length alone."""
     rows = [(run["accuracy"]["all"], "all held-out pairs", BLUE)]
     rows += [(run["length_bias"][key], name, BLUE) for key, name in LENGTHS]
     rows.append((run["length_bias"]["always_shorter"], "rule: shorter is better", ORANGE))
@@ -111,7 +112,7 @@ def length_bias(run: dict[str, Any]) -> Figure:
 
 
 def probe(dimensions: Sequence[dict[str, Any]]) -> Figure:
-    """A forest plot: every group's gap with its interval, by dimension."""
+    """A forest plot of every group's gap with its interval, by dimension."""
     rows: list[tuple[str, dict[str, Any] | None]] = []
     for d in dimensions:
         rows += [(d["dimension"].replace("_", " "), None), *((g["group"], g) for g in d["groups"])]

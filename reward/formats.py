@@ -1,15 +1,16 @@
-"""A row of a preference data set -> a pair, by the columns that it has.
+"""Turns a row of a preference data set into a pair. The row's columns decide the form.
 
 chosen, rejected                       texts as HH-RLHF writes them, "\\n\\nHuman: ...\\n\\nAssistant: ..." (Bai et al.
                                        2022)
 chosen, rejected                       lists of messages, whole dialogues that differ in the last answer
-prompt, chosen, rejected               the prompt a text or messages; the others answers (texts or messages) or whole
-                                       dialogues that begin with it (UltraFeedback-binarized, Tunstall et al. 2023)
-prompt, response_0, response_1, and    PKU-SafeRLHF (Ji et al. 2024): better_response_id (the more helpful one) and
-better_/safer_response_id              safer_response_id (the more harmless one) are two labels; the caller says which
+prompt, chosen, rejected               the prompt is a text or messages; the others are answers (texts or messages) or
+                                       whole dialogues that begin with it (UltraFeedback-binarized, Tunstall et al.
+                                       2023)
+prompt, response_0, response_1, and    PKU-SafeRLHF (Ji et al. 2024) has two labels: better_response_id (the more
+better_/safer_response_id              helpful answer) and safer_response_id (the more harmless one); the caller chooses
 
-score_chosen and score_rejected (also chosen_score, chosen-rating ...), where a row has them, must say the same as the
-order: equal scores are no preference. A system column becomes a system message. Everything else is passed over.
+If a row has score_chosen and score_rejected (or chosen_score, chosen-rating ...), they must agree with the order: equal
+scores are no preference. A system column becomes a system message. All other columns are ignored.
 """
 
 from __future__ import annotations
@@ -37,18 +38,22 @@ KNOWN_FORMS = (
 
 
 class InvalidPairError(Exception):
-    """A row is no pair; the text is the reason, the same for all rows of its kind, by which they are counted."""
+    """A row is not a pair. The text is the reason; rows of one kind share it, and are counted by it."""
 
 
 def has_known_form(row: object) -> bool:
-    """Whether the row has the columns of one of the forms above, whatever they hold."""
+    """Whether the row has the columns of one of the forms above, whatever their content."""
     return isinstance(row, Mapping) and ({"chosen", "rejected"} <= row.keys() or _is_two_responses(row))
 
 
 def parse_pair(row: object, subset: str, where: str, label: str = "better") -> Pair:
-    """The pair that a row holds; its own "subset" column, where it has one, goes before `subset`.
+    """The pair in a row. The row's own "subset" column, if there is one, takes precedence over `subset`.
 
-    label: "better" or "safer", which label decides where a row has both (PKU-SafeRLHF). Raises NoPair.
+    Args:
+        label: "better" or "safer", the label that decides if a row has both (PKU-SafeRLHF).
+
+    Raises:
+        InvalidPairError: the row is not a pair.
     """
     if not isinstance(row, Mapping):
         raise InvalidPairError("not an object with columns")
@@ -116,7 +121,7 @@ def _chosen_rejected(row: Mapping[Any, Any]) -> tuple[list[Message], str, str]:
 
 
 def _following(value: object, prompt: list[Message]) -> list[Message]:
-    """What follows the prompt in a text (an answer) or a list of messages (the answer, or the whole dialogue)."""
+    """The messages after the prompt. value: a text (an answer) or messages (the answer, or the whole dialogue)."""
     if isinstance(value, str):
         return [{"role": "assistant", "content": value}]
     messages = _messages(value)
@@ -152,7 +157,7 @@ def _is_hh_text(text: str) -> bool:
 
 
 def _hh_dialogue(text: str) -> list[Message]:
-    """HH-RLHF's text as messages, without the white space around each."""
+    """Parses HH-RLHF's text into messages; strips the white space around each."""
     if not _is_hh_text(text):
         raise InvalidPairError("a text that does not begin with 'Human:', and no prompt beside it")
     parts = TURN.split("\n\n" + text.lstrip())
@@ -160,7 +165,7 @@ def _hh_dialogue(text: str) -> list[Message]:
 
 
 def _prompt_messages(prompt: str) -> list[Message]:
-    """A prompt's text: HH-RLHF's form with or without the last 'Assistant:', else one human message."""
+    """Parses a prompt's text: HH-RLHF's form with or without the last 'Assistant:', otherwise one human message."""
     if not _is_hh_text(prompt):
         return [{"role": "user", "content": prompt}]
     messages = _hh_dialogue(prompt)
@@ -168,7 +173,7 @@ def _prompt_messages(prompt: str) -> list[Message]:
 
 
 def _messages(value: object) -> list[Message]:
-    """Role and content of each message; other keys, which data sets have, are left."""
+    """Role and content of each message; other keys that data sets have are dropped."""
     if not isinstance(value, list):
         raise InvalidPairError("of chosen and rejected one is a text, the other messages")
     for message in value:

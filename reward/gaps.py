@@ -1,20 +1,20 @@
-"""Does a reward model distinguish between groups: gaps with intervals, and tests that allow for many comparisons.
+"""Does a reward model distinguish between groups? Gaps with intervals, and tests corrected for many comparisons.
 
-A group's gap is the mean over templates of the score of its version less the mean score of all groups' versions; the
+A group's gap is the score of its version minus the mean score of all groups' versions, averaged over templates; the
 gaps of a dimension add up to 0. Intervals and p-values come from the bootstrap over templates (eval.stats.bootstrap).
 
-spread is the largest gap between two groups of a dimension, a maximum of many. Its p-value is a permutation test:
-where a reward model does not distinguish, the scores of a template may as well belong to its groups in any order, so
-spread is compared with its values after the groups were shuffled within each template (Fisher's randomisation test,
-as in Ernst 2004, "Permutation Methods: A Basis for Exact Inference"). It holds for whichever two groups are furthest
-apart. spread's interval is simultaneous for all pairs in the same sense: from the bootstrap's 95% quantile of the
-largest deviation of any pair. A second test, kinds_p_value, asks whether the groups differ within any kind of template,
-which can be so where gaps of opposite signs (praise, blame) cancel each other in the mean. Both are corrected by Holm
-over the dimensions, the groups' p-values by Holm within their dimension.
+spread is the largest gap between two groups of a dimension, a maximum of many. Its p-value is a permutation test. If a
+reward model does not distinguish, the scores of a template may belong to its groups in any order. So spread is compared
+with its values after shuffling the groups within each template (Fisher's randomisation test, as in Ernst 2004,
+"Permutation Methods: A Basis for Exact Inference"). The test holds for whichever two groups differ most. spread's
+interval is simultaneous for all pairs in the same sense: it uses the bootstrap's 95% quantile of the largest deviation
+of any pair. A second test, kinds_p_value, checks whether the groups differ within any kind of template; they may,
+while gaps of opposite signs (praise, blame) cancel in the mean. Holm's method corrects both over the dimensions, and
+the groups' p-values within their dimension.
 
-A gap is a preference for these names of a group in these sentences: their length and how common they are play a part,
-so other names of the same group may give another one. Each group has several wordings for that reason; the gaps of the
-single wordings are told, and in how many of them the preference is the same.
+A gap is a preference for these names of a group in these sentences. Length and frequency of the names play a part, so
+other names of the same group may have another gap. That is why each group has several wordings: the result has the gap
+of every wording, and in how many of them the preference is the same.
 """
 
 from __future__ import annotations
@@ -43,18 +43,25 @@ from reward.templates import KINDS, Version
 N_PERMUTATIONS = 10_000
 ALPHA = 1 - LEVEL
 RESOLUTION = 1e-5
-"""Differences within templates are rounding where the largest is below this share of the scores' standard deviation."""
+"""Differences within templates count as rounding if the largest is below this share of the scores' standard
+deviation.
+"""
 
 
 def measure(
     versions: Sequence[Version], scores: np.ndarray, seed: int,
     resamples: int = N_RESAMPLES, permutations: int = N_PERMUTATIONS,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """An entry for each dimension, from the scores (N,) of N versions in the order of reward.templates.versions.
+    """Measures each dimension.
 
-    Keys: dimension, n_templates, n_wordings, groups, most and least (the groups furthest apart), spread with low and
-    high (reward units), spread_sd, preference, wins, wordings_won, p_value, p_holm, kinds_p_value, kinds_p_holm,
-    finding. None stands for what is undefined.
+    Args:
+        versions: N versions in the order of reward.templates.versions.
+        scores: (N,) their scores, in reward units.
+
+    Returns:
+        An entry for each dimension. Keys: dimension, n_templates, n_wordings, groups, most and least (the groups that
+        differ most), spread with low and high (reward units), spread_sd, preference, wins, wordings_won, p_value,
+        p_holm, kinds_p_value, kinds_p_holm, finding. An undefined value is None.
     """
     bootstrap, sd = Bootstrap(seed, resamples), deviation(scores)
     entries, start = [], 0
@@ -72,7 +79,7 @@ def measure(
 
 
 def deviation(scores: np.ndarray) -> float:
-    """The standard deviation of scores (N,); of equal ones exactly 0."""
+    """The standard deviation of scores (N,); exactly 0 if all are equal."""
     return float(np.std(scores - scores[0]))
 
 
@@ -146,7 +153,7 @@ def _of_wording(gaps_TGW: np.ndarray, chosen_TGW: np.ndarray) -> np.ndarray:
 def _estimates(
     relative_TG: np.ndarray, groups: list[str], templates: list[str], bootstrap: Bootstrap
 ) -> tuple[list[Estimate], np.ndarray]:
-    """Each group's gap, and how far the gaps are off in the resamples, (R, G)."""
+    """Each group's gap, and the deviations of the gaps in the resamples, (R, G)."""
 
     def quantity(name: str, values_T: np.ndarray) -> Quantity:
         return Quantity(name, tabulate(values_T[:, None], templates), mean_of(1), len(values_T), "")
@@ -159,8 +166,9 @@ def _estimates(
 
 
 def _half_width(deviations_RG: np.ndarray, templates: int) -> float | None:
-    """Half the width of the simultaneous interval, widened for few templates as eval.stats.bootstrap does; None for
-    few.
+    """Half the width of the simultaneous interval, widened for few templates as in eval.stats.bootstrap.
+
+    None if there are fewer than MIN_CLUSTERS templates.
     """
     if templates < MIN_CLUSTERS:
         return None
@@ -171,10 +179,13 @@ def _half_width(deviations_RG: np.ndarray, templates: int) -> float | None:
 
 
 def permutation_tests(relative_TG: np.ndarray, kinds_T: np.ndarray, seed: int, n: int) -> tuple[float, float]:
-    """p-values of (spread, differences within any kind) from `n` shuffles of the groups within each template.
+    """p-values from `n` shuffles of the groups within each template.
 
-    The statistics are the range of the groups' means, and the sum over kinds of their templates times the sum of the
-    groups' squared gaps. The data's own order counts as one shuffle, so that the smallest value is 1 / (n + 1).
+    The statistics are the range of the groups' means, and the sum over kinds of their number of templates times the sum
+    of the groups' squared gaps. The order in the data counts as one shuffle, so the smallest p-value is 1 / (n + 1).
+
+    Returns:
+        The p-values of (spread, differences within any kind).
     """
     rng = np.random.default_rng(seed)
     of_kind = [kinds_T == k for k in np.unique(kinds_T)]
@@ -195,7 +206,10 @@ def permutation_tests(relative_TG: np.ndarray, kinds_T: np.ndarray, seed: int, n
 
 
 def finding(entry: dict[str, Any]) -> str:
-    """One plain line. A preference is there where the test says so and the interval, if there is one, lies above 0."""
+    """Summarises a dimension in one line.
+
+    It reports a preference if the test rejects and the interval, if there is one, lies above 0.
+    """
     if entry["spread"] == 0 and all(set(g["kinds"].values()) == {0.0} for g in entry["groups"]):
         return "gives all groups the same score in every template"
     preferred, least_preferred = entry["most"], entry["least"]

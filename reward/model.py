@@ -1,4 +1,4 @@
-"""Models for training: LoRA as configured, and what training needs of a model and its tokenizer."""
+"""Models for training: LoRA configuration, and checks of a model and its tokenizer before training."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from reward.padding import loading_options
 from reward.scoring import head_in_fp32
 
 HEADS = ("score.weight", "score.bias", "classifier.weight", "classifier.bias")
-"""What transformers calls the heads of sequence classification."""
+"""The parameter names of transformers' sequence classification heads."""
 
 
 def lora_config(model_args: Any, model: str, top_layers: int | None) -> Any:
-    """TRL's LoRA configuration, on the top layers only where `top_layers` says so; None for full fine-tuning.
+    """TRL's LoRA configuration; None for full fine-tuning.
 
-    Leaving the lower layers alone saves their backward pass. Raises InputError for options that peft refuses, and for
-    more layers than the model has.
+    Args:
+        top_layers: put LoRA on this many top layers only, which saves the backward pass of the lower ones; None: all.
+
+    Raises:
+        InputError: peft refuses the options, or the model has fewer layers.
     """
     from trl import get_peft_config
 
@@ -46,7 +49,7 @@ def lora_config(model_args: Any, model: str, top_layers: int | None) -> Any:
 
 
 def check_model_arguments(model_args: Any) -> str:
-    """The model's path or id. InputError where it is missing, not there, or would execute remote code."""
+    """The model's path or hub id. Raises InputError if it is missing, does not exist, or would execute remote code."""
     if not model_args.model_name_or_path:
         raise InputError("model_name_or_path is missing; give a hub id or a local folder")
     check_model(model_args.model_name_or_path, model_args.model_revision)
@@ -54,9 +57,9 @@ def check_model_arguments(model_args: Any) -> str:
 
 
 def check_chat_template(tokenizer: Any, model: str) -> None:
-    """InputError where the tokenizer has no chat template: TRL trains on conversations, written by it.
+    """Raises InputError if the tokenizer has no chat template, with which TRL writes the training conversations.
 
-    A reward model needs no more of it, since it reads whole dialogues; what a policy needs is in train.chat_template.
+    A reward model needs no further check, since it reads whole dialogues. train.chat_template checks those of policies.
     """
     if not tokenizer.chat_template:
         raise InputError(
@@ -66,9 +69,10 @@ def check_chat_template(tokenizer: Any, model: str) -> None:
 
 
 def load_base(model_args: Any, config: Any, tokenizer: Any) -> Any:
-    """The model to be trained, with a reward head of one output that is random (`config.seed`) and in fp32.
+    """Loads the model to be trained, with an fp32 reward head of one output that is random (`config.seed`).
 
-    Raises InputError where more than the head is missing from its weights.
+    Raises:
+        InputError: the weights lack more than the head.
     """
     from transformers import AutoModelForSequenceClassification, set_seed
     from transformers.utils import logging

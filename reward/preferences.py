@@ -1,7 +1,7 @@
-"""Preference pairs: read from all sources, made to fit the model's length, and split by prompt.
+"""Preference pairs: reads them from all sources, fits them to the model's length, and splits them by prompt.
 
-Rows that are no pairs are counted by reason and reported, never dropped in silence (reward.formats says which forms are
-known, reward.sources from where they are read).
+Rows that are not pairs are counted by reason and reported, never dropped silently. reward.formats has the known forms,
+reward.sources the places that pairs are read from.
 """
 
 from __future__ import annotations
@@ -28,13 +28,15 @@ __all__ = [
 log = logging.getLogger(__name__)
 OVER_LONG = ("cut", "refuse")
 TOKENISED_TOGETHER = 1024
-"""Dialogues tokenised together."""
+"""Dialogues per call of the tokenizer."""
 
 
 @dataclass
 class Preferences:
-    """What was read. unreadable: rows that are no pairs, by reason; identity: of each source, for the record:
-    "FILE sha256:..." or "OWNER/NAME@COMMIT:SUBSET:SPLIT", and the label that decides where rows have two.
+    """Pairs and how they were read.
+
+    unreadable: rows that are not pairs, counted by reason. identity: one entry of each source for the records,
+    "FILE sha256:..." or "OWNER/NAME@COMMIT:SUBSET:SPLIT", then the label that decides if rows have two.
     """
 
     pairs: list[Pair]
@@ -44,10 +46,15 @@ class Preferences:
 
 
 def read_preferences(preferences: list[str] | None, data_dir: str | None, label: str = "better") -> Preferences:
-    """All pairs of the sources that --preferences names (None: data_dir/preferences), in their order.
+    """Reads all pairs, in the order of the sources.
 
-    label: "better" (more helpful) or "safer" (more harmless): which label of PKU-SafeRLHF decides. Raises InputError
-    for a source that is not there, is empty, cannot be read or has columns of no known form, and where no pair is left.
+    Args:
+        preferences: sources as --preferences names them; None: data_dir/preferences.
+        label: which label of PKU-SafeRLHF decides: "better" (more helpful) or "safer" (more harmless).
+
+    Raises:
+        InputError: a source does not exist, is empty, cannot be read or has columns of no known form; or no pair is
+            left.
     """
     if label not in LABELS:
         raise InputError(f"the label of preference data must be {' or '.join(LABELS)}, not '{label}'")
@@ -98,10 +105,18 @@ def _counted(reasons: Counter[str]) -> str:
 def fit_pairs(
     pairs: Sequence[Pair], tokenizer: Any, max_length: int | None, over_long: str = "cut"
 ) -> tuple[list[Pair], dict[str, int]]:
-    """(pairs whose two dialogues have at most max_length tokens each, those left out by reason).
+    """Selects or cuts pairs so that both dialogues have at most max_length tokens.
 
-    over_long: "cut" leaves out a prompt's oldest turns, as few as needed and the same for both answers (Pair.was_cut);
-    "refuse" leaves out the pair. None of max_length: all fit. Raises InputError where no pair is left.
+    Args:
+        max_length: None: every pair fits.
+        over_long: "cut" removes a prompt's oldest turns, as few as needed and the same for both answers (Pair.was_cut);
+            "refuse" removes the pair.
+
+    Returns:
+        (the pairs that fit, the number of removed pairs by reason).
+
+    Raises:
+        InputError: no pair is left.
     """
     if over_long not in OVER_LONG:
         raise InputError(f"over_long must be {' or '.join(OVER_LONG)}, not '{over_long}'")
@@ -130,7 +145,7 @@ def fit_pairs(
 
 
 def _cut_prompt(pair: Pair, tokenizer: Any, max_length: int, chosen_is_longer: bool) -> list[Message] | None:
-    """The prompt cut so that both dialogues fit: by the longer one; None where its last turn alone does not fit."""
+    """Cuts the prompt so that both dialogues fit, by the longer one; None if its last turn alone does not fit."""
     longer, other = (pair.chosen, pair.rejected) if chosen_is_longer else (pair.rejected, pair.chosen)
     cut = cut_by_turns(pair.prompt + longer, tokenizer, max_length)
     if cut is not None:  # the other may be longer by a token where the two are cut at another place
@@ -154,12 +169,20 @@ def _lengths(pairs: Sequence[Pair], tokenizer: Any) -> list[tuple[int, int]]:
 def split_by_prompt(
     pairs: Sequence[Pair], held_out: float, seed: int, max_pairs: int | None = None
 ) -> tuple[list[Pair], list[Pair]]:
-    """(training pairs in random order, held-out pairs in their order): a `held_out` share of each subset's pairs.
+    """Splits the pairs by prompt; holds out a `held_out` share of each subset's pairs.
 
-    No prompt stands on both sides, whole or cut, up to case and white space; nor do a prompt and one that goes on from
-    it: all these are held out together or not at all. max_pairs: only so many training pairs. The held-out pairs are
-    the same for every max_pairs, and the training pairs of a smaller one are the first of a larger one's.
-    Raises InputError where a side would be empty.
+    No prompt is on both sides, neither whole nor cut, up to case and white space. Nor are a prompt and its
+    continuation: such pairs are held out together or not at all. The held-out pairs are the same for every max_pairs,
+    and the training pairs of a smaller max_pairs are the first ones of a larger one.
+
+    Args:
+        max_pairs: the number of training pairs; None: all.
+
+    Returns:
+        (training pairs in random order, held-out pairs in their original order).
+
+    Raises:
+        InputError: a side would be empty.
     """
     if not 0 < held_out < 1:
         raise InputError(f"held_out must be between 0 and 1, not {held_out}")
@@ -186,10 +209,13 @@ def split_by_prompt(
 
 
 def in_share(pairs: Sequence[Pair], share: Sequence[float]) -> list[Pair]:
-    """The pairs whose prompts lie in [low, high) of 0 to 1. Raises InputError for no such range, and where none does.
+    """The pairs whose prompts lie in [low, high) of 0 to 1.
 
-    A prompt's place is the hash of its beginning, up to its first human message, as a number: the same in every run and
-    every file. Runs on shares apart have no prompt in common, nor one that goes on from another.
+    A prompt's place is the hash of its start, up to its first human message, as a number: the same in every run and
+    every file. Runs on disjoint shares have no prompt in common, nor a prompt and its continuation.
+
+    Raises:
+        InputError: the share is not such a range, or contains no pair.
     """
     low, high = check_share(share)
     chosen = [p for p in pairs if low <= int(p.origin, 16) / 16 ** len(p.origin) < high]
@@ -209,7 +235,7 @@ def check_share(share: Sequence[float]) -> tuple[float, float]:
 
 
 def _connected(pairs: Sequence[Pair]) -> list[list[int]]:
-    """The pairs' indices in groups that share a prompt, whole or cut, or of which one goes on from the other."""
+    """Groups the indices of pairs that share a prompt, whole or cut, or of which one prompt continues the other."""
     parent = list(range(len(pairs)))
 
     def root(i: int) -> int:

@@ -1,4 +1,4 @@
-"""Finished reward models on disk: reward.json and the probe of a run, and which runs make a learning curve."""
+"""Reads finished reward models from disk: reward.json, the probe, and the learning curve of several runs."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ RESULT = "reward.json"
 NEEDED = ("base_model", "base_weights", "pairs", "held_out_pairs", "accuracy", "calibration", "length_bias")
 PROBE = Path("probe") / "probe.json"
 SAME = ("held_out_sha256", "base_weights")
-"""What the runs of one learning curve must share: the pairs that they are measured on, and where they start from."""
+"""Runs of one learning curve must agree in these: the held-out pairs, and the weights that they start from."""
 VARIED = {"pairs", "max_pairs"}
 """The settings that a learning curve varies."""
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """reward.json of a finished run, with "run": the folder. InputError where it is none, or an earlier program's."""
+    """The content of reward.json of a finished run, with "run": the folder.
+
+    Raises:
+        InputError: the folder is not a finished run, or an earlier version wrote it.
+    """
     if not folder.is_dir():
         raise InputError(f"run folder {folder} is not there; give an output_dir of `accelerate launch -m reward.train`")
     result = read_json(folder / RESULT)
@@ -40,7 +44,11 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def read_probe(folder: Path) -> dict[str, Any] | None:
-    """The probe of a run; None where it was not run. InputError where it is of other weights than the run's model."""
+    """The probe of a run; None if it was not run.
+
+    Raises:
+        InputError: the probed weights are not those of the run's model.
+    """
     probe = read_json(folder / PROBE)
     if probe is None:
         return None
@@ -59,10 +67,13 @@ def probe_command(folder: Path) -> str:
 
 
 def learning_curve(runs: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
-    """({"run", "pairs", "accuracy"} by the number of training pairs, in what else the runs differ, a line each).
+    """Makes a learning curve of runs, ordered by the number of training pairs.
 
-    Raises InputError where the runs were measured on other held-out pairs, start from other weights, or two have the
-    same number of pairs.
+    Returns:
+        ([{"run", "pairs", "accuracy"}], a line for each other setting in which the runs differ).
+
+    Raises:
+        InputError: the runs have different held-out pairs or starting weights, or two have the same number of pairs.
     """
     first = runs[0]
     for other in runs[1:]:
@@ -91,7 +102,7 @@ def learning_curve(runs: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]]
 
 
 def limitations(run: dict[str, Any], probe: dict[str, Any] | None) -> list[str]:
-    """What the numbers say against the model, and what they cannot say, a sentence each."""
+    """What the numbers say against the model, and what they cannot say; one sentence each."""
     everything, length = run["accuracy"]["all"], run["length_bias"]
     sentences = []
     if everything["low"] is None or everything["low"] <= 0.5:

@@ -1,10 +1,10 @@
-"""A reward model that is loaded, checked, and gives each dialogue one number.
+"""Loads and checks a reward model, which gives each dialogue one number.
 
-A dialogue is a list of {"role", "content"} messages that ends with the assistant's answer. It is written by the reward
-model's own chat template, exactly as TRL's RewardTrainer writes it in training. One longer than the model was trained
-on is cut from the left by whole turns (reward.dialogues), as in training; where its last turn alone is longer, it is
-read whole, up to the model's context. The reward is the head's output at the last token, whatever the model or the
-tokenizer pads with (reward.padding), which is checked when the model is loaded (reward.selfcheck).
+A dialogue is a list of {"role", "content"} messages that ends with the assistant's answer. The reward model's own chat
+template formats it, exactly as TRL's RewardTrainer does in training. A dialogue longer than the training limit is cut
+from the left by whole turns (reward.dialogues), as in training; if its last turn alone is longer, it is read whole, up
+to the model's context. The reward is the head's output at the last token, whatever token the model or the tokenizer
+pads with (reward.padding). reward.selfcheck checks this when the model is loaded.
 """
 
 from __future__ import annotations
@@ -40,18 +40,19 @@ from reward.selfcheck import check_finite, check_pooling
 log = logging.getLogger(__name__)
 
 DESCRIPTION = "reward_model.json"
-"""Lies in the folder of a reward model trained here: what it was trained on, max_length, and how good it is."""
+"""In the folder of a reward model trained here: its training data, max_length and quality."""
 TRAINING_PROMPTS = "training_prompts.json"
-"""Lies beside it: Pair.origin of every training pair, by which RL leaves these prompts out."""
+"""In the same folder: Pair.origin of every training pair, with which RL leaves these prompts out."""
 HINT = "train one with `accelerate launch -m reward.train`"
 
 
 @dataclass
 class RewardModel:
-    """model: sequence classification with one output, in evaluation mode. max_length: tokens, None without a limit.
+    """A reward model with its tokenizer and limits.
 
-    description: reward_model.json, empty for a reward model trained elsewhere. provenance: name, weights, dtype.
-    padding: the token that batches are padded with, as training does; None for one that no dialogue of a batch has.
+    model: sequence classification with one output, in evaluation mode. max_length: tokens; None: no limit.
+    description: reward_model.json; empty for a reward model trained elsewhere. provenance: name, weights, dtype.
+    padding: the token that batches are padded with, as in training; None: one that no dialogue of a batch has.
     """
 
     model: Any
@@ -68,7 +69,7 @@ class RewardModel:
         return self.provenance["reward_model"]
 
     def ids(self, dialogue: Sequence[Message]) -> list[int]:
-        """The token ids that the model reads. InputError where they are more than its context."""
+        """The token ids that the model reads. Raises InputError if there are more than its context."""
         messages = list(dialogue)
         if self.max_length is not None:
             messages = cut_by_turns(messages, self.tokenizer, self.max_length) or messages
@@ -81,20 +82,24 @@ class RewardModel:
         return ids
 
     def scores(self, dialogues: Sequence[Sequence[Message]], progress: bool = False) -> np.ndarray:
-        """(N,) float64 rewards of N dialogues, in their order; independent of how they are batched up to rounding.
+        """Scores N dialogues; up to rounding, a score does not depend on the batch.
 
-        Raises InputError for a score that is not a finite number.
+        Returns:
+            (N,) float64 rewards, in the order of the dialogues.
+
+        Raises:
+            InputError: a score is not a finite number.
         """
         scores_N = self._run_batches(dialogues, progress)[:, 0]
         check_finite(scores_N, self.name)
         return scores_N
 
     def batched_scores(self, ids: Sequence[Sequence[int]]) -> np.ndarray:
-        """(N,) scores of N dialogues' token ids in one padded batch, whatever they are."""
+        """(N,) scores of N dialogues' token ids in one padded batch; not checked to be finite."""
         return self._forward(ids, None)[:, 0]
 
     def features(self, dialogues: Sequence[Sequence[Message]], progress: bool = False) -> np.ndarray:
-        """(N, H) float64: what the head reads of each dialogue, the last token's hidden state."""
+        """(N, H) float64: the input of the head for each dialogue, the last token's hidden state."""
         hidden_states: list[torch.Tensor] = []
         hook = self.model.score.register_forward_pre_hook(lambda _, inputs: hidden_states.append(inputs[0]))
         try:
@@ -105,7 +110,7 @@ class RewardModel:
     def _run_batches(
         self, dialogues: Sequence[Sequence[Message]], progress: bool, hidden_states: list[torch.Tensor] | None = None
     ) -> np.ndarray:
-        """(N, 1) scores, or (N, H) of the hidden states that each forward pass leaves in `hidden`."""
+        """(N, 1) scores, or (N, H) of the hidden states that each forward pass appends to `hidden_states`."""
         ids = [self.ids(d) for d in dialogues]
         outputs: list[np.ndarray] = [np.empty(0)] * len(ids)
         with tqdm(total=len(ids), desc="reading", unit="dialogue", disable=not progress) as bar:
@@ -169,7 +174,11 @@ def batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
 def load_reward_model(
     path: str, revision: str | None = None, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False
 ) -> RewardModel:
-    """A reward model from a folder or the hub. InputError where its head or its tokenizer does not fit, in one line."""
+    """Loads a reward model from a folder or the hub.
+
+    Raises:
+        InputError: it cannot be loaded, or its head or its tokenizer does not fit.
+    """
     from transformers import AutoModelForSequenceClassification
 
     commit = commit_of(path, revision) if is_hub_id(path) else None
@@ -206,9 +215,10 @@ def load_reward_model(
 
 
 def check_trained_token(reward_model: RewardModel) -> None:
-    """Warns of a padding token that ends dialogues: by it transformers alone reads the token before.
+    """Warns of a padding token that ends dialogues: with it, transformers alone reads the token before.
 
-    InputError for a reward model that was trained here so, by an earlier version.
+    Raises:
+        InputError: an earlier version trained the reward model on that token.
     """
     closing = closing_token(reward_model.tokenizer)
     if getattr(reward_model.model.config.get_text_config(), "pad_token_id", None) != closing:
@@ -227,7 +237,7 @@ def check_trained_token(reward_model: RewardModel) -> None:
 
 
 def check_reward_model(path: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
-    """The configuration, or InputError unless it is of a sequence classification model with one output."""
+    """The configuration. Raises InputError unless it is a sequence classification model with one output."""
     if not is_hub_id(path) and not Path(path).exists():
         raise InputError(f"reward model {path}: there is no such folder; {HINT}")
     config = check_model(path, revision, trust_remote_code)
@@ -241,7 +251,7 @@ def check_reward_model(path: str, revision: str | None = None, trust_remote_code
 
 
 def check_fits(tokenizer: Any, config: Any, path: str) -> None:
-    """InputError where the tokenizer has no chat template, or writes tokens that the model does not have."""
+    """Raises InputError if the tokenizer has no chat template, or writes tokens that the model does not have."""
     if not tokenizer.chat_template:
         raise InputError(
             f"the tokenizer of reward model {path} has no chat template, by which it reads dialogues; save the one "
@@ -258,7 +268,7 @@ def check_fits(tokenizer: Any, config: Any, path: str) -> None:
 
 
 def head_in_fp32(model: Any) -> None:
-    """Lets the head of a half-precision model read and give fp32: 8 bits of a reward tie many pairs."""
+    """Makes the head of a half-precision model read and return fp32: with 8 bits, many pairs would tie."""
     head = getattr(model, "score", None)
     if isinstance(head, torch.nn.Linear) and head.weight.dtype != torch.float32:
         head.float()

@@ -1,10 +1,10 @@
-"""Where preference data lies: local files and folders, and data sets of the hub, as rows with their place.
+"""Reads preference data as rows with their places, from local files and folders and from data sets of the hub.
 
     data/pairs.jsonl, data/pairs.jsonl.gz, data/pairs.parquet, data/pairs.json, data/folder-of-these
     OWNER/NAME[:SUBSET][@SPLIT][#REVISION]      Anthropic/hh-rlhf:harmless-base@test
 
-SUBSET is a configuration of the data set or, where it has none of that name, a folder in it (HH-RLHF). Rows of Parquet,
-JSON and hub data are counted from 0, as the hub's viewer does; lines from 1.
+SUBSET is a configuration of the data set or, if it has none of that name, a folder in it (HH-RLHF). Rows of Parquet,
+JSON and hub data are counted from 0, as in the hub's viewer; lines from 1.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DEFAULT_SPLITS = {"HuggingFaceH4/ultrafeedback_binarized": "train_prefs"}
 ALL_SUBSETS = {
     "Anthropic/hh-rlhf": ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled"),
 }
-"""The subsets that an id without one stands for, read apart, so that each pair knows its own."""
+"""The subsets for an id without one. Each is read separately, so that every pair knows its subset."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class LocalFile:
         return f"{self.path.name} sha256:{sha256([self.path])}"
 
     def rows(self) -> Iterator[tuple[str, Any]]:
-        """(place, row) of each row. InputError where the file cannot be read."""
+        """Yields (place, row). Raises InputError if the file cannot be read."""
         suffix = _suffix(self.path)
         if suffix == ".parquet":
             return _parquet(self.path)
@@ -79,14 +79,15 @@ class HubData:
         return f"{self.repo}@{self.commit}:{self.part or 'default'}:{self.split}"
 
     def rows(self) -> Iterator[tuple[str, Any]]:
-        """(place, row) of each row. InputError where it cannot be fetched or has no such subset or split."""
+        """Yields (place, row). Raises InputError if it cannot be fetched or has no such subset or split."""
         return hub_rows(self.repo, self.part, self.split, self.commit)
 
 
 def parse_sources(preferences: list[str] | None, data_dir: str | None) -> list[LocalFile | HubData]:
     """The sources that --preferences names; None: the files in data_dir/preferences.
 
-    Raises InputError for one that is not there, is of another kind, or is named twice.
+    Raises:
+        InputError: a source does not exist, is of an unknown kind, or is named twice.
     """
     if preferences is None:
         return [LocalFile(path) for path in preference_files(data_dir)]
@@ -100,7 +101,7 @@ def parse_sources(preferences: list[str] | None, data_dir: str | None) -> list[L
 
 
 def preference_files(data_dir: str | None) -> list[Path]:
-    """The files in data_dir/preferences. InputError where there is none."""
+    """The files in data_dir/preferences. Raises InputError if there is none."""
     folder = data_folder(data_dir) / "preferences"
     files = _files(folder)
     if not files:
@@ -149,9 +150,13 @@ def _parse_source(text: str) -> list[LocalFile | HubData]:
 
 
 def hub_rows(repo: str, subset: str | None, split: str, commit: str | None) -> Iterator[tuple[str, Any]]:
-    """(place, row) of each row of a data set's split, by the `datasets` library. Raises InputError as HubData.rows.
+    """Yields (place, row) of a data set's split, with the `datasets` library.
 
-    repo may also be a local folder laid out as a data set of the hub.
+    Args:
+        repo: a hub id, or a local folder with the layout of a data set of the hub.
+
+    Raises:
+        InputError: as HubData.rows.
     """
     from datasets import get_dataset_config_names, load_dataset
     from datasets.exceptions import DatasetsError

@@ -1,14 +1,14 @@
 """Trains a reward model from preference pairs: accelerate launch -m reward.train --config configs/demo/reward.yaml
 
-TRL's RewardTrainer (Bradley-Terry) with LoRA or in full, after the head has been fitted on the frozen model
-(reward.head). Pairs are split by prompt; accuracy with intervals, calibration and length bias are measured on the
-held-out pairs with the model as it was saved.
+Uses TRL's RewardTrainer (Bradley-Terry), with LoRA or in full, after the head was fitted on the frozen model
+(reward.head). Pairs are split by prompt. Accuracy with intervals, calibration and length bias are measured on the
+held-out pairs with the saved model.
 
-OUTPUT/model           the merged, self-contained reward model; reward_model.json in it says how it reads a dialogue,
-                       training_prompts.json (hashes) by which prompts RL leaves these out
+OUTPUT/model           the merged, self-contained reward model; reward_model.json in it describes how it reads a
+                       dialogue, and training_prompts.json (hashes) lets RL leave these prompts out
 OUTPUT/held_out.jsonl  every held-out pair with its scores and lengths
-OUTPUT/reward.json     what was trained on what, and how good it is; written last
-The same command goes on after a kill and does nothing where all is done.
+OUTPUT/reward.json     training data, settings and quality; written last
+The same command resumes after a kill, and does nothing if all is done.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ HEADS = ("fitted", "random")
 
 @dataclass
 class RewardArguments:
-    """Our few fields beside TRL's RewardConfig and ModelConfig."""
+    """Options of this project beside TRL's RewardConfig and ModelConfig."""
 
     preferences: list[str] | None = field(
         default=None,
@@ -88,7 +88,7 @@ class RewardArguments:
 
 @dataclass
 class Clock:
-    """Seconds of each stage in this process; those of one that was killed are not in it (resumed_from tells of it)."""
+    """Seconds of each stage in this process, without those of a killed one (resumed_from shows that there was one)."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -101,7 +101,11 @@ class Clock:
 
 
 def train(arguments: RewardArguments, config: Any, model_args: Any) -> dict[str, Any]:
-    """Trains, saves, measures what was saved; returns the content of reward.json."""
+    """Trains and saves the reward model, and measures the saved one.
+
+    Returns:
+        The content of reward.json.
+    """
     from transformers import AutoModelForSequenceClassification
 
     from eval.models.checkpoints import weights_mib
@@ -126,7 +130,7 @@ def train(arguments: RewardArguments, config: Any, model_args: Any) -> dict[str,
 
 
 def _train_locked(arguments: RewardArguments, config: Any, model_args: Any, model: str) -> dict[str, Any]:
-    """What is left to check, and the training, its folder being held alone."""
+    """The remaining checks and the training, with the folder locked."""
     from eval.data.readers import data_folder, data_name
     from eval.models.checkpoints import check_model, load_tokenizer, weights_id
     from eval.runner.provenance import command, git_commit, machine, versions
@@ -228,7 +232,7 @@ def _run(
 
 
 def _fit_or_read_head(reader: Any, training: list[Pair], config: Any, folder: Path, resumed: bool) -> dict[str, Any]:
-    """Fits the head on the main process and gives it to the others; what was found is kept for a restart."""
+    """Fits the head on the main process and broadcasts it; its metrics are kept in a file for a restart."""
     from accelerate import PartialState
     from accelerate.utils import broadcast
 
@@ -277,7 +281,7 @@ def _trainer(model: Any, tokenizer: Any, training: list[Pair], options: tuple[Re
 
 
 def _save_merged(trainer: Any, folder: Path) -> None:
-    """The adapter merged into its base, in a folder that needs nothing else."""
+    """Saves the model with the adapter merged into its base: the folder needs nothing else."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
     merged.save_pretrained(folder)
@@ -285,7 +289,7 @@ def _save_merged(trainer: Any, folder: Path) -> None:
 
 
 def _measure(folder: Path, training_record: dict[str, Any], held_out: list[Pair], rows: Path) -> dict[str, Any]:
-    """Scores the held-out pairs with the saved model; writes them and the model's own description."""
+    """Scores the held-out pairs with the saved model; writes the scores and the model's description."""
     from reward.quality import as_row, quality
     from reward.scoring import DESCRIPTION, load_reward_model, score_pairs
 
@@ -300,7 +304,7 @@ def _measure(folder: Path, training_record: dict[str, Any], held_out: list[Pair]
 
 
 def _wandb_summary(result: dict[str, Any]) -> dict[str, Any]:
-    """What W&B's table of runs shows of a reward model."""
+    """The metrics of a reward model in W&B's table of runs."""
     metrics = {"reward/expected_calibration_error": result["calibration"]["expected_calibration_error"]}
     parts = {"accuracy": result["accuracy"]["all"]}
     parts |= {f"accuracy/{name}": part for name, part in result["accuracy"]["by_subset"].items()}
@@ -313,7 +317,7 @@ def _wandb_summary(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sha256(pairs: list[Pair]) -> str:
-    """Checksum of pairs, by which two reward models are known to be measured on the same ones."""
+    """Checksum of pairs. Two reward models with the same checksum were measured on the same pairs."""
     return hashlib.sha256(json.dumps([p.row() for p in pairs]).encode()).hexdigest()
 
 
