@@ -157,7 +157,7 @@ def end_token_ids(model: str, revision: str | None, tokenizer: Any) -> list[int]
 
     try:
         eos_token_id: Any = GenerationConfig.from_pretrained(model, revision=revision or "main").eos_token_id
-    except OSError:  # no generation_config.json: transformers makes one of the model's configuration
+    except OSError:  # no generation_config.json: transformers makes one from the model's configuration
         config = AutoConfig.from_pretrained(model, revision=revision)
         eos_token_id = GenerationConfig.from_model_config(config).eos_token_id
     listed = eos_token_id if isinstance(eos_token_id, list) else [eos_token_id]
@@ -169,7 +169,7 @@ class LearnedReward:
     """A reward model's score, or an ensemble's mean - penalty x standard deviation."""
 
     def __init__(self, part: dict[str, Any], models: list[RewardModel]) -> None:
-        self.__name__ = part["name"]  # what TRL logs it by
+        self.__name__ = part["name"]  # its name in TRL's log
         self.models = models
         self.scales = [(m["mean"], m["std"]) for m in part["members"]]
         self.penalty = part["ensemble_penalty"]

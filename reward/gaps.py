@@ -89,7 +89,7 @@ def _dimension(
     templates = list(dict.fromkeys(v.template for v in versions))
     groups = list(dict.fromkeys(v.group for v in versions))
     shape = (len(templates), len(groups), -1)
-    # to the first group's score, so that equal scores differ by exactly 0
+    # relative to the first group's score, so that equal scores differ by exactly 0
     relative_TGW = scores.reshape(shape)
     relative_TGW = relative_TGW - relative_TGW[:, :1]
     if np.abs(relative_TGW).max() <= RESOLUTION * sd:

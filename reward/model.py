@@ -37,7 +37,7 @@ def lora_config(model_args: Any, model: str, top_layers: int | None) -> Any:
     target = peft_config.target_modules
     if (
         isinstance(target, str) and target.isidentifier()
-    ):  # TRL makes a text of one name, which peft takes for a pattern
+    ):  # TRL passes one name as a string, which peft reads as a pattern
         peft_config.target_modules = {target}
     if top_layers is None:
         return peft_config
@@ -86,10 +86,10 @@ def load_base(model_args: Any, config: Any, tokenizer: Any) -> Any:
         **loading_options(check_model(name, model_args.model_revision, config.trust_remote_code)),
         **(config.model_init_kwargs or {}),
     }
-    config.model_init_kwargs = None  # used here, and TRL warns of them beside a loaded model
+    config.model_init_kwargs = None  # used above; TRL warns if it gets them with a loaded model
     set_seed(config.seed)
     level = logging.get_verbosity()
-    logging.set_verbosity_error()  # a report on the missing head, which is meant to be missing
+    logging.set_verbosity_error()  # transformers reports the missing head, which is expected
     try:
         loaded: Any = AutoModelForSequenceClassification.from_pretrained(
             name, num_labels=1, output_loading_info=True, **options

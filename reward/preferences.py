@@ -148,7 +148,7 @@ def _cut_prompt(pair: Pair, tokenizer: Any, max_length: int, chosen_is_longer: b
     """Cuts the prompt so that both dialogues fit, by the longer one; None if its last turn alone does not fit."""
     longer, other = (pair.chosen, pair.rejected) if chosen_is_longer else (pair.rejected, pair.chosen)
     cut = cut_by_turns(pair.prompt + longer, tokenizer, max_length)
-    if cut is not None:  # the other may be longer by a token where the two are cut at another place
+    if cut is not None:  # the other can be a token longer if it is cut at another place
         cut = cut_by_turns(cut[:-1] + other, tokenizer, max_length)
     return cut[:-1] if cut is not None else None
 

@@ -32,8 +32,8 @@ from reward.answers import FORMS, Line, read_lines
 from reward.dialogues import Message, token_ids
 from reward.scoring import RewardModel, load_reward_model
 
-CHUNK = 32  # lines that are scored and written together
-SHOWN = 20  # answers up to which the terminal shows each
+CHUNK = 32  # lines per scored and written chunk
+SHOWN = 20  # the terminal shows every answer up to this number
 IDENTITY = ("answers_sha256", "weights", "tokenizer_sha256", "dtype", "max_length", "read_at")
 """What every reward in the output depends on. Output that differs in one of these is refused, never mixed."""
 REMEDY = "choose another --output or remove it"
@@ -143,7 +143,7 @@ def rank_lines(lines: Sequence[Line], model: RewardModel) -> list[dict[str, Any]
     try:
         scores = iter(model.scores(dialogues).tolist())
     except InputError:
-        for line in lines:  # which line is it?
+        for line in lines:  # find the line, for the message
             try:
                 model.scores(line.dialogues())
             except InputError as error:

@@ -124,7 +124,7 @@ class RewardModel:
     @torch.inference_mode()
     def _forward(self, ids: Sequence[Sequence[int]], hidden_states: list[torch.Tensor] | None) -> np.ndarray:
         padding = self._choose_padding(ids)
-        if padding is None and len(ids) > 1:  # together they have every token of the vocabulary
+        if padding is None and len(ids) > 1:  # the dialogues use every token of the vocabulary
             return np.concatenate([self._forward([one], hidden_states) for one in ids])
         rows = torch.full((len(ids), max(map(len, ids))), padding or 0)
         mask = torch.zeros_like(rows)
@@ -203,7 +203,7 @@ def load_reward_model(
         "dtype": str(model.dtype).removeprefix("torch."),
     }
     if tokenizer.pad_token_id == closing_token(tokenizer):
-        provenance["read_at"] = "last token"  # an earlier version read the one before
+        provenance["read_at"] = "last token"  # an earlier version read the token before
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     reward_model = RewardModel(
         model.to(choose_device(device)).eval(), tokenizer, description.get("max_length"), context, provenance,

@@ -160,11 +160,11 @@ def _try_options(trainer: Any) -> None:
     args, one = trainer.args, [torch.nn.Parameter(torch.zeros(1, 1))]
     kind, options = trainer.get_optimizer_cls_and_kwargs(args, trainer.model)
     if not is_optimizer_factory(kind) and not {"params", "model", "optimizer_dict"} & options.keys():
-        kind(one, **options)  # the others are made of the whole model
+        kind(one, **options)  # the other optimizers need the whole model
     schedule = args.lr_scheduler_kwargs
     try:
         get_scheduler(args.lr_scheduler_type, torch.optim.SGD(one), args.get_warmup_steps(2), 2, schedule)
-    except TypeError as error:  # a keyword that this schedule lacks, or does not have
+    except TypeError as error:  # a keyword is missing or unknown
         raise ValueError(f"lr_scheduler_kwargs: {error}") from error
     if args.use_liger_kernel and not is_liger_kernel_available():
         raise ImportError("use_liger_kernel needs the package liger-kernel, which is not there")
@@ -231,9 +231,9 @@ class Stage:
         Raises:
             InputError: the folder was started with other settings.
         """
-        recorded = masked(read_json(self.folder / "settings.json"))  # an earlier version masked no secrets
+        recorded = masked(read_json(self.folder / "settings.json"))  # an earlier version did not mask secrets
         if recorded is not None:
-            if "processes" not in recorded:  # by an earlier version, which did not write them down
+            if "processes" not in recorded:  # an earlier version did not record them
                 self.settings.pop("processes", None)
             for name in sorted({*recorded, *self.settings}):
                 if recorded.get(name) != self.settings.get(name):

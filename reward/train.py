@@ -152,7 +152,7 @@ def _train_locked(arguments: RewardArguments, config: Any, model_args: Any, mode
     check_batches(len(training), config)
     weights = weights_id(model, model_args.model_revision)
     identity = {"base_weights": weights, "preferences": preferences.identity}
-    if new_pad_token and config.pad_token is None:  # a training that an earlier version began is not gone on with
+    if new_pad_token and config.pad_token is None:  # refuses to resume an earlier version's training
         identity["padded_with"] = tokenizer.pad_token
     settings = settings_of(config, model_args, arguments, processes=config.world_size, **identity)
     stage = Stage(output, "reward.json", settings)
@@ -239,7 +239,7 @@ def _fit_or_read_head(reader: Any, training: list[Pair], config: Any, folder: Pa
     from reward.head import fit_head
 
     state, path = PartialState(), folder / "head.json"
-    if resumed:  # the checkpoint has the head
+    if resumed:  # the checkpoint contains the head
         return read_json(path) or {}
     if state.is_main_process:
         dialogues = [(p.prompt + p.chosen, p.prompt + p.rejected) for p in training]
@@ -258,7 +258,7 @@ def _trainer(model: Any, tokenizer: Any, training: list[Pair], options: tuple[Re
 
     arguments, config, model_args = options
     rows = Dataset.from_list([p.row() for p in training])
-    if config.train_sampling_strategy != "random":  # the Trainer looks for a column of lengths
+    if config.train_sampling_strategy != "random":  # the Trainer needs a column of lengths
         config.remove_unused_columns = False
         lengths = [sum(len(m["content"]) for m in (*p.prompt, *p.chosen, *p.rejected)) for p in training]
         rows = rows.add_column(config.length_column_name, lengths)

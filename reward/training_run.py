@@ -42,7 +42,7 @@ FIRST_PAUSE = 60.0
 
 
 def check_training(report_to: Sequence[str], run_name: str | None) -> None:
-    """Checks, before a training's work begins, that its run on W&B can be made; does nothing without wandb in report_to.
+    """Checks, before a training's work begins, that its run on W&B can be made; does nothing if report_to lacks wandb.
 
     Raises:
         InputError: W&B refuses run_name, $WANDB_PROJECT, $WANDB_ENTITY or, online, the login.
@@ -83,7 +83,7 @@ def track_on_wandb(
     """
     if "wandb" not in trainer.args.report_to:
         return nullcontext()
-    trainer.remove_callback(WandbCallback)  # it would log from this process
+    trainer.remove_callback(WandbCallback)  # it would send from this process
     if not trainer.accelerator.is_main_process:
         return nullcontext()
     run = TrainingRun(folder)
@@ -112,14 +112,14 @@ class TrainingRun:
     def begin(self, policy: str, config: dict[str, Any], resumed: Path | None) -> None:
         """Describes the run in its file; keeps only those earlier rows that precede the checkpoint `resumed`."""
         earlier = read_json(self.folder / RUN) or {}
-        policy = earlier.get("policy", policy)  # wherever it goes on
+        policy = earlier.get("policy", policy)  # a resumed run keeps its name, wherever it resumes
         config = {**config, "policy": policy, "condition": "training", "setup": setup_of(config, policy)}
         record = {"policy": policy, "run": f"train-{policy}", "config": config, "summary": earlier.get("summary", {})}
         write_json(self.folder / RUN, json.loads(json.dumps(record, default=str), parse_constant=str))
         step = int(resumed.name.rpartition("-")[2]) if resumed else 0
         path = self.folder / ROWS
         rows = read_rows(path)
-        if resumed and not path.is_file():  # begun by an earlier version, or without W&B
+        if resumed and not path.is_file():  # started by an earlier version, or without W&B
             state = read_json(resumed / "trainer_state.json") or {}
             rows = [_row(entry, entry["step"]) for entry in state.get("log_history", [])]
         write_text(path, "".join(as_line(row) for row in rows if resumed and row[STEP] <= step))
@@ -152,7 +152,7 @@ class TrainingRun:
         until = time.monotonic() + seconds
         log.info("W&B: what was not sent yet is sent now, for at most %.0f s (Ctrl-C ends it)", seconds)
         try:
-            for _ in range(2):  # the process may have failed at what is over since, as its helper's end
+            for _ in range(2):  # the failure may be over by now, such as the end of its helper process
                 if self.process is None or self.process.poll() is not None:
                     self._start()
                 self._close_input()

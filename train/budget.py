@@ -1,4 +1,4 @@
-"""The KL budget: an adaptive coefficient, and the bands that a healthy run stays in.
+"""The KL budget: an adaptive KL coefficient, and the limits that a healthy run stays within.
 
 A policy that moves too far from its start exploits its reward model: the learned reward rises while the answers
 collapse into one (Gao et al. 2023, "Scaling Laws for Reward Model Overoptimization").
@@ -21,24 +21,26 @@ from train.arguments import PolicyArguments
 log = logging.getLogger(__name__)
 
 KL_EXPONENT = 6
-"""beta grows with this power of KL / target: 5 times at 1.3 times the target, 64 times at twice."""
+"""beta grows with this power of KL / target: 5 times at 1.3 times the target, 64 times at twice the target."""
 MAX_BETA_FACTOR = 1000.0
 """beta rises to at most this many times --beta."""
 WINDOW = 5
-"""Steps whose mean is what later ones are compared with; as many are averaged at any time, since one step is noise."""
+"""Number of steps in a mean, since one step is noise: that of the last steps, and that of the first for comparison."""
 MAX_SAMPLES = 3
 """Answers shown with an alert."""
 
 
 class AdaptiveKL(TrainerCallback):
-    """Sets the trainer's beta after each step to --beta x (KL / target)^STEEP, KL being the mean of the last FIRST
-    steps; no less than --beta, which holds below the target, and no more than MOST x --beta.
+    """Adapts the trainer's beta after each step: --beta x (KL / target)^KL_EXPONENT.
+
+    KL is the mean of the last WINDOW steps. beta is at least --beta, which holds below the target, and at most
+    MAX_BETA_FACTOR x --beta.
 
     Ziegler et al. 2019 ("Fine-Tuning Language Models from Human Preferences", section 2.2) and PPO's adaptive penalty
-    (Schulman et al. 2017, section 4) multiply the present beta instead, by a factor that depends on the KL. That sums
-    up errors and answers late: tried here, KL swung between a tenth of the target and twice it, and what had been
-    learned was lost in each swing. A beta that follows from the KL alone forgets as fast as it reacts. It is computed
-    from the log that a checkpoint has, so that a resumed run goes on as it would have.
+    (Schulman et al. 2017, section 4) multiply the present beta instead, by a factor that depends on the KL. That sums up
+    errors and reacts late: in tests, KL swung between a tenth of the target and twice it, and each swing lost what was
+    learned. A beta that depends on the KL alone forgets as fast as it reacts. It is computed from the log, which a
+    checkpoint contains, so a resumed run continues exactly as it would have.
     """
 
     def __init__(self, trainer: Any, target: float) -> None:
@@ -61,10 +63,13 @@ class AdaptiveKL(TrainerCallback):
 
 
 def limit_violations(entries: Sequence[dict[str, Any]], options: PolicyArguments) -> dict[str, str]:
-    """What of the last steps is out of its band: {"kl": "KL per token 0.41 is above 0.3", ...}.
+    """The limits that the last steps exceed: {"kl": "KL per token 0.41 is above 0.3", ...}.
 
-    entries: one log entry a step, from the first on. The mean of the last FIRST steps is compared; bands but those of
-    KL and of the finished answers are relative to the first FIRST steps.
+    Compares the mean of the last WINDOW steps. The limits are relative to the first WINDOW steps, except those of KL
+    and of the finished answers.
+
+    Args:
+        entries: one log entry per step, from the first step on.
     """
     violations: dict[str, str] = {}
     if len(entries) < WINDOW:
@@ -103,20 +108,20 @@ def limit_violations(entries: Sequence[dict[str, Any]], options: PolicyArguments
 
 
 def alerted_steps(path: Path) -> set[int]:
-    """The steps of the alerts in a file that Alerts writes; none where there is no file."""
+    """The steps of the alerts in a file that Alerts writes; empty if there is no file."""
     return {json.loads(line)["step"] for line in _whole_lines(path)}
 
 
 def _whole_lines(path: Path) -> list[str]:
-    """The lines of alerts.jsonl, without a last one that a kill cut off; none where there is no file."""
+    """The complete lines of alerts.jsonl, without a last one that a kill cut off; empty if there is no file."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.is_file() else []
     return [line for line in lines if line.endswith("\n")]
 
 
 class Alerts(TrainerCallback):
-    """Tells, with answers, when a run leaves a band; once for each time that it does. OUTPUT/alerts.jsonl has them all.
+    """Reports, with answers, each time that a run exceeds a limit. OUTPUT/alerts.jsonl has all alerts.
 
-    latest: gives (prompts, answers) of the last step as texts.
+    latest: returns (prompts, answers) of the last step as texts.
     """
 
     def __init__(
@@ -130,7 +135,7 @@ class Alerts(TrainerCallback):
         self.latest = latest
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Forgets alerts of steps that are done again after a kill."""
+        """Removes the alerts of steps that are repeated after a kill."""
         if state.is_world_process_zero and self.path.is_file():
             kept = [line for line in _whole_lines(self.path) if json.loads(line)["step"] <= state.global_step]
             write_text(self.path, "".join(kept))

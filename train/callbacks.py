@@ -1,8 +1,8 @@
-"""Checkpoints exactly at the scheduled steps, each evaluated when it is saved, training being left as it is.
+"""Saves checkpoints exactly at the scheduled steps, and evaluates each when it is saved, without changing the training.
 
-A checkpoint folder is complete when it has policy.json, which is written last, atomically, when every process has
-written its part. What it holds: adapter or weights, optimizer, scheduler and random states, tokenizer with its chat
-template, and in policy.json the resolved settings, commit, versions and checksums of everything it was made of.
+A checkpoint folder is complete if it has policy.json, which is written last, atomically, after every process has
+written its part. A checkpoint contains adapter or weights, optimizer, scheduler and random states, and the tokenizer
+with its chat template. policy.json has the resolved settings, commit, versions and checksums of all inputs.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from reward.stage import OPTIMIZER_STATES, last_checkpoint, train_or_restore
 log = logging.getLogger(__name__)
 
 TRAINING_STATES = (*OPTIMIZER_STATES, "scheduler.pt", "scaler.pt", "rng_state*.pth")
-"""What going on from a checkpoint needs beside the weights."""
+"""Files that resuming from a checkpoint needs beside the weights."""
 WhenSaved = Callable[[Any, Any, Path, int], None]
-"""Called with model (in evaluation mode), tokenizer, the checkpoint's folder and its step."""
+"""Called with the model (in evaluation mode), the tokenizer, the checkpoint's folder and its step."""
 
 
 @contextmanager
 def preserve_training_state(model: torch.nn.Module) -> Iterator[None]:
-    """What is done inside leaves training bit-identical: random states and train/eval modes are put back."""
+    """Restores random states and train/eval modes after the block, so that training stays bit-identical."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     modes = [(module, module.training) for module in model.modules()]
@@ -60,8 +60,9 @@ def preserve_training_state(model: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def computing_as_saved(model: Any) -> Iterator[None]:
-    """Inside, the model computes as one that is loaded from its checkpoint: in the dtype of its weights, without the
-    autocast that accelerate puts around its forward passes where training is in mixed precision.
+    """Within the block, the model computes as one that is loaded from its checkpoint: in the dtype of its weights.
+
+    It removes the autocast that accelerate puts around the forward passes in mixed precision.
     """
     patched = {name: model.__dict__[name] for name in ("forward", "_original_forward") if name in model.__dict__}
     if "_original_forward" in patched:
@@ -76,8 +77,8 @@ def computing_as_saved(model: Any) -> Iterator[None]:
 class ScheduledCheckpoints(TrainerCallback):
     """Saves at the scheduled steps; step 0 is the policy before training.
 
-    policy: what policy.json says of every checkpoint, checkpoint_steps among it. when_saved: what is done with each,
-    once, in this order. keep: of which checkpoints the optimizer's state stays: "last" or "all".
+    policy: the content of policy.json for every checkpoint, including checkpoint_steps. when_saved: called once for
+    each checkpoint, in this order. keep: which checkpoints keep the optimizer's state, "last" or "all".
     """
 
     def __init__(
@@ -90,16 +91,16 @@ class ScheduledCheckpoints(TrainerCallback):
         self.keep = keep
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Saves and evaluates step 0; after a resume evaluates what a kill left unevaluated."""
+        """Saves and evaluates step 0; after a resume, evaluates a checkpoint that a kill left unevaluated."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if state.global_step == 0 and 0 in self.steps and not is_complete(folder):
             with preserve_training_state(kwargs["model"]):
-                self.trainer.save_model(str(folder))  # by every process: a sharded model needs all of them
+                self.trainer.save_model(str(folder))  # on every process: a sharded model needs all of them
         if state.global_step in self.steps:
             self._complete(folder, state, kwargs)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Asks the Trainer to save after this step if it is scheduled."""
+        """Makes the Trainer save after this step if it is scheduled."""
         control.should_save = state.global_step in self.steps
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -109,7 +110,7 @@ class ScheduledCheckpoints(TrainerCallback):
     def _complete(self, folder: Path, state: Any, kwargs: dict[str, Any]) -> None:
         from accelerate import PartialState
 
-        PartialState().wait_for_everyone()  # until every process has written its random state
+        PartialState().wait_for_everyone()  # every process must have written its random state
         if state.is_world_process_zero:
             with preserve_training_state(kwargs["model"]):
                 if not is_complete(folder):
@@ -122,15 +123,16 @@ class ScheduledCheckpoints(TrainerCallback):
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint has all that belongs to it. It is kept as it is: results are of these very files."""
+    """Whether a checkpoint has all its files. A complete one is never rewritten: results refer to these very files."""
     return (checkpoint / POLICY_FILE).is_file()
 
 
 def resume_from(output: Path) -> Path | None:
-    """The checkpoint from which a training goes on; None where it begins.
+    """The checkpoint from which a training resumes; None if it begins.
 
-    Raises InputError where checkpoints after step 0 are complete and none has what training needs: it would begin
-    again and replace them.
+    Raises:
+        InputError: checkpoints after step 0 are complete, but none has what training needs. Training would begin again
+            and replace them.
     """
     if resumed := last_checkpoint(output, POLICY_FILE):
         return resumed
@@ -147,8 +149,9 @@ def resume_from(output: Path) -> Path | None:
 def train_or_finish_checkpoint(
     trainer: Any, resumed: Path | None, checkpoints: ScheduledCheckpoints, ended: bool = False
 ) -> None:
-    """Trains, from the checkpoint `resumed` where there is one; from that of the last step, or where training `ended`
-    with it, only what a kill left undone of it is done.
+    """Trains, from the checkpoint `resumed` if there is one.
+
+    From a checkpoint of the last step, or one with which training `ended`, it only completes what a kill left undone.
     """
     if not train_or_restore(trainer, resumed, ended):
         callback_arguments = {"model": trainer.model, "processing_class": trainer.processing_class}
@@ -156,9 +159,7 @@ def train_or_finish_checkpoint(
 
 
 def drop_optimizer_states(newest: Path) -> None:
-    """Removes the optimizer's states of the checkpoints before `newest`, which is complete and is what one goes on
-    from.
-    """
+    """Removes the optimizer's states of checkpoints before `newest`, the complete one that training resumes from."""
     last = int(newest.name.rpartition("-")[2])
     for step, folder in numbered(newest.parent).items():
         if step < last:
@@ -167,9 +168,7 @@ def drop_optimizer_states(newest: Path) -> None:
 
 
 class CheckpointEvaluator:
-    """Evaluates the model in memory, as the checkpoint just saved from it, into OUTPUT/eval/step-N; writes its model
-    card.
-    """
+    """Evaluates the model in memory as its checkpoint just saved, into OUTPUT/eval/step-N, and writes the model card."""
 
     def __init__(self, config: EvaluationConfig, planned: Plan, output: Path, policy: dict[str, Any]) -> None:
         self.config = config
@@ -200,5 +199,5 @@ class CheckpointEvaluator:
             log.warning("step %d is being evaluated by another process: left to it", step)
             return
         summary = Store(results).summary()
-        assert summary is not None  # evaluate has written it
+        assert summary is not None  # evaluate wrote it
         write_card(folder, summary)

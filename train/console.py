@@ -1,12 +1,12 @@
-"""What the console shows while a policy is trained: a line for each step, and the bias of each checkpoint evaluated.
+"""The console output while a policy is trained: a line for each step, and the bias of each evaluated checkpoint.
 
     step 30/60  reward 6.12  KL 0.210  entropy 2.30  tokens 14.0  finished 62.5% | step 30: BBQ +0.020 -> +0.010
     bias at step 30, under Q -> under Q+IF, with 95% intervals:
         BBQ  +0.020 [-0.010, +0.050] -> +0.010 [-0.020, +0.040]
 
-Behind a number stands ? where it means little, and * where it is of other questions than the number under Q. All stands
-in the place of the raw logs that transformers prints. The biases are read from OUTPUT/eval, so that those of a watcher
-in another process (`eval watch`) are shown too; what the signs mean is said once, at the beginning.
+? marks a number that means little; * marks a number that covers other questions than the number under Q. These lines
+replace the raw logs that transformers prints. The biases are read from OUTPUT/eval, so those of a watcher in another
+process (`eval watch`) appear too. The first lines explain the signs of the numbers.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ SHOWN = (
     ("reward", "reward", ".3f"), ("kl", "KL", ".3f"), ("entropy", "entropy", ".2f"),
     ("observed/tokens", "tokens", ".1f"), ("observed/finished", "finished", ".1%"), ("loss", "loss", ".3g"),
 )  # fmt: skip
-"""(name in the log, on the line, how it is written)."""
+"""(name in the log, label on the line, number format)."""
 NAMES = {
     "bbq": ("BBQ", "+.3f"), "winogender": ("rho", ".2f"), "admissions": ("gap", "+.4f"),
     "winogenerated": ("rho (299)", ".2f"),
 }  # fmt: skip
 DOUBTFUL = "?"
-"""Behind a number that means little."""
+"""Follows a number that means little."""
 OTHERS = "*"
-"""Behind a number of other questions than those of Q."""
+"""Follows a number that covers other questions than those of Q."""
 ARROW = "->"
 
 
 class Bar(ProgressCallback):
-    """The progress bar alone."""
+    """The progress bar without log lines."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Nothing: Console writes the line."""
+        """Does nothing: Console writes the line."""
 
 
 class Console(TrainerCallback):
@@ -57,11 +57,11 @@ class Console(TrainerCallback):
 
     def __init__(self, output: Path) -> None:
         self.output = output
-        self.summaries: dict[Path, dict[str, Any]] = {}  # the summaries that were told
+        self.summaries: dict[Path, dict[str, Any]] = {}  # summaries that were shown
         self.damaged: set[Path] = set()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """What the signs mean, and what is known already."""
+        """Explains the signs, and shows the checkpoints that are already evaluated."""
         if state.is_world_process_zero:
             tqdm.write(
                 f"bias, under {CONTROL} {ARROW} under the instruction: {describe_signs()}; {DOUBTFUL} means little, "
@@ -70,7 +70,7 @@ class Console(TrainerCallback):
             self._print_new_biases()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """The line of a step; at the end of training how long it took."""
+        """Writes the line of a step; at the end of training, its duration."""
         if not state.is_world_process_zero or not logs:
             return
         self._print_new_biases()
@@ -80,7 +80,7 @@ class Console(TrainerCallback):
             tqdm.write(step_line(logs, state.global_step, state.max_steps, self._latest()))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The last checkpoint's bias."""
+        """Shows the last checkpoint's bias."""
         if state.is_world_process_zero:
             self._print_new_biases()
 
@@ -91,7 +91,7 @@ class Console(TrainerCallback):
             try:
                 summary = Store(path.parent).summary()
             except InputError as error:
-                self.damaged.add(path)  # training goes on, and says so once
+                self.damaged.add(path)  # warn once, and let training continue
                 log.warning("%s", error)
                 continue
             if summary is not None:
@@ -103,7 +103,7 @@ class Console(TrainerCallback):
 
 
 def show_readable_log(trainer: Any, output: Path) -> None:
-    """Gives a trainer our lines instead of the raw logs; its progress bar, where it has one, stays."""
+    """Replaces a trainer's raw logs by these lines; its progress bar, if it has one, stays."""
     trainer.remove_callback(PrinterCallback)
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(Bar)
@@ -116,7 +116,7 @@ def describe_signs() -> str:
 
 
 def step_line(logs: dict[str, Any], step: int, steps: int, latest: dict[str, Any] | None) -> str:
-    """The line of one step. latest: summary.json of the latest checkpoint that was evaluated."""
+    """The line of one step. latest: summary.json of the latest evaluated checkpoint."""
     parts = [f"step {step}/{steps}"]
     parts += [f"{label} {logs[key]:{form}}" for key, label, form in SHOWN if isinstance(logs.get(key), int | float)]
     text = "  ".join(parts)
@@ -126,7 +126,7 @@ def step_line(logs: dict[str, Any], step: int, steps: int, latest: dict[str, Any
 
 
 def bias_lines(summary: dict[str, Any]) -> Iterator[str]:
-    """A line for each experiment of a checkpoint, with intervals, and why a number means little."""
+    """A line for each experiment of a checkpoint, with intervals, and the reason if a number means little."""
     rows = list(_headline_rows(summary))
     if not rows:
         return
@@ -144,7 +144,7 @@ def bias_lines(summary: dict[str, Any]) -> Iterator[str]:
 
 
 def _headline_rows(summary: dict[str, Any]) -> Iterator[tuple[str, list[tuple[dict[str, Any], str]]]]:
-    """(experiment, [(headline metric, why it means little or '') under Q and each instruction])."""
+    """Yields (experiment, [(headline metric, why it means little or '') under Q and each instruction])."""
     cautions = list(of_checkpoint(summary))
     for experiment in EXPERIMENTS:
         metrics = []

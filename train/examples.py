@@ -1,11 +1,11 @@
-"""Examples for supervised fine-tuning, a prompt and the completion that is learned: read, made to fit, split by prompt.
+"""Examples for supervised fine-tuning, a prompt and the completion to learn: reads, fits and splits them by prompt.
 
     {"prompt": "a text", "completion": "a text"}                                 a user's and an assistant's message
     {"prompt": [messages], "completion": [one assistant message]}                TRL's conversational form
-    one of each is read too; other columns are passed over
+    one of each works too; other columns are ignored
 
-Files are .jsonl[.gz], .json (a list) or .parquet. A row that is no example is counted by its reason, and the first of
-each reason is named with its place.
+Files are .jsonl[.gz], .json (a list) or .parquet. Rows that are not examples are counted by reason, and the first of
+each reason is reported with its place.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ ROLES = ("system", "user", "assistant")
 
 
 class InvalidExampleError(Exception):
-    """A row is no example; the text is the reason, the same for all rows of its kind, by which they are counted."""
+    """A row is not an example. The text is the reason; rows of one kind share it, and are counted by it."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """What is given and what is learned, as messages; the completion is one assistant message."""
+    """A prompt and the completion to learn, as messages; the completion is one assistant message."""
 
     prompt: list[Message]
     completion: list[Message]
@@ -49,7 +49,10 @@ class Example:
 
 @dataclass
 class Examples:
-    """What was read. unreadable: rows that are no examples, by reason; identity: of each source, for the record."""
+    """Examples and how they were read.
+
+    unreadable: rows that are not examples, counted by reason. identity: one entry of each source, for the records.
+    """
 
     examples: list[Example]
     unreadable: dict[str, int]
@@ -57,9 +60,13 @@ class Examples:
 
 
 def read_examples(paths: list[str] | None, data_dir: str | None) -> Examples:
-    """All examples of the files and folders; None: those of data_dir/sft, where there is none the shipped set.
+    """Reads all examples of the files and folders.
 
-    Raises InputError for a file that is not there, cannot be read or is given twice, and where no example is left.
+    Args:
+        paths: files and folders; None: those of data_dir/sft or, if there is none, the shipped set.
+
+    Raises:
+        InputError: a file does not exist, cannot be read or is given twice; or no example is left.
     """
     examples: list[Example] = []
     reasons: Counter[str] = Counter()
@@ -84,7 +91,7 @@ def read_examples(paths: list[str] | None, data_dir: str | None) -> Examples:
 
 
 def parse_example(row: object, where: str) -> Example:
-    """The example that a row holds. Raises NoExample."""
+    """The example in a row. Raises InvalidExampleError."""
     if not isinstance(row, Mapping) or not {"prompt", "completion"} <= row.keys():
         raise InvalidExampleError("no prompt or no completion")
     prompt = _messages(row["prompt"], "user")
@@ -112,7 +119,7 @@ def _messages(value: object, role: str) -> list[Message]:
 
 
 def _sources(paths: list[str] | None, data_dir: str | None) -> Iterator[tuple[str, Iterator[tuple[str, Any]]]]:
-    """(identity, rows with their places) of each source."""
+    """Yields (identity, rows with their places) of each source."""
     folder = data_folder(data_dir) / "sft"
     if paths is None and not folder.is_dir():
         log.info("examples: the shipped set, since %s is not there", folder)
@@ -147,7 +154,7 @@ def _files(paths: list[str]) -> list[Path]:
 def fit_examples(
     examples: Sequence[Example], tokenizer: Any, max_length: int | None
 ) -> tuple[list[Example], dict[str, int]]:
-    """(examples of at most max_length tokens, those left out by reason). InputError where none is left."""
+    """(examples of at most max_length tokens, number of longer ones by reason). Raises InputError if none is left."""
     if max_length is None:
         return list(examples), {}
     lengths = [len(ids) for ids in all_token_ids(tokenizer, [e.prompt + e.completion for e in examples])]
@@ -162,9 +169,15 @@ def fit_examples(
 
 
 def split_examples(examples: Sequence[Example], held_out: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """(training examples, held-out examples), each in their order: about a `held_out` share, drawn by prompt.
+    """Splits the examples by prompt; about a `held_out` share is held out.
 
-    Examples of one prompt, up to case and white space, are on one side. InputError where a side would be empty.
+    Examples with the same prompt, up to case and white space, are on one side.
+
+    Returns:
+        (training examples, held-out examples), each in their original order.
+
+    Raises:
+        InputError: a side would be empty.
     """
     groups: dict[str, list[int]] = defaultdict(list)
     for i, example in enumerate(examples):

@@ -1,4 +1,4 @@
-"""The figure of an RL run: does what is optimised rise, does what is not, and does the policy stay healthy?"""
+"""The figure of an RL run: do the optimised rewards rise, do the others, and does the policy stay healthy?"""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ OPTIMISED, JUDGE = "#0072B2", "#E69F00"
 
 
 def training_figure(result: dict[str, Any], path: Path) -> Path:
-    """Six panels against the RLHF step: reward in training, change of the rewards of prompts kept out, KL, beta,
-    entropy, length and repetition.
+    """Draws six panels against the RLHF step.
+
+    They show the reward in training, the change of the rewards on prompts kept out, KL, beta, entropy, and tokens per
+    answer.
     """
     from matplotlib.figure import Figure
 
@@ -38,7 +40,7 @@ def training_figure(result: dict[str, Any], path: Path) -> Path:
 
 
 def _line(ax: Any, log: list[dict[str, Any]], key: str, title: str, colour: str) -> None:
-    """Every step, thin, and the mean of five around it."""
+    """Draws every step as a thin line, and the mean of the five steps around it."""
     points = [(entry["step"], entry[key]) for entry in log if entry.get(key) is not None]
     ax.set_title(title, loc="left", fontsize="medium")
     if not points:

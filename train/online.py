@@ -1,13 +1,13 @@
-"""The chain that all RL trainers share: check everything, train with TRL, keep and evaluate checkpoints.
+"""The procedure of all RL trainers: check everything, train with TRL, keep and evaluate checkpoints.
 
-rloo.py, grpo.py and online_dpo.py say which of TRL's trainers and configurations; everything else is here, so that
-their checkpoints, logs and results mean the same.
+rloo.py, grpo.py and online_dpo.py choose TRL's trainer and configuration. Everything else is here, so that their
+checkpoints, logs and results mean the same.
 
 OUTPUT/settings.json, run.json, evaluation.json   what it was started with
-OUTPUT/checkpoint-N                               train.callbacks
+OUTPUT/checkpoint-N                               see train.callbacks
 OUTPUT/eval/step-N, OUTPUT/samples                each checkpoint's evaluation, and its answers to prompts kept out
-OUTPUT/alerts.jsonl                               when the run left a band (train.budget)
-OUTPUT/ALGORITHM.json, training.png               the log of every step and what it came to; written last
+OUTPUT/alerts.jsonl                               when the run exceeded a limit (train.budget)
+OUTPUT/ALGORITHM.json, training.png               the log of every step and the outcome; written last
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ log = logging.getLogger(__name__)
 
 
 class Algorithm(NamedTuple):
-    """name: of the result file and on the dashboards; trainer: a class made by `logged`; config: TRL's, or a subclass.
+    """One of the RL algorithms.
 
-    adaptive: whether beta is the coefficient of a KL penalty, so that the KL budget can act on it.
+    name: of the result file and on the dashboards. trainer: a class made by `log_step_counts`. config: TRL's, or a
+    subclass. adaptive: whether beta is the coefficient of a KL penalty, so that the KL budget can act on it.
     """
 
     name: str
@@ -48,7 +49,7 @@ class Algorithm(NamedTuple):
 
 
 def log_step_counts(base: type) -> type:
-    """TRL's trainer with samples, prompts and beta beside everything else in its log of each step."""
+    """A subclass of TRL's trainer whose log of each step also has samples, prompts and beta."""
 
     class Logged(base):
         amounts: dict[str, int]
@@ -93,7 +94,7 @@ def _train_locked(
     rewards: list[dict[str, Any]], judges: list[dict[str, Any]], evaluation: EvaluationConfig | None,
     planned: Plan | None,
 ) -> dict[str, Any]:  # fmt: skip
-    """What is left to check, and the training, its folder being held alone."""
+    """The remaining checks and the training, with the folder locked."""
     from eval.data.readers import data_folder, data_name
     from eval.models.checkpoints import base_parameters, weights_id
     from eval.tracking.ledger import training_policy
@@ -173,7 +174,7 @@ def _check_budget(algorithm: Algorithm, arguments: PolicyArguments, config: Any)
 
 
 def _check_judges(arguments: PolicyArguments, rewards: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The judges as they are recorded. Raises InputError for one that is optimised too."""
+    """The judges as recorded. Raises InputError for one that is also optimised."""
     if not arguments.judges:
         return []
     unlimited = SimpleNamespace(reward_weights=None, max_completion_length=None, mask_truncated_completions=False)

@@ -1,4 +1,4 @@
-"""The policy that training starts from: a base, a merged model, or an adapter of ours, which is merged first."""
+"""The policy that training starts from: a base, a merged model, or an adapter of this project to be merged first."""
 
 from __future__ import annotations
 
@@ -33,12 +33,20 @@ log = logging.getLogger(__name__)
 def starting_model(
     model_args: Any, output: Path, supervised: bool = False, template_options: dict[str, Any] | None = None
 ) -> tuple[str, dict[str, Any] | None]:
-    """(the model to start from, what it was merged from or None). An adapter is merged into OUTPUT/start, once, so that
-    the KL penalty is to the adapted policy and checkpoints are adapters on it.
+    """The model to start from. An adapter is merged into OUTPUT/start, once.
 
-    taught, template_options: as policy_tokenizer takes them, which checks the chat template before the merge. Raises
-    InputError where the model is not there, an adapter does not say on what it was trained, or OUTPUT/start was merged
-    from something else: checkpoints may be adapters on it.
+    So the KL penalty is relative to the adapted policy, and checkpoints are adapters on it.
+
+    Args:
+        supervised: see policy_tokenizer, which checks the chat template before the merge.
+        template_options: see policy_tokenizer.
+
+    Returns:
+        (the model, what it was merged from or None).
+
+    Raises:
+        InputError: the model does not exist, an adapter does not record its base, or OUTPUT/start was merged from
+            something else: checkpoints may be adapters on it.
     """
     name = model_args.model_name_or_path
     if not name or not (Path(name) / "adapter_config.json").is_file():
@@ -67,7 +75,7 @@ def starting_model(
     if PartialState().is_main_process and recorded is None:
         log.info("merging %s into its base, %s: %s", name, base, folder)
         unfinished = output / ".start-unfinished"
-        for leftover in (unfinished, folder):  # by a kill
+        for leftover in (unfinished, folder):  # of a killed merge
             if leftover.exists():
                 shutil.rmtree(leftover)
         _merge(base, revision, name, merged["dtype"], unfinished, tokenizer, ends)
@@ -81,7 +89,7 @@ def starting_model(
 def _merge(
     base: str, revision: str | None, adapter: str, dtype: str, folder: Path, tokenizer: Any, ends: EndTokens
 ) -> None:
-    """Adds in fp32 and saves in `dtype` (auto: in which the base is stored), with the base's tokenizer."""
+    """Merges in fp32 and saves in `dtype` (auto: the stored dtype of the base), with the base's tokenizer."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -100,9 +108,12 @@ def _merge(
 def make_room(
     output: Path, steps: list[int], arguments: CheckpointOptions, model_args: Any, model: str, merged: bool = False
 ) -> None:
-    """Says how much the checkpoints need, and the merged model where there will be one. InputError without that room.
+    """Logs the disk space for the checkpoints and, if there will be one, the merged model.
 
-    An adapter is reckoned as a tenth of its model; an optimizer's state as twice what is trained.
+    An adapter counts as a tenth of its model; an optimizer's state as twice what is trained.
+
+    Raises:
+        InputError: there is not enough space.
     """
     whole = weights_mib(model, model_args.model_revision, model_args.dtype or "float32")
     trained = 0.1 * whole if model_args.use_peft else whole
@@ -113,7 +124,7 @@ def make_room(
 
 
 def init_kwargs(model_args: Any, overrides: dict[str, Any] | None) -> dict[str, Any]:
-    """What from_pretrained is called with; `given` (model_init_kwargs) wins."""
+    """Arguments for from_pretrained; `overrides` (model_init_kwargs) take precedence."""
     from trl import get_quantization_config
 
     quantization = get_quantization_config(model_args)

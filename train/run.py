@@ -1,4 +1,4 @@
-"""One RL run: what happens around TRL's training loop, and what is written at its end."""
+"""One RL run: the work around TRL's training loop, and the result at its end."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from eval.files import write_json
 from eval.runner.plan import Plan
 from eval.tracking.training_log import ALERTS, SAMPLES
 from reward.functions import Rewards, build_rewards
-from reward.stage import Stage, finite
+from reward.stage import Stage, replace_non_finite
 from train.arguments import PolicyArguments
 from train.prompts import Prompts
 
 
 def write_run_files(trainer: Any, output: Path, policy: dict[str, Any], evaluation: EvaluationConfig | None) -> None:
-    """Writes what the run is, for those who watch it."""
+    """Writes run.json and evaluation.json, for programs that watch the run."""
     if not trainer.accelerator.is_main_process:
         return
     write_json(output / "run.json", policy)
@@ -30,7 +30,7 @@ def write_run_files(trainer: Any, output: Path, policy: dict[str, Any], evaluati
 
 
 def evaluate_afterwards(trainer: Any, output: Path, evaluation: EvaluationConfig) -> None:
-    """All checkpoints, one after the other, the trained model having made room."""
+    """Evaluates all checkpoints, one after the other, after moving the trained model to the CPU to free memory."""
     from eval.commands.watch import evaluate_output
 
     trainer.model.to("cpu")
@@ -38,7 +38,7 @@ def evaluate_afterwards(trainer: Any, output: Path, evaluation: EvaluationConfig
 
 
 class Run:
-    """A run whose parts are all there."""
+    """An RL run with all its components built."""
 
     def __init__(
         self, trainer: Any, stage: Stage, policy: dict[str, Any], arguments: PolicyArguments, end_ids: list[int],
@@ -56,7 +56,11 @@ class Run:
         self.is_main = trainer.accelerator.is_main_process
 
     def run(self, evaluation: EvaluationConfig | None, planned: Plan | None, adaptive: bool) -> dict[str, Any]:
-        """Trains, and returns the result as it was written. planned: given where each checkpoint is evaluated here."""
+        """Trains, and returns the result as it was written.
+
+        Args:
+            planned: the evaluation's plan if each checkpoint is evaluated in this process, else None.
+        """
         from reward.training_run import track_on_wandb
         from train.callbacks import ScheduledCheckpoints, resume_from, train_or_finish_checkpoint
         from train.console import show_readable_log
@@ -88,7 +92,7 @@ class Run:
         self.trainer.add_callback(Alerts(self.arguments, self.output / ALERTS, self._latest_texts))
 
     def _stopped_at_alert(self, resumed: Path | None) -> bool:
-        """Whether the run had stopped at an alert, of which `resumed` is the checkpoint, before it was killed."""
+        """Whether the run had stopped at an alert, with the checkpoint `resumed`, before it was killed."""
         from train.budget import alerted_steps
 
         alerted = alerted_steps(self.output / ALERTS) if self.arguments.stop_on_alert and resumed else set()
@@ -151,7 +155,7 @@ class Run:
             "samples": last_summary(self.output / SAMPLES),
             "log": steps,
         }
-        return finite(result, self.stage.result_path.stem)
+        return replace_non_finite(result, self.stage.result_path.stem)
 
     def _finish(self, result: dict[str, Any]) -> None:
         from train.figures import training_figure

@@ -3,8 +3,8 @@
 OUTPUT/samples/step-000050.jsonl   a line per prompt: the answer, its rewards, KL and entropy
 OUTPUT/samples/summary.json        means per step, and their changes since step 0, paired by prompt, with intervals
 
-The learned reward must rise, since it is optimised. Whether the answers became better is said by a reward model that
-was trained on other pairs, on prompts that neither has seen.
+The learned reward must rise, since it is optimised. A reward model trained on other pairs shows whether the answers
+became better, on prompts that neither has seen.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ BATCH = 16
 
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are drawn: as in training. options: top_p, top_k ... of transformers' GenerationConfig; end_ids: the
-    tokens that end an answer.
+    """How answers are sampled: as in training.
+
+    options: top_p, top_k ... of transformers' GenerationConfig. end_ids: the tokens that end an answer.
     """
 
     max_tokens: int
@@ -42,10 +43,10 @@ class Sampling:
 
 
 class Samples:
-    """Draws and scores the answers of a policy; `folder` is OUTPUT/samples.
+    """Samples and scores the answers of a policy; `folder` is OUTPUT/samples.
 
-    rewards: what training optimises; judges: what it does not. reference: the starting policy where it is a model of
-    its own; None where it is the policy without its adapter.
+    rewards: optimised in training. judges: not optimised. reference: the starting policy if it is a separate model;
+    None if it is the policy without its adapter.
     """
 
     def __init__(
@@ -64,14 +65,17 @@ class Samples:
         return self.folder / f"step-{step:06d}.jsonl"
 
     def __call__(self, model: Any, step: int) -> list[dict[str, Any]]:
-        """The rows of a step, from the file where they were drawn before; model: in evaluation mode.
+        """The rows of a step, read from its file if they were sampled before.
 
-        The random state of torch is set here: guard it (train.callbacks.undisturbed).
+        Sets torch's random state; the caller must restore it (train.callbacks.preserve_training_state).
+
+        Args:
+            model: the policy, in evaluation mode.
         """
         path = self.path(step)
         if not path.is_file():
             write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in self._draw(model)))
-        write_json(self.folder / "summary.json", summarise(self.folder))  # a kill may have kept it from being written
+        write_json(self.folder / "summary.json", summarise(self.folder))  # a kill may have prevented it
         return read_rows(path)
 
     def _draw(self, model: Any) -> list[dict[str, Any]]:
@@ -135,11 +139,11 @@ class Samples:
 
 
 def _discard_metric(name: str, value: float) -> None:
-    """These answers are no part of a training step, whose means TRL logs."""
+    """Ignores a metric: these answers belong to no training step, whose means TRL logs."""
 
 
 def _log_probabilities(model: Any, ids: torch.Tensor, n: int, temperature: float) -> tuple[torch.Tensor, float]:
-    """(log-probabilities (n,) of the last n tokens, mean entropy there), in fp32, at the temperature of sampling."""
+    """(log-probabilities (n,) of the last n tokens, their mean entropy), in fp32, at the sampling temperature."""
     logits_NV = model(input_ids=ids[None], logits_to_keep=n + 1).logits[0, :-1].float() / temperature
     logp_NV = torch.log_softmax(logits_NV, dim=-1)
     entropy = float(-(logp_NV.exp() * logp_NV).sum(-1).mean())
@@ -152,7 +156,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def measures(row: dict[str, Any]) -> dict[str, float]:
-    """The numbers of an answer by which steps are compared. kl_per_token weighs each answer alike."""
+    """The numbers of an answer that steps are compared by. kl_per_token weighs all answers equally."""
     values = {f"rewards/{name}": value for name, value in row["rewards"].items()}
     values |= {f"judges/{name}": value for name, value in row["judges"].items()}
     values |= {f"observed/{name}": value for name, value in row["observed"].items()}
@@ -163,8 +167,12 @@ def measures(row: dict[str, Any]) -> dict[str, float]:
 
 
 def summarise(folder: Path) -> dict[str, Any]:
-    """{"steps": [{"step", "n_prompts", "mean": {measure: value}, "change": {measure: [value, low, high]}}]} of what is
-    in `folder`: the change since step 0, paired by prompt, with Student's 95% interval over prompts.
+    """Summarises the steps in `folder`.
+
+    Changes since step 0 are paired by prompt, with Student's 95% interval over prompts.
+
+    Returns:
+        {"steps": [{"step", "n_prompts", "mean": {measure: value}, "change": {measure: [value, low, high]}}]}.
     """
     rows_by_step = {
         int(path.stem.removeprefix("step-")): read_rows(path) for path in sorted(folder.glob("step-*.jsonl"))
@@ -184,7 +192,7 @@ def summarise(folder: Path) -> dict[str, Any]:
 
 
 def paired_change(before: Sequence[float], after: Sequence[float]) -> list[float | None]:
-    """[mean of after - before, low, high]: Student's 95% interval; no interval for fewer than two pairs."""
+    """[mean of after - before, low, high] with Student's 95% interval; no interval for fewer than two pairs."""
     from scipy.stats import ttest_1samp
 
     changes = np.asarray(after) - np.asarray(before)
@@ -198,5 +206,5 @@ def paired_change(before: Sequence[float], after: Sequence[float]) -> list[float
 
 
 def last_summary(folder: Path) -> list[dict[str, Any]]:
-    """The steps of OUTPUT/samples/summary.json; empty where nothing was sampled."""
+    """The steps of OUTPUT/samples/summary.json; empty if nothing was sampled."""
     return (read_json(folder / "summary.json") or {}).get("steps", [])

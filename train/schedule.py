@@ -11,15 +11,17 @@ from eval.errors import InputError
 log = logging.getLogger(__name__)
 
 PAPER = (0, 50, *range(100, 1001, 100))
-"""Ganguli et al. 2023, section 3.1: 50 and 100, 200 ... 1000 RLHF steps. Step 0, the policy before, is added."""
+"""Ganguli et al. 2023, section 3.1: 50 and 100, 200 ... 1000 RLHF steps. Step 0, before RLHF, is added."""
 
 
 def check_schedule(requested: Sequence[str | int], config: Any) -> list[int]:
-    """The steps in order: `given`, or for "paper" those of PAPER up to max_steps. Raises InputError, before training,
-    for a step that cannot be a checkpoint of this run.
+    """The checkpoint steps in order: those `requested`, or for "paper" those of PAPER up to max_steps.
 
     A checkpoint inside a generation buffer (completions that serve several updates) could not be resumed exactly:
     step * gradient_accumulation_steps must be a multiple of steps_per_generation * num_iterations.
+
+    Raises:
+        InputError: a step cannot be a checkpoint of this run. This is checked before training.
     """
     if not requested:
         raise InputError("checkpoint_steps is empty; list at least one step, such as 0, or say paper")
@@ -52,7 +54,7 @@ def check_schedule(requested: Sequence[str | int], config: Any) -> list[int]:
 
 
 def parse_steps(requested: Sequence[str | int], last: int) -> list[int]:
-    """checkpoint_steps as it was given -> steps in order. Raises InputError for anything but numbers or "paper"."""
+    """Turns checkpoint_steps into steps in order. Raises InputError for anything but numbers or "paper"."""
     if list(requested) == ["paper"]:
         return [step for step in PAPER if step <= last]
     try:
@@ -64,7 +66,7 @@ def parse_steps(requested: Sequence[str | int], last: int) -> list[int]:
 
 
 def per_step(config: Any, processes: int) -> dict[str, int]:
-    """How much one optimizer update is: {"samples_per_step": answers, "prompts_per_step": prompts}."""
+    """The size of one optimizer update: {"samples_per_step": answers, "prompts_per_step": prompts}."""
     rows = config.per_device_train_batch_size * processes * config.gradient_accumulation_steps
     if not hasattr(config, "num_generations"):  # online DPO's rows are prompts, with two answers each
         return {"samples_per_step": 2 * rows, "prompts_per_step": rows}

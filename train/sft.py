@@ -1,13 +1,13 @@
 """Supervised fine-tuning: accelerate launch -m train.sft --config configs/sft/answer-format.yaml
 
-TRL's SFTTrainer on prompts and completions, the loss being that of the completion alone; in full, with LoRA, or with
-LoRA on a quantised model (QLoRA, Dettmers et al. 2023). A checkpoint is kept at every step of checkpoint_steps (none
-named = the end alone) and evaluated when saved where an evaluation is given. Steps are training steps, not RLHF steps.
+Uses TRL's SFTTrainer on prompts and completions, with the loss of the completion alone; in full, with LoRA, or with
+LoRA on a quantised model (QLoRA, Dettmers et al. 2023). A checkpoint is kept at every step of checkpoint_steps (empty:
+at the end only) and, with an evaluation, evaluated when saved. Steps are training steps, not RLHF steps.
 
-OUTPUT/model     the merged, self-contained model, which RL can start from
-OUTPUT/sft.json  what was trained on what, and the loss and exact match on held-out examples before and after; written
+OUTPUT/model     the merged, self-contained model, from which RL can start
+OUTPUT/sft.json  training data and settings, and the loss and exact match on held-out examples before and after; written
                  last
-The same command goes on after a kill and does nothing where all is done.
+The same command resumes after a kill, and does nothing if all is done.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ALGORITHM = "sft"
 
 @dataclass
 class SFTArguments(CheckpointOptions):
-    """Our few fields beside TRL's SFTConfig and ModelConfig."""
+    """Options of this project beside TRL's SFTConfig and ModelConfig."""
 
     checkpoint_steps: list[str] = field(
         default_factory=list, metadata={"help": "training steps at which a checkpoint is kept; none = at the end"}
@@ -61,7 +61,7 @@ class SFTArguments(CheckpointOptions):
 
 
 def train(arguments: SFTArguments, config: Any, model_args: Any) -> dict[str, Any]:
-    """Checks everything, trains, measures what was saved, and returns the content of OUTPUT/sft.json."""
+    """Checks everything, trains, measures the saved model, and returns the content of OUTPUT/sft.json."""
     from reward.training_run import check_training
     from train.checks import check_options
 
@@ -80,7 +80,7 @@ def train(arguments: SFTArguments, config: Any, model_args: Any) -> dict[str, An
 def _train_locked(
     arguments: SFTArguments, config: Any, model_args: Any, evaluation: EvaluationConfig | None, planned: Plan | None
 ) -> dict[str, Any]:
-    """What is left to check, and the training, its folder being held alone."""
+    """The remaining checks and the training, with the folder locked."""
     from accelerate import PartialState
 
     from eval.data.readers import data_folder, data_name
@@ -152,7 +152,7 @@ def _train_locked(
 
 
 def check_steps(requested: Sequence[str | int], config: Any, n_examples: int) -> list[int]:
-    """The checkpoint steps in order; the last step alone where none is named. InputError for what cannot be one."""
+    """The checkpoint steps in order; only the last step if none is requested. Raises InputError for impossible ones."""
     if getattr(config.save_strategy, "value", config.save_strategy) != "no":
         raise InputError(
             f"save_strategy must be 'no', not '{config.save_strategy}': checkpoint_steps says when to save"
@@ -160,7 +160,7 @@ def check_steps(requested: Sequence[str | int], config: Any, n_examples: int) ->
     check_tokenizer_options(config)
     if config.packing and config.max_steps < 1:
         raise InputError("packing needs max_steps, since how many sequences it makes is not known before")
-    if not config.packing:  # which makes other rows of them
+    if not config.packing:  # packing makes other rows of them
         check_batches(n_examples, config)
     last = config.max_steps
     if last < 1:
@@ -228,7 +228,7 @@ def _run(
 
 
 def _save_merged(trainer: Any, output: Path, quantised: bool, ends: EndTokens) -> None:
-    """The adapter merged into its base, that of a quantised model into the base as it was before."""
+    """Merges the adapter into its base and saves the model. A quantised base is merged into its original weights."""
     from eval.models.checkpoints import load_checkpoint
 
     model = trainer.accelerator.unwrap_model(trainer.model)
@@ -239,7 +239,7 @@ def _save_merged(trainer: Any, output: Path, quantised: bool, ends: EndTokens) -
             name, str(output / "adapter"), options["revision"], options["dtype"], "cpu", adapter_base_differs=True
         ).model
     merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
-    ends.save_to(merged)  # those of a quantised model's base are as they were
+    ends.save_to(merged)  # a quantised model's base was loaded anew, without them
     merged.save_pretrained(output / "model")
     trainer.processing_class.save_pretrained(output / "model")
 
@@ -247,7 +247,7 @@ def _save_merged(trainer: Any, output: Path, quantised: bool, ends: EndTokens) -
 def _measure_held_out(
     folder: Path, start: str, model_args: Any, device: str, held_out: list[Example], end_ids: Sequence[int]
 ) -> dict[str, Any]:
-    """The held-out examples asked of the model that training started from and of the saved one."""
+    """Measures the held-out examples with the model that training started from, and with the saved one."""
     from eval.models.checkpoints import load_checkpoint, load_tokenizer
     from train.held_out import measure
 
@@ -282,7 +282,7 @@ def main() -> None:
 
 
 def summary(result: dict[str, Any]) -> str:
-    """The held-out examples before and after."""
+    """A line about the held-out examples before and after training."""
     before, after = result["held_out"]["before"], result["held_out"]["after"]
     losses = ["not finite" if part["loss"] is None else f"{part['loss']:.4f}" for part in (before, after)]
     return (

@@ -1,4 +1,4 @@
-"""What an RL run came to, in a few lines."""
+"""Summarises an RL run in a few lines."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ WINDOW = 5
 
 
 def summary(result: dict[str, Any]) -> str:
-    """The reward at the beginning and at the end, each part by itself, KL, and the answers to prompts kept out."""
+    """The reward at the beginning and the end, also by part, the KL, and the answers to prompts kept out of training."""
     log, parts = result["log"], result["rewards"]
     if not log:
         return f"{result['steps']} RLHF steps"
     n = min(WINDOW, len(log))
 
     def mean(key: str, entries: list[dict[str, Any]]) -> str:
-        values = [entry[key] for entry in entries if entry[key] is not None]  # None: it was not finite
+        values = [entry[key] for entry in entries if entry[key] is not None]  # None: not finite
         return f"{sum(values) / len(values):.3f}" if values else "not finite"
 
     def rise(key: str) -> str:
         return f"{mean(key, log[:n])} (first {n} steps) -> {mean(key, log[-n:])} (last {n})"
 
-    kl = log[-1].get("kl")  # TRL has none for beta 0
+    kl = log[-1].get("kl")  # TRL logs none for beta 0
     total = f"{result['steps']} RLHF steps: {'learned' if len(parts) == 1 else 'whole'} reward {rise('reward')}"
     lines = [total + ("" if kl is None else f", KL to the starting policy {kl:.3f} per token")]
     if len(parts) > 1 and f"rewards/{parts[0]['name']}/mean" in log[0]:
