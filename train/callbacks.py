@@ -168,7 +168,7 @@ def drop_optimizer_states(newest: Path) -> None:
 
 
 class CheckpointEvaluator:
-    """Evaluates the model in memory as its checkpoint just saved, into OUTPUT/eval/step-N, and writes the model card."""
+    """Evaluates the model in memory as its latest checkpoint, into OUTPUT/eval/step-N, and writes the model card."""
 
     def __init__(self, config: EvaluationConfig, planned: Plan, output: Path, policy: dict[str, Any]) -> None:
         self.config = config

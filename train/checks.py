@@ -69,7 +69,7 @@ def _check_sampling_options(config: Any) -> None:
 
 
 def check_end_token(added: str | None, config: Any) -> None:
-    """Raises InputError if an end token was added (train.chat_template) and vLLM samples: it reads the model's files."""
+    """Raises InputError if an end token was added (train.chat_template) under vLLM, which reads the model's files."""
     if added and config.use_vllm:
         raise InputError(
             f"use_vllm must be left out: the template closes an answer with {added!r}, which is no end token in the "

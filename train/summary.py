@@ -9,7 +9,7 @@ WINDOW = 5
 
 
 def summary(result: dict[str, Any]) -> str:
-    """The reward at the beginning and the end, also by part, the KL, and the answers to prompts kept out of training."""
+    """The reward at the beginning and the end, also by part, the KL, and answers to prompts kept out of training."""
     log, parts = result["log"], result["rewards"]
     if not log:
         return f"{result['steps']} RLHF steps"

@@ -315,7 +315,7 @@ def test_a_sharded_model_is_not_asked_in_a_process(how: str, asked: str, tmp_pat
     rest: Any = [trainer, SimpleNamespace(folder=tmp_path), {}, None, [], None, [], Prompts([], samples, {})]
     planned: Any = object() if asked == "evaluation" else None
     with pytest.raises(InputError, match=f"^{asked} at each checkpoint need the whole model in a process"):
-        Run(*rest)._when_saved(planned, planned)
+        Run(*rest)._checkpoint_actions(planned, planned)
 
 
 @pytest.mark.parametrize("trainer", ["sft", "reward"])
