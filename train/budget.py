@@ -38,8 +38,8 @@ class AdaptiveKL(TrainerCallback):
 
     Ziegler et al. 2019 ("Fine-Tuning Language Models from Human Preferences", section 2.2) and PPO's adaptive penalty
     (Schulman et al. 2017, section 4) multiply the present beta instead, by a factor that depends on the KL. That sums
-    up errors and reacts late: in tests, KL swung between a tenth of the target and twice it, and each swing lost what was
-    learned. A beta that depends on the KL alone forgets as fast as it reacts. It is computed from the log, which a
+    up errors and reacts late: in tests, KL swung between a tenth of the target and twice it, and each swing lost what
+    was learned. A beta that depends on the KL alone forgets as fast as it reacts. It is computed from the log, which a
     checkpoint contains, so a resumed run continues exactly as it would have.
     """
 
