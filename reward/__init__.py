@@ -1,1 +1,1 @@
-"""Says what is good: reward models from human preferences."""
+"""Reward models from human preferences: training, scoring and reports."""

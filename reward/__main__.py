@@ -1,4 +1,4 @@
-"""python -m reward COMMAND: rank answers by a reward model, and tell how far it can be trusted."""
+"""python -m reward COMMAND: rank answers with a reward model, and report how far it can be trusted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ A reward model is trained by `accelerate launch -m reward.train`.
 
 
 def score(config: Any) -> CommandOutput:
-    """The ranks of a file's answers."""
+    """Ranks the answers of a file."""
     from reward import rank
 
     result = rank.score(config)
@@ -28,7 +28,7 @@ def score(config: Any) -> CommandOutput:
 
 
 def report(config: Any) -> CommandOutput:
-    """The model card of a reward model."""
+    """Writes the model card of a reward model."""
     from reward import card
 
     result = card.report(config)
@@ -36,7 +36,7 @@ def report(config: Any) -> CommandOutput:
 
 
 def probe(config: Any) -> CommandOutput:
-    """The reward model's own bias."""
+    """Measures the reward model's preferences between groups of people."""
     from reward import probe as probing
 
     result = probing.probe(config)
@@ -44,7 +44,7 @@ def probe(config: Any) -> CommandOutput:
 
 
 def config_type(command: str) -> type:
-    """The options of a command; imported only when it is called, so that each starts quickly."""
+    """The options class of a command, imported only when the command runs, so that every command starts quickly."""
     if command == "score":
         from reward.rank import ScoreConfig
 

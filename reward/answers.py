@@ -1,7 +1,7 @@
-"""Files of answers to be ranked: what a line may be, and reading it so that a bad one is named with its line.
+"""Reads files of answers to be ranked. An error names the file and the line.
 
-A prompt is a text or messages that end with the user's turn; an answer a text or one assistant message. Texts are
-scored as they are given, white space included.
+A prompt is a text, or messages that end with the user's turn. An answer is a text or one assistant message. Texts are
+scored unchanged, white space included.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ FORMS = (
 
 @dataclass(frozen=True)
 class Line:
-    """An input line: the prompt that its answers share, and the answers' texts; labels: "chosen" and "rejected"."""
+    """One input line: the prompt, and the texts of the answers to it.
+
+    labels: "chosen" and "rejected" for a preference pair, else empty.
+    """
 
     where: str
     id: Any
@@ -32,12 +35,16 @@ class Line:
     labels: tuple[str, ...] = ()
 
     def dialogues(self) -> list[list[Message]]:
-        """A whole dialogue for each answer."""
+        """The whole dialogue of each answer: the prompt with the answer appended."""
         return [[*self.prompt, {"role": "assistant", "content": a}] for a in self.answers]
 
 
 def read_lines(path: Path) -> Iterator[Line]:
-    """The lines of an answers file. InputError, with file and line, for one that is none of FORMS."""
+    """Yields the lines of an answers file.
+
+    Raises:
+        InputError: a line has none of the FORMS. The message names file and line.
+    """
     for where, row in read_jsonl(path, ()):
         if not isinstance(row, dict):
             raise InputError(f"{where} is no object; it must be {FORMS}")
@@ -47,14 +54,16 @@ def read_lines(path: Path) -> Iterator[Line]:
 def _line(row: dict[str, Any], where: str) -> Line:
     kinds = [k for k in ("answers", "answer", "chosen", "messages") if k in row]
     if len(kinds) != 1:
-        found = " and ".join(kinds) or "neither answers, answer, chosen nor messages"
-        raise InputError(f"{where} has {found}; it must be one of {FORMS}")
+        present = " and ".join(kinds) or "neither answers, answer, chosen nor messages"
+        raise InputError(f"{where} has {present}; it must be one of {FORMS}")
     (kind,) = kinds
     if kind == "messages":
-        whole = _messages(row["messages"], where, "messages")
-        if whole[-1]["role"] != "assistant":
-            raise InputError(f"{where}: messages end with the {whole[-1]['role']}'s turn; the last must be an answer")
-        prompt, answers = whole[:-1], [whole[-1]["content"]]
+        dialogue = _messages(row["messages"], where, "messages")
+        if dialogue[-1]["role"] != "assistant":
+            raise InputError(
+                f"{where}: messages end with the {dialogue[-1]['role']}'s turn; the last must be an answer"
+            )
+        prompt, answers = dialogue[:-1], [dialogue[-1]["content"]]
     else:
         names = ("prompt", "chosen", "rejected") if kind == "chosen" else ("prompt", kind)
         missing = [n for n in names if n not in row]
@@ -63,8 +72,8 @@ def _line(row: dict[str, Any], where: str) -> Line:
         prompt = _messages(row["prompt"], where, "prompt")
         if kind == "answers" and (not isinstance(row["answers"], list) or not row["answers"]):
             raise InputError(f"{where} has no answers; 'answers' must be a list with at least one text")
-        given = row["answers"] if kind == "answers" else [row[n] for n in names[1:]]
-        answers = [_answer(a, where, k) for k, a in enumerate(given, 1)]
+        raw_answers = row["answers"] if kind == "answers" else [row[n] for n in names[1:]]
+        answers = [_answer(a, where, k) for k, a in enumerate(raw_answers, 1)]
     if not prompt or prompt[-1]["role"] != "user":
         ends = f"ends with the {prompt[-1]['role']}'s turn" if prompt else "is empty"
         raise InputError(f"{where}: the prompt {ends}; it must end with the user's turn, which the answers answer")
@@ -72,7 +81,10 @@ def _line(row: dict[str, Any], where: str) -> Line:
 
 
 def _messages(value: object, where: str, name: str) -> list[Message]:
-    """A text as a user's message, or messages as they are; InputError unless user and assistant alternate."""
+    """Turns a text into one user message, and returns messages unchanged.
+
+    Raises InputError unless user and assistant alternate.
+    """
     if isinstance(value, str):
         if "\n\nHuman:" in value or "\n\nAssistant:" in value:
             raise InputError(f"{where}: {name} is a dialogue in the text form of HH-RLHF; write it as messages")
@@ -86,8 +98,8 @@ def _messages(value: object, where: str, name: str) -> list[Message]:
                 f"{where}: {name} has a message that is not {{role: system, user or assistant, content: text}}"
             )
         if not content.strip():
-            said = "answer" if m is value[-1] and m["role"] == "assistant" else f"{m['role']} message"
-            raise InputError(f"{where}: an empty {said}; write or remove it")
+            part = "answer" if m is value[-1] and m["role"] == "assistant" else f"{m['role']} message"
+            raise InputError(f"{where}: an empty {part}; write or remove it")
     turns = [m["role"] for m in value if m is not value[0] or m["role"] != "system"]
     if turns != [("user", "assistant")[k % 2] for k in range(len(turns))]:
         raise InputError(f"{where}: {name} must alternate user, assistant, ..., after at most one system message")
@@ -95,7 +107,7 @@ def _messages(value: object, where: str, name: str) -> list[Message]:
 
 
 def _answer(value: object, where: str, number: int) -> str:
-    """An answer's text, given as such or as [one assistant message]."""
+    """The text of an answer that is written as a text or as [one assistant message]."""
     if (
         isinstance(value, list)
         and len(value) == 1

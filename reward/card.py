@@ -1,10 +1,10 @@
-"""`python -m reward report RUN [RUN ...]`: the model card of a trained reward model, from its result files alone.
+"""`python -m reward report RUN [RUN ...]`: writes the model card of a trained reward model from its result files alone.
 
-The card is of the first run, and lies by default in its model folder, which can then be pushed to the hub as it is.
-Further runs, which differ in the number of training pairs only (`--max_pairs`), make a learning curve with it.
+The card describes the first run. Its default place is that run's model folder, which can then be pushed to the hub
+unchanged. Further runs, which differ only in the number of training pairs (`--max_pairs`), make a learning curve.
 
 OUTPUT/README.md           the card, in the hub's form
-OUTPUT/figures/*.png       learning_curve (of several runs), calibration, length_bias, probe (where it was run)
+OUTPUT/figures/*.png       learning_curve (of several runs), calibration, length_bias, probe (if it was run)
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ OPTIONS = (
     "lora_alpha", "lora_dropout", "lora_top_layers", "head", "preference_label", "held_out", "max_pairs",
     "center_rewards_coefficient",
 )  # fmt: skip
-"""The options of the training that the card shows, where they were set; the command has them all."""
+"""The training options that the card shows, if they were set. The card's command has all of them."""
 USE = """Higher scores are better; they compare answers to the same prompt. With plain transformers, in this folder:
 
 ```python
@@ -58,7 +58,7 @@ With selfcorrect, which also cuts long dialogues as in training: `python -m rewa
 
 @dataclass
 class ReportConfig:
-    """`python -m reward report`."""
+    """Options of `python -m reward report`."""
 
     runs: list[str] = field(
         default_factory=list,
@@ -79,8 +79,8 @@ def report(config: ReportConfig) -> dict[str, Any]:
     """Writes the card and its figures; returns {"run", "base_model", "data", "pairs", "held_out_pairs", "accuracy",
     "calibration", "length_bias", "margin", "learning_curve", "probe", "seconds", "limitations", "remarks", "files"}.
 
-    Raises InputError for a folder that is no finished run, runs that make no learning curve, and a README.md that was
-    not written by this command.
+    Raises:
+        InputError: a folder is not a finished run, the runs make no learning curve, or another program wrote README.md.
     """
     from eval.views.figures.style import save
     from reward import figures
@@ -96,28 +96,32 @@ def report(config: ReportConfig) -> dict[str, Any]:
     if path.exists() and MARK not in path.read_text(encoding="utf-8"):
         raise InputError(f"{path} was not written by reward report and stays; move it away or give another --output")
     prepare_output(output / FIGURES)
-    drawn = {"calibration": figures.reliability(run["calibration"]), "length_bias": figures.length_bias(run)}
+    figure_by_name = {"calibration": figures.reliability(run["calibration"]), "length_bias": figures.length_bias(run)}
     if len(curve) > 1:
-        drawn["learning_curve"] = figures.learning_curve(curve, run["length_bias"]["always_shorter"]["value"])
+        figure_by_name["learning_curve"] = figures.learning_curve(curve, run["length_bias"]["always_shorter"]["value"])
     if probe:
-        drawn["probe"] = figures.probe(probe["dimensions"])
-    paths = [save(figure, output / FIGURES / f"{name}.png") for name, figure in drawn.items()]
-    said = limitations(run, probe)
-    write_text(path, card(run, curve, remarks, probe, said))
+        figure_by_name["probe"] = figures.probe(probe["dimensions"])
+    paths = [save(figure, output / FIGURES / f"{name}.png") for name, figure in figure_by_name.items()]
+    caveats = limitations(run, probe)
+    write_text(path, card(run, curve, remarks, probe, caveats))
     names = (
         "run", "base_model", "data", "pairs", "held_out_pairs", "accuracy", "calibration", "length_bias", "margin",
         "seconds",
     )  # fmt: skip
     return {
-        **{n: run.get(n) for n in names}, "learning_curve": curve, "probe": probe, "limitations": said,
+        **{n: run.get(n) for n in names}, "learning_curve": curve, "probe": probe, "limitations": caveats,
         "remarks": remarks, "files": [str(p) for p in (path, *paths)],
     }  # fmt: skip
 
 
 def card(
-    run: dict[str, Any], curve: list[dict[str, Any]], remarks: list[str], probe: dict[str, Any] | None, said: list[str]
+    run: dict[str, Any],
+    curve: list[dict[str, Any]],
+    remarks: list[str],
+    probe: dict[str, Any] | None,
+    caveats: list[str],
 ) -> str:
-    """The model card: YAML for the hub, then Markdown."""
+    """The text of the model card: YAML for the hub, then Markdown."""
     parts = [
         _front_matter(run),
         MARK,
@@ -140,12 +144,12 @@ def card(
         "## Does it prefer one group of people to another?",
         *_probe_section(run, probe),
         "## What it was trained on",
-        _markdown([("", ""), *_origin(run)]),
+        _markdown([("", ""), *_training_rows(run)]),
         "## Time",
         _markdown([("stage", "seconds"), *((k, f"{v:.0f}") for k, v in run.get("seconds", {}).items())]),
         f"On {_machine(run)}.{_resumed(run)}",
         "## Limitations",
-        "\n".join(f"- {s}" for s in said),
+        "\n".join(f"- {s}" for s in caveats),
         "## How to reproduce",
         f"With selfcorrect at commit {run.get('git_commit') or 'unknown'}:",
         f"```bash\n{masked_text(run.get('command', 'accelerate launch -m reward.train'))}\n```",
@@ -155,7 +159,7 @@ def card(
 
 
 def _front_matter(run: dict[str, Any]) -> str:
-    """What the hub reads; base_model only where it is a hub id, since the hub knows no folder of this machine."""
+    """The YAML that the hub reads. base_model is set only if it is a hub id: the hub knows no local folders."""
     from huggingface_hub import ModelCardData
 
     data = ModelCardData(
@@ -168,16 +172,16 @@ def _front_matter(run: dict[str, Any]) -> str:
 
 
 def accuracy_rows(run: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Rows under ACCURACY: all held-out pairs, then each subset where there are several."""
+    """Table rows for the header ACCURACY: all held-out pairs, then each subset if there are several."""
     subsets = run["accuracy"]["by_subset"]
-    found = [("all", run["accuracy"]["all"]), *(subsets.items() if len(subsets) > 1 else ())]
+    estimates = [("all", run["accuracy"]["all"]), *(subsets.items() if len(subsets) > 1 else ())]
     if len(subsets) == 1:
-        found = [(next(iter(subsets)), run["accuracy"]["all"])]
-    return [_row(name, e) for name, e in found]
+        estimates = [(next(iter(subsets)), run["accuracy"]["all"])]
+    return [_row(name, e) for name, e in estimates]
 
 
 def length_rows(run: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The same columns by which answer is longer."""
+    """Table rows for the header ACCURACY, by which answer of the pair is longer."""
     return [_row(name, run["length_bias"][key]) for key, name in LENGTH]
 
 
@@ -239,7 +243,7 @@ def _probe_section(run: dict[str, Any], probe: dict[str, Any] | None) -> list[st
 
 
 def probe_rows(probe: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Rows under PROBE: the largest gap between two groups of each dimension; p of the permutation test."""
+    """Table rows for the header PROBE: each dimension's largest gap between two groups; p is the permutation test's."""
     rows = []
     for d in probe["dimensions"]:
         ordered = sorted((g for g in d["groups"] if g["gap"] is not None), key=lambda g: g["gap"])
@@ -252,38 +256,41 @@ def probe_rows(probe: dict[str, Any]) -> list[tuple[str, ...]]:
     return rows
 
 
-def _origin(run: dict[str, Any]) -> list[tuple[str, str]]:
-    """What it was trained on and how, as rows of name and value; without what was not recorded."""
+def _training_rows(run: dict[str, Any]) -> list[tuple[str, str]]:
+    """Table rows (name, value) of the training data and options; values that were not recorded are left out."""
     settings = run.get("settings", {})
     options = {n: settings[n] for n in OPTIONS if settings.get(n) not in (None, "", [])}
-    found = {
+    facts = {
         "base model": run["base_model"],
         "its weights": run["base_weights"],
         "parameters": None if run.get("model_params") is None else f"{run['model_params']:,}",
         "data": _data(run),
-        "identity of the data": _told(run.get("preferences")),
+        "identity of the data": _format_nested(run.get("preferences")),
         "training pairs": f"{run['pairs']:,}",
-        "by subset": _told(run.get("pairs_by_subset")),
+        "by subset": _format_nested(run.get("pairs_by_subset")),
         "held-out pairs": f"{run['held_out_pairs']:,}, split by prompt, sha256 {run.get('held_out_sha256')}",
-        "unreadable pairs": _told(run.get("unreadable_pairs")) or "none",
-        "left out": _told(run.get("left_out")) or "none",
+        "unreadable pairs": _format_nested(run.get("unreadable_pairs")) or "none",
+        "left out": _format_nested(run.get("left_out")) or "none",
         "longest dialogue": None if run.get("max_length") is None else f"{run['max_length']} tokens",
         "longer pairs": f"{run.get('cut_pairs', 0)} cut from the left by turns"
         if run.get("over_long") == "cut" else run.get("over_long"),
         "seed": run.get("seed"),
         "steps": run.get("steps"),
-        "options": _told(options),
+        "options": _format_nested(options),
     }  # fmt: skip
-    return [(name, str(value)) for name, value in found.items() if value not in (None, "")]
+    return [(name, str(value)) for name, value in facts.items() if value not in (None, "")]
 
 
-def _told(value: Any) -> str:
-    """Nested counts or options in a line; '' where there is nothing."""
+def _format_nested(value: Any) -> str:
+    """Formats nested counts or options as one line; '' if there is nothing."""
     if isinstance(value, dict):
-        parts = {k: v if isinstance(v, int | float) and not isinstance(v, bool) else _told(v) for k, v in value.items()}
+        parts = {
+            k: v if isinstance(v, int | float) and not isinstance(v, bool) else _format_nested(v)
+            for k, v in value.items()
+        }
         return "; ".join(f"{k}: {v}" for k, v in parts.items() if v != "")
     if isinstance(value, list):
-        return ", ".join(_told(v) for v in value)
+        return ", ".join(_format_nested(v) for v in value)
     return "" if value is None else str(value)
 
 
@@ -298,30 +305,30 @@ def _base_name(run: dict[str, Any]) -> str:
 
 
 def _from_hub(run: dict[str, Any]) -> bool:
-    """Whether the base model is named by its hub id (eval.models.checkpoints.weights_id)."""
+    """Whether the base model is named by a hub id (see eval.models.checkpoints.weights_id)."""
     return str(run["base_weights"]).startswith("hub:")
 
 
 def _machine(run: dict[str, Any]) -> str:
     machine = run.get("machine") or {}
-    told = [machine.get("processor"), machine.get("cpu_count") and f"{machine['cpu_count']} logical cores"]
-    return ", ".join(t for t in told if t) or "a machine that was not recorded"
+    descriptions = [machine.get("processor"), machine.get("cpu_count") and f"{machine['cpu_count']} logical cores"]
+    return ", ".join(t for t in descriptions if t) or "a machine that was not recorded"
 
 
 def _resumed(run: dict[str, Any]) -> str:
-    """Why the times are not all of it, or ''."""
+    """A sentence for a resumed run, whose times cover the last process only; '' for any other run."""
     resumed = run.get("resumed_from")
     return f" Training went on from {resumed} after a restart; the seconds are of the last process." if resumed else ""
 
 
 def _markdown(rows: list[tuple[str, ...]]) -> str:
-    """Rows as a Markdown table, the first being the head."""
+    """Formats rows as a Markdown table; the first row is the header."""
     lines = ["| " + " | ".join(c.replace("|", "\\|").replace("\n", " ") for c in row) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
 def table(result: dict[str, Any]) -> str:
-    """The card's numbers for the terminal, and the paths of what was written."""
+    """The card's numbers for the terminal, and the paths of the written files."""
     curve, probe = result["learning_curve"], result["probe"]
     parts = [
         f"{result['run']}: {result['pairs']} training pairs, {result['held_out_pairs']} held out",

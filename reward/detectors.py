@@ -1,7 +1,7 @@
-"""What is watched of the answers while a policy is trained, and is not optimised.
+"""Measures of the answers that are logged while a policy is trained, and never optimised.
 
-Heuristics: they show a collapse of the policy (one refusal to everything, loops, ever longer answers) that a rising
-reward hides. Their numbers are comparable within a run and between runs of the same kind; none is a measure of safety.
+They are heuristics. They show a collapse of the policy that a rising reward hides: one refusal to everything, loops,
+ever longer answers. Compare their numbers within a run and between runs of the same kind; none measures safety.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 OPENING = 200
-"""Characters of an answer in which a refusal is looked for: one that comes later is part of an answer."""
+"""A refusal is searched in this many first characters of an answer: one that comes later is part of an answer."""
 NGRAM = 3
 
 _CANNOT = (
@@ -35,12 +35,15 @@ REFUSALS = (
     ),
     re.compile(r"\b(?:it would be|that(?: is|'s)) (?:inappropriate|unethical|illegal)[^.!?]{0,20} for me to\b", re.I),
 )
-"""English phrases of ours by which an answer refuses."""
+"""English phrases by which an answer refuses, collected for this project."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer of the policy. ids: the sampled tokens, with the end token where there is one; finished: it ends so."""
+    """One answer of the policy.
+
+    ids: the sampled tokens, including the end token if there is one. finished: whether it ends with an end token.
+    """
 
     text: str
     ids: Sequence[int]
@@ -48,19 +51,19 @@ class Answer:
 
 
 def is_refusal(text: str) -> bool:
-    """Whether the first OPENING characters have one of the phrases in REFUSALS. English; a heuristic.
+    """Whether the first OPENING characters contain one of the phrases in REFUSALS. English only; a heuristic.
 
-    It knows wording, not intent: a refusal in other words is missed, and an apology followed by help may be counted.
+    It matches wording, not intent: it misses a refusal in other words, and may count an apology followed by help.
     """
     opening = text.strip()[:OPENING].replace("\u2019", "'")
     return any(pattern.search(opening) for pattern in REFUSALS)
 
 
 def repeated_ngrams(ids: Sequence[int], n: int = NGRAM) -> float:
-    """Share of the n-grams that stood there before: 1 - distinct n-grams / n-grams, in [0, 1).
+    """Share of the n-grams that occurred earlier in the answer: 1 - distinct n-grams / n-grams, in [0, 1).
 
-    The seq-rep-n of Welleck et al. 2020 ("Neural Text Generation with Unlikelihood Training", there with n = 4), over
-    the policy's own tokens. 0 for fewer than n tokens, which have no n-gram to repeat.
+    This is seq-rep-n of Welleck et al. 2020 ("Neural Text Generation with Unlikelihood Training", there with n = 4),
+    over the policy's own tokens. An answer of fewer than n tokens has no n-gram, and gets 0.
     """
     ngrams = [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
     return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
@@ -72,4 +75,4 @@ OBSERVABLES: dict[str, Callable[[Answer], float]] = {
     "tokens": lambda answer: float(len(answer.ids)),
     "finished": lambda answer: float(answer.finished),
 }
-"""Each is logged as observed/NAME, the mean over the answers of a step: shares, but for `tokens`."""
+"""Each is logged as observed/NAME, the mean over the answers of a step. All are shares, except `tokens`."""

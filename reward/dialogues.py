@@ -1,4 +1,4 @@
-"""Dialogues and preference pairs: the nouns of this package, and how a dialogue becomes token ids."""
+"""The data types of this package, dialogues and preference pairs, and how a dialogue becomes token ids."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Message = dict[str, str]
 class Pair:
     """A human's preference between two answers to the same prompt, in TRL's conversational form.
 
-    subset: what accuracy is reported by ("harmless-base"); where: the file and line, or the dataset and row.
-    prompt_ids: beginnings() of the prompt as it was before it was cut; empty where it was not cut.
+    subset: the group that accuracy is reported for ("harmless-base"). where: file and line, or data set and row.
+    prompt_ids: prefix_ids() of the prompt before it was cut; empty if it was not cut.
     """
 
     prompt: list[Message]
@@ -32,40 +32,44 @@ class Pair:
 
     @property
     def was_cut(self) -> bool:
-        """Whether oldest turns of the prompt were left out."""
+        """Whether the oldest turns of the prompt were removed."""
         return bool(self.prompt_ids)
 
     @property
     def origin(self) -> str:
-        """An id of the whole dialogue's beginning, up to its first human message: what prompts are kept apart by."""
-        return (self.prompt_ids or beginnings(self.prompt))[0]
+        """Id of the dialogue's start, up to its first human message. Splits of prompts compare this id."""
+        return (self.prompt_ids or prefix_ids(self.prompt))[0]
 
     def row(self) -> dict[str, list[Message]]:
         """The columns that TRL's RewardTrainer reads."""
         return {"prompt": self.prompt, "chosen": self.chosen, "rejected": self.rejected}
 
 
-def beginnings(prompt: Sequence[Message]) -> tuple[str, ...]:
-    """An id for each beginning of the prompt that ends with a human message, the prompt itself last.
+def prefix_ids(prompt: Sequence[Message]) -> tuple[str, ...]:
+    """An id for each prefix of the prompt that ends with a human message; the last id is that of the whole prompt.
 
     Prompts that differ only in case or white space have the same ids.
     """
-    digest, found = hashlib.sha256(), []
+    digest, ids = hashlib.sha256(), []
     for message in prompt:
         text = " ".join(message["content"].split()).casefold()
         digest.update(f"{message['role']}\0{text}\0".encode(errors="surrogatepass"))
         if message["role"] == "user":
-            found.append(digest.hexdigest()[:24])
-    return tuple(found)
+            ids.append(digest.hexdigest()[:24])
+    return tuple(ids)
 
 
 def token_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
-    """A whole dialogue in the tokenizer's chat template: what TRL's RewardTrainer trains on."""
+    """The token ids of a whole dialogue in the tokenizer's chat template: what TRL's RewardTrainer trains on."""
     return all_token_ids(tokenizer, [messages])[0]
 
 
 def all_token_ids(tokenizer: Any, dialogues: Sequence[Sequence[Message]]) -> list[list[int]]:
-    """The same of several. Raises InputError where the template refuses one, for its system message for example."""
+    """The token ids of several whole dialogues (see token_ids).
+
+    Raises:
+        InputError: the chat template refuses a dialogue, for its system message for example.
+    """
     try:
         written = tokenizer.apply_chat_template([list(d) for d in dialogues], tokenize=True, return_dict=True)
     except TemplateError as error:
@@ -77,14 +81,16 @@ def all_token_ids(tokenizer: Any, dialogues: Sequence[Sequence[Message]]) -> lis
 
 
 def cut_by_turns(messages: Sequence[Message], tokenizer: Any, max_length: int) -> list[Message] | None:
-    """The dialogue without its oldest turns, as few as needed for at most `max_length` tokens; None where the last
-    human turn and the answer alone are longer.
+    """Removes the oldest turns of a dialogue, as few as needed for at most `max_length` tokens.
 
-    A turn is a human message with the answer to it; a system message stays. What is left begins with a human message.
+    A turn is a human message with the answer to it. A system message stays. The rest begins with a human message.
+
+    Returns:
+        The shorter dialogue, or None if the last human message and its answer alone are too long.
     """
-    kept = list(messages)
-    system = kept[:1] if kept and kept[0]["role"] == "system" else []
-    turns = kept[len(system) :]
+    dialogue = list(messages)
+    system = dialogue[:1] if dialogue and dialogue[0]["role"] == "system" else []
+    turns = dialogue[len(system) :]
     while len(token_ids(tokenizer, system + turns)) > max_length:
         starts = [i for i, m in enumerate(turns) if m["role"] == "user" and i > 0]
         if not starts:

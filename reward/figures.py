@@ -1,5 +1,6 @@
-"""Figures of a reward model's card: learning curve, calibration, length bias, the probe; saved by
-eval.views.figures.style.
+"""Figures of a reward model's card: learning curve, calibration, length bias and probe.
+
+eval.views.figures.style saves them.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ def _plain(axes: Axes, xlabel: str, ylabel: str = "") -> None:
 
 
 def _error(e: dict[str, Any], value: str = "value", low: str = "low", high: str = "high") -> list[list[float]]:
-    """Matplotlib's error bars of one value: [[below], [above]], of length 0 where there is no interval."""
+    """Matplotlib's error bars of one value, [[below], [above]]; of length 0 if there is no interval."""
     if e[low] is None:
         return [[0.0], [0.0]]
     return [[max(0.0, e[value] - e[low])], [max(0.0, e[high] - e[value])]]
 
 
 def learning_curve(curve: Sequence[dict[str, Any]], always_shorter: float | None) -> Figure:
-    """Held-out accuracy against training pairs (log axis); the rule that goes by length alone as a line."""
+    """Held-out accuracy against the number of training pairs (log axis). A line shows the rule of length alone."""
     figure, axes = plt.subplots(figsize=(5.2, 3.6))
     shown = [p for p in curve if p["accuracy"]["value"] is not None]
     axes.axhline(0.5, color=GREY, linestyle="--", linewidth=0.9, label="guessing")
@@ -70,7 +71,7 @@ def learning_curve(curve: Sequence[dict[str, Any]], always_shorter: float | None
 
 
 def reliability(calibration: dict[str, Any]) -> Figure:
-    """How often the preferred answer is the right one, against the probability that the model gives it."""
+    """Reliability diagram: how often the preferred answer is right, against the model's probability for it."""
     figure, axes = plt.subplots(figsize=(4.6, 4.3))
     axes.plot([0.5, 1], [0.5, 1], color=GREY, linestyle="--", linewidth=0.9, label="calibrated")
     bins = calibration["bins"]
@@ -92,11 +93,11 @@ def reliability(calibration: dict[str, Any]) -> Figure:
 
 
 def length_bias(run: dict[str, Any]) -> Figure:
-    """Accuracy by which answer is longer, and the rule that goes by length alone."""
-    found = [(run["accuracy"]["all"], "all held-out pairs", BLUE)]
-    found += [(run["length_bias"][key], name, BLUE) for key, name in LENGTHS]
-    found.append((run["length_bias"]["always_shorter"], "rule: shorter is better", ORANGE))
-    shown = [f for f in found if f[0]["value"] is not None]
+    """Accuracy by which answer is longer, and accuracy of the rule that uses length alone."""
+    rows = [(run["accuracy"]["all"], "all held-out pairs", BLUE)]
+    rows += [(run["length_bias"][key], name, BLUE) for key, name in LENGTHS]
+    rows.append((run["length_bias"]["always_shorter"], "rule: shorter is better", ORANGE))
+    shown = [f for f in rows if f[0]["value"] is not None]
     figure, axes = plt.subplots(figsize=(5.8, 0.45 * len(shown) + 1.3))
     axes.axvline(0.5, color=GREY, linestyle="--", linewidth=0.9)
     for y, (e, _, colour) in enumerate(shown):
@@ -111,29 +112,29 @@ def length_bias(run: dict[str, Any]) -> Figure:
 
 
 def probe(dimensions: Sequence[dict[str, Any]]) -> Figure:
-    """A forest plot: every group's gap with its interval, by dimension."""
+    """A forest plot of every group's gap with its interval, by dimension."""
     rows: list[tuple[str, dict[str, Any] | None]] = []
     for d in dimensions:
         rows += [(d["dimension"].replace("_", " "), None), *((g["group"], g) for g in d["groups"])]
     figure, axes = plt.subplots(figsize=(6.0, 0.19 * len(rows) + 1.0))
     axes.axvline(0.0, color=GREY, linestyle="--", linewidth=0.9)
-    far = 0.0
+    farthest = 0.0
     for y, (_, g) in enumerate(rows):
         if g is None:
             axes.axhspan(y - 0.5, y + 0.5, color="0.93", linewidth=0)
             continue
         if g["gap"] is None:
             continue
-        apart = g["low"] is not None and (g["low"] > 0 or g["high"] < 0)
+        excludes_zero = g["low"] is not None and (g["low"] > 0 or g["high"] < 0)
         style: dict[str, Any] = POINT | {"markersize": 4, "capsize": 0}
-        axes.errorbar(g["gap"], y, xerr=_error(g, "gap"), color=BLUE if apart else GREY, **style)
-        far = max([far, *(abs(g[n]) for n in ("gap", "low", "high") if g[n] is not None)])
+        axes.errorbar(g["gap"], y, xerr=_error(g, "gap"), color=BLUE if excludes_zero else GREY, **style)
+        farthest = max([farthest, *(abs(g[n]) for n in ("gap", "low", "high") if g[n] is not None)])
     axes.set_yticks(range(len(rows)), [name for name, _ in rows])
     for label, (_, g) in zip(axes.get_yticklabels(), rows, strict=True):
         label.set_fontweight("bold" if g is None else "normal")
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    if far and math.isfinite(far):
-        axes.set_xlim(-1.08 * far, 1.08 * far)
+    if farthest and math.isfinite(farthest):
+        axes.set_xlim(-1.08 * farthest, 1.08 * farthest)
     _plain(axes, "score of the group's version less the mean of all groups' (reward units)")
     axes.tick_params(axis="y", labelsize=7.5, length=0)
     axes.spines["left"].set_visible(False)

@@ -1,15 +1,16 @@
-"""A row of a preference data set -> a pair, by the columns that it has.
+"""Turns a row of a preference data set into a pair. The row's columns decide the form.
 
 chosen, rejected                       texts as HH-RLHF writes them, "\\n\\nHuman: ...\\n\\nAssistant: ..." (Bai et al.
                                        2022)
 chosen, rejected                       lists of messages, whole dialogues that differ in the last answer
-prompt, chosen, rejected               the prompt a text or messages; the others answers (texts or messages) or whole
-                                       dialogues that begin with it (UltraFeedback-binarized, Tunstall et al. 2023)
-prompt, response_0, response_1, and    PKU-SafeRLHF (Ji et al. 2024): better_response_id (the more helpful one) and
-better_/safer_response_id              safer_response_id (the more harmless one) are two labels; the caller says which
+prompt, chosen, rejected               the prompt is a text or messages; the others are answers (texts or messages) or
+                                       whole dialogues that begin with it (UltraFeedback-binarized, Tunstall et al.
+                                       2023)
+prompt, response_0, response_1, and    PKU-SafeRLHF (Ji et al. 2024) has two labels: better_response_id (the more
+better_/safer_response_id              helpful answer) and safer_response_id (the more harmless one); the caller chooses
 
-score_chosen and score_rejected (also chosen_score, chosen-rating ...), where a row has them, must say the same as the
-order: equal scores are no preference. A system column becomes a system message. Everything else is passed over.
+If a row has score_chosen and score_rejected (or chosen_score, chosen-rating ...), they must agree with the order: equal
+scores are no preference. A system column becomes a system message. All other columns are ignored.
 """
 
 from __future__ import annotations
@@ -36,35 +37,39 @@ KNOWN_FORMS = (
 )
 
 
-class NoPair(Exception):
-    """A row is no pair; the text is the reason, the same for all rows of its kind, by which they are counted."""
+class InvalidPairError(Exception):
+    """A row is not a pair. The text is the reason; rows of one kind share it, and are counted by it."""
 
 
 def has_known_form(row: object) -> bool:
-    """Whether the row has the columns of one of the forms above, whatever they hold."""
+    """Whether the row has the columns of one of the forms above, whatever their content."""
     return isinstance(row, Mapping) and ({"chosen", "rejected"} <= row.keys() or _is_two_responses(row))
 
 
-def pair_of(row: object, subset: str, where: str, label: str = "better") -> Pair:
-    """The pair that a row holds; its own "subset" column, where it has one, goes before `subset`.
+def parse_pair(row: object, subset: str, where: str, label: str = "better") -> Pair:
+    """The pair in a row. The row's own "subset" column, if there is one, takes precedence over `subset`.
 
-    label: "better" or "safer", which label decides where a row has both (PKU-SafeRLHF). Raises NoPair.
+    Args:
+        label: "better" or "safer", the label that decides if a row has both (PKU-SafeRLHF).
+
+    Raises:
+        InvalidPairError: the row is not a pair.
     """
     if not isinstance(row, Mapping):
-        raise NoPair("not an object with columns")
+        raise InvalidPairError("not an object with columns")
     if not has_known_form(row):
-        raise NoPair("columns of no known form")
-    own = row.get("subset")
-    subset = own if isinstance(own, str) and own.strip() else subset
+        raise InvalidPairError("columns of no known form")
+    row_subset = row.get("subset")
+    subset = row_subset if isinstance(row_subset, str) and row_subset.strip() else subset
     prompt, chosen, rejected = _two_responses(row, label) if _is_two_responses(row) else _chosen_rejected(row)
     _check_scores(row)
     if prompt and prompt[0]["role"] != "system":
         prompt = _system(row) + prompt
     _check_prompt(prompt)
     if not chosen.strip() or not rejected.strip():
-        raise NoPair("an empty answer")
+        raise InvalidPairError("an empty answer")
     if chosen.strip() == rejected.strip():
-        raise NoPair("chosen equals rejected")
+        raise InvalidPairError("chosen equals rejected")
     answers = [[{"role": "assistant", "content": text}] for text in (chosen, rejected)]
     return Pair(prompt, answers[0], answers[1], subset, where)
 
@@ -77,14 +82,14 @@ def _two_responses(row: Mapping[Any, Any], label: str) -> tuple[list[Message], s
     column = f"{label}_response_id"
     best = row.get(column)
     if best is None:
-        raise NoPair(f"no {column}")
+        raise InvalidPairError(f"no {column}")
     if isinstance(best, bool) or best not in (0, 1):
-        raise NoPair(f"{column} is neither 0 nor 1: no preference")
+        raise InvalidPairError(f"{column} is neither 0 nor 1: no preference")
     responses = [row["response_0"], row["response_1"]]
     if not all(isinstance(text, str) for text in responses):
-        raise NoPair("response_0 or response_1 is no text")
+        raise InvalidPairError("response_0 or response_1 is no text")
     if not isinstance(row["prompt"], str):
-        raise NoPair("prompt is no text")
+        raise InvalidPairError("prompt is no text")
     return [{"role": "user", "content": row["prompt"]}], responses[int(best)], responses[1 - int(best)]
 
 
@@ -92,15 +97,15 @@ def _chosen_rejected(row: Mapping[Any, Any]) -> tuple[list[Message], str, str]:
     chosen, rejected, prompt = row["chosen"], row["rejected"], row.get("prompt")
     for name in ("chosen", "rejected"):
         if not isinstance(row[name], str | list):
-            raise NoPair(f"{name} is neither a text nor messages")
+            raise InvalidPairError(f"{name} is neither a text nor messages")
     if prompt is not None and not isinstance(prompt, str | list):
-        raise NoPair("prompt is neither a text nor messages")
+        raise InvalidPairError("prompt is neither a text nor messages")
     if prompt is None and isinstance(chosen, str) and isinstance(rejected, str):
         return _common_prompt(_hh_dialogue(chosen), _hh_dialogue(rejected))
     if isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str):
         if _is_hh_text(prompt) and _is_hh_text(chosen) and _is_hh_text(rejected):
-            if not all(_squeezed(text).startswith(_squeezed(prompt)) for text in (chosen, rejected)):
-                raise NoPair("chosen or rejected does not begin with the prompt")
+            if not all(_single_spaced(text).startswith(_single_spaced(prompt)) for text in (chosen, rejected)):
+                raise InvalidPairError("chosen or rejected does not begin with the prompt")
             return _common_prompt(_hh_dialogue(chosen), _hh_dialogue(rejected))
         return _prompt_messages(prompt), chosen, rejected
     if prompt is None or not isinstance(prompt, list):
@@ -108,15 +113,15 @@ def _chosen_rejected(row: Mapping[Any, Any]) -> tuple[list[Message], str, str]:
         if isinstance(prompt, str) and all(len(d) == 1 for d in dialogues):
             return _prompt_messages(prompt), _answer(dialogues[0]), _answer(dialogues[1])
         common = _common_prompt(*dialogues)
-        if isinstance(prompt, str) and _squeezed(prompt) not in [_squeezed(m["content"]) for m in common[0]]:
-            raise NoPair("prompt is not in the dialogue")
+        if isinstance(prompt, str) and _single_spaced(prompt) not in [_single_spaced(m["content"]) for m in common[0]]:
+            raise InvalidPairError("prompt is not in the dialogue")
         return common
     messages = _messages(prompt)
-    return messages, _answer(_after(chosen, messages)), _answer(_after(rejected, messages))
+    return messages, _answer(_following(chosen, messages)), _answer(_following(rejected, messages))
 
 
-def _after(value: object, prompt: list[Message]) -> list[Message]:
-    """What follows the prompt in a text (an answer) or a list of messages (the answer, or the whole dialogue)."""
+def _following(value: object, prompt: list[Message]) -> list[Message]:
+    """The messages after the prompt. value: a text (an answer) or messages (the answer, or the whole dialogue)."""
     if isinstance(value, str):
         return [{"role": "assistant", "content": value}]
     messages = _messages(value)
@@ -125,25 +130,25 @@ def _after(value: object, prompt: list[Message]) -> list[Message]:
 
 def _answer(messages: list[Message]) -> str:
     if not messages:
-        raise NoPair("an empty answer")
+        raise InvalidPairError("an empty answer")
     if len(messages) > 1 and messages[0]["role"] != "assistant":
-        raise NoPair("chosen or rejected does not begin with the prompt")
+        raise InvalidPairError("chosen or rejected does not begin with the prompt")
     if len(messages) > 1:
-        raise NoPair("chosen and rejected differ before the last answer")
+        raise InvalidPairError("chosen and rejected differ before the last answer")
     if messages[0]["role"] != "assistant":
-        raise NoPair("a dialogue that does not end with the assistant")
+        raise InvalidPairError("a dialogue that does not end with the assistant")
     return messages[0]["content"]
 
 
 def _common_prompt(chosen: list[Message], rejected: list[Message]) -> tuple[list[Message], str, str]:
     for dialogue in (chosen, rejected):
         if not dialogue:
-            raise NoPair("an empty dialogue")
+            raise InvalidPairError("an empty dialogue")
         if dialogue[-1]["role"] != "assistant":
-            raise NoPair("a dialogue that does not end with the assistant")
+            raise InvalidPairError("a dialogue that does not end with the assistant")
         _check_alternates(dialogue[:-1])
     if chosen[:-1] != rejected[:-1]:
-        raise NoPair("chosen and rejected differ before the last answer")
+        raise InvalidPairError("chosen and rejected differ before the last answer")
     return chosen[:-1], chosen[-1]["content"], rejected[-1]["content"]
 
 
@@ -152,15 +157,15 @@ def _is_hh_text(text: str) -> bool:
 
 
 def _hh_dialogue(text: str) -> list[Message]:
-    """HH-RLHF's text as messages, without the white space around each."""
+    """Parses HH-RLHF's text into messages; strips the white space around each."""
     if not _is_hh_text(text):
-        raise NoPair("a text that does not begin with 'Human:', and no prompt beside it")
+        raise InvalidPairError("a text that does not begin with 'Human:', and no prompt beside it")
     parts = TURN.split("\n\n" + text.lstrip())
     return [{"role": ROLES[parts[i]], "content": parts[i + 1].strip()} for i in range(1, len(parts), 2)]
 
 
 def _prompt_messages(prompt: str) -> list[Message]:
-    """A prompt's text: HH-RLHF's form with or without the last 'Assistant:', else one human message."""
+    """Parses a prompt's text: HH-RLHF's form with or without the last 'Assistant:', otherwise one human message."""
     if not _is_hh_text(prompt):
         return [{"role": "user", "content": prompt}]
     messages = _hh_dialogue(prompt)
@@ -168,14 +173,14 @@ def _prompt_messages(prompt: str) -> list[Message]:
 
 
 def _messages(value: object) -> list[Message]:
-    """Role and content of each message; other keys, which data sets have, are left."""
+    """Role and content of each message; other keys that data sets have are dropped."""
     if not isinstance(value, list):
-        raise NoPair("of chosen and rejected one is a text, the other messages")
+        raise InvalidPairError("of chosen and rejected one is a text, the other messages")
     for message in value:
         if not isinstance(message, Mapping) or not isinstance(message.get("content"), str):
-            raise NoPair("a message without a text as its content")
+            raise InvalidPairError("a message without a text as its content")
         if message.get("role") not in ("system", "user", "assistant"):
-            raise NoPair("a message whose role is not system, user or assistant")
+            raise InvalidPairError("a message whose role is not system, user or assistant")
     return [{"role": m["role"], "content": m["content"]} for m in value]
 
 
@@ -191,27 +196,27 @@ def _check_scores(row: Mapping[Any, Any]) -> None:
             continue
         for name, score in zip(names, scores, strict=True):
             if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
-                raise NoPair(f"{name} is not a number")
+                raise InvalidPairError(f"{name} is not a number")
         if scores[0] == scores[1]:
-            raise NoPair(f"{names[0]} equals {names[1]}: no preference")
+            raise InvalidPairError(f"{names[0]} equals {names[1]}: no preference")
         if scores[0] < scores[1]:
-            raise NoPair(f"{names[0]} is below {names[1]}")
+            raise InvalidPairError(f"{names[0]} is below {names[1]}")
 
 
 def _check_alternates(prompt: list[Message]) -> None:
     roles = [m["role"] for m in prompt]
     turns = roles[1:] if roles[:1] == ["system"] else roles
     if turns != [("user", "assistant")[i % 2] for i in range(len(turns))] or len(turns) % 2 == 0:
-        raise NoPair("a dialogue that does not alternate from user to assistant")
+        raise InvalidPairError("a dialogue that does not alternate from user to assistant")
 
 
 def _check_prompt(prompt: list[Message]) -> None:
     if not prompt or not prompt[-1]["content"].strip():
-        raise NoPair("an empty prompt")
+        raise InvalidPairError("an empty prompt")
     _check_alternates(prompt)
     if not all(m["content"].strip() for m in prompt):
-        raise NoPair("an empty message in the prompt")
+        raise InvalidPairError("an empty message in the prompt")
 
 
-def _squeezed(text: str) -> str:
+def _single_spaced(text: str) -> str:
     return " ".join(text.split())

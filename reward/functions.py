@@ -1,16 +1,16 @@
-"""What an RL trainer optimises: learned rewards and penalties, each a reward function of TRL's own, logged apart.
+"""The reward that an RL trainer optimises: learned rewards and penalties, each a TRL reward function with its own log.
 
-reward of an answer = sum over parts of weight x part; the parts:
+The reward of an answer is the sum over parts of weight x part. The parts are:
 
 - each entry of reward_model: the reward model's score. Members joined by "+" form an ensemble: mean - ensemble_penalty
   x standard deviation between the members (with divisor k for k members). Coste et al. 2024, "Reward Model Ensembles
   Help Mitigate Overoptimization", subtract the variance (their UWO); its root keeps the unit of the reward;
 - cut_off: -cut_off_penalty for an answer that ends at max_completion_length instead of an end token. The reward model
-  reads decoded text, put into its own template, and cannot tell;
+  cannot see this: it reads decoded text, put into its own template;
 - length: -length_penalty for every token beyond length_penalty_from.
 
-TRL logs rewards/PART/mean and /std. What is only watched (reward.detectors, an ensemble's spread) is logged as
-observed/NAME and leaves training as it is.
+TRL logs rewards/PART/mean and /std. Measures that do not change training (reward.detectors, an ensemble's spread) are
+logged as observed/NAME.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ RewardFunction = Callable[..., list[float]]
 
 @dataclass
 class RewardOptions:
-    """What is optimised; the fields that all RL trainers share, beside reward_weights of TRL's configuration."""
+    """The options of the reward, shared by all RL trainers. TRL's configuration adds reward_weights."""
 
     reward_model: list[str] = field(
         default_factory=list,
@@ -80,7 +80,7 @@ class RewardOptions:
 
 
 class Rewards(NamedTuple):
-    """What a TRL trainer is given: reward_funcs, and reward_weights for its configuration; names as they are logged."""
+    """Arguments for a TRL trainer: reward_funcs, its configuration's reward_weights, and the names in its log."""
 
     functions: list[RewardFunction]
     weights: list[float]
@@ -88,12 +88,18 @@ class Rewards(NamedTuple):
 
 
 def check_rewards(options: RewardOptions, config: Any) -> list[dict[str, Any]]:
-    """The parts of the reward, as they are recorded, checked without reading a model's weights into memory.
+    """Checks the parts of the reward and describes them for the records. Loads no model weights.
 
-    config: TRL's, of which reward_weights (one per entry of reward_model), max_completion_length and
-    mask_truncated_completions count. Each part has name, weight, and either penalty, or ensemble_penalty and members
-    (reward_model, commit, weights, mean and std: a score s counts as (s - mean) / std). Raises InputError for anything
-    that does not fit.
+    Args:
+        config: TRL's, of which reward_weights (one per entry of reward_model), max_completion_length and
+            mask_truncated_completions are read.
+
+    Returns:
+        The parts. Each has name, weight, and either penalty, or ensemble_penalty and members (reward_model, commit,
+        weights, mean and std: a score s counts as (s - mean) / std).
+
+    Raises:
+        InputError: an option does not fit the others or the reward models.
     """
     entries = [_members(entry) for entry in options.reward_model]
     weights = _weights(config.reward_weights, options.reward_model)
@@ -101,17 +107,17 @@ def check_rewards(options: RewardOptions, config: Any) -> list[dict[str, Any]]:
     if standardise is None:
         standardise = sum(map(len, entries)) > 1
     _check_penalties(options, config)
-    taken = [CUT_OFF, LENGTH]
+    used_names = [CUT_OFF, LENGTH]
     parts: list[dict[str, Any]] = []
     for members, weight in zip(entries, weights, strict=True):
-        described = [_described(path, standardise) for path in members]
-        _check_different(described)
-        taken.append(_name(members, taken))
+        member_records = [_member_record(path, standardise) for path in members]
+        _check_different(member_records)
+        used_names.append(_name(members, used_names))
         parts.append(
             {
-                "name": taken[-1],
+                "name": used_names[-1],
                 "weight": weight,
-                "members": described,
+                "members": member_records,
                 "ensemble_penalty": options.ensemble_penalty if len(members) > 1 else None,
             }
         )
@@ -124,10 +130,13 @@ def check_rewards(options: RewardOptions, config: Any) -> list[dict[str, Any]]:
 
 
 def build_rewards(parts: list[dict[str, Any]], device: str, end_ids: Sequence[int], dtype: str = "auto") -> Rewards:
-    """The reward functions of check_rewards' parts, the reward models loaded on `device`.
+    """Builds the reward functions of the parts that check_rewards returned; loads the reward models on `device`.
 
-    end_ids: the tokens that end an answer of the policy (end_token_ids). Raises InputError for a reward model that
-    load_reward_model refuses.
+    Args:
+        end_ids: the tokens that end an answer of the policy (see end_token_ids).
+
+    Raises:
+        InputError: load_reward_model refuses a reward model.
     """
     functions: list[RewardFunction] = []
     for part in parts:
@@ -143,26 +152,24 @@ def build_rewards(parts: list[dict[str, Any]], device: str, end_ids: Sequence[in
 
 
 def end_token_ids(model: str, revision: str | None, tokenizer: Any) -> list[int]:
-    """The tokens at which TRL ends an answer of the policy: its generation config's, and its tokenizer's. They are none
-    where neither names one.
-    """
+    """The tokens at which TRL ends an answer of the policy: its generation config's and its tokenizer's, if any."""
     from transformers import AutoConfig, GenerationConfig
 
     try:
-        found: Any = GenerationConfig.from_pretrained(model, revision=revision or "main").eos_token_id
-    except OSError:  # no generation_config.json: transformers makes one of the model's configuration
+        eos_token_id: Any = GenerationConfig.from_pretrained(model, revision=revision or "main").eos_token_id
+    except OSError:  # no generation_config.json: transformers makes one from the model's configuration
         config = AutoConfig.from_pretrained(model, revision=revision)
-        found = GenerationConfig.from_model_config(config).eos_token_id
-    listed = found if isinstance(found, list) else [found]
+        eos_token_id = GenerationConfig.from_model_config(config).eos_token_id
+    listed = eos_token_id if isinstance(eos_token_id, list) else [eos_token_id]
     ids: list[int] = [i for i in dict.fromkeys([tokenizer.eos_token_id, *listed]) if i is not None]
     return ids
 
 
 class LearnedReward:
-    """A reward model's score, or an ensemble's mean - penalty x spread."""
+    """A reward model's score, or an ensemble's mean - penalty x standard deviation."""
 
     def __init__(self, part: dict[str, Any], models: list[RewardModel]) -> None:
-        self.__name__ = part["name"]  # what TRL logs it by
+        self.__name__ = part["name"]  # its name in TRL's log
         self.models = models
         self.scales = [(m["mean"], m["std"]) for m in part["members"]]
         self.penalty = part["ensemble_penalty"]
@@ -174,7 +181,7 @@ class LearnedReward:
         log_metric: Callable[[str, float], None] | None = None,
         **_: Any,
     ) -> list[float]:
-        """One reward per answer. Raises InputError for a score that is not a finite number."""
+        """One reward per answer. Raises InputError if a score is not a finite number."""
         dialogues = [[*prompt, *answer] for prompt, answer in zip(prompts, completions, strict=True)]
         scores_KN = np.stack(
             [(m.scores(dialogues) - mean) / std for m, (mean, std) in zip(self.models, self.scales, strict=True)]
@@ -189,7 +196,7 @@ class LearnedReward:
 
 
 class CutOffPenalty:
-    """-penalty for an answer that does not end with an end token; TRL leaves the end token in completion_ids."""
+    """-penalty for an answer that does not end with an end token; TRL keeps the end token in completion_ids."""
 
     def __init__(self, penalty: float, end_ids: Sequence[int]) -> None:
         self.__name__ = CUT_OFF
@@ -201,7 +208,7 @@ class CutOffPenalty:
 
 
 class LengthPenalty:
-    """-penalty for every token of an answer beyond `from_tokens`, the end token counted."""
+    """-penalty for every token of an answer beyond `from_tokens`; the end token counts."""
 
     def __init__(self, penalty: float, from_tokens: int) -> None:
         self.__name__ = LENGTH
@@ -213,9 +220,9 @@ class LengthPenalty:
 
 
 class Observed:
-    """A reward function that also logs reward.detectors' OBSERVABLES of the answers; its rewards are not changed.
+    """Wraps a reward function and also logs the OBSERVABLES of reward.detectors; the rewards stay the same.
 
-    latest: (prompts, answers) that it was last called with, for those who want to see them.
+    latest: (prompts, answers) of the last call, for callbacks that show them.
     """
 
     def __init__(self, function: RewardFunction, end_ids: Sequence[int]) -> None:
@@ -236,7 +243,7 @@ class Observed:
 
 
 def up_to_end(ids: list[int], end_ids: Container[int]) -> list[int]:
-    """The answer up to its end token, which stays, without what was padded after it."""
+    """The answer up to and including its end token, without the padding after it."""
     for i, token in enumerate(ids):
         if token in end_ids:
             return ids[: i + 1]
@@ -249,16 +256,16 @@ def is_finished(ids: Sequence[int], end_ids: frozenset[int]) -> bool:
 
 
 def _members(entry: str) -> list[str]:
-    """The reward models of an entry: 'a+b' -> ['a', 'b'], but for a path that is there with a + in its name."""
+    """The reward models of an entry: 'a+b' -> ['a', 'b']. An existing path with a + in its name stays whole."""
     members = [entry] if Path(entry).exists() else entry.split("+")
     if not all(member.strip() for member in members):
         raise InputError(f"reward_model '{entry}' has an empty name; an ensemble is written a+b, without spaces")
     return members
 
 
-def _weights(given: list[float] | None, entries: list[str]) -> list[float]:
-    """One weight per entry of reward_model; 1 each where none is given."""
-    weights = [1.0] * len(entries) if given is None else [float(weight) for weight in given]
+def _weights(requested: list[float] | None, entries: list[str]) -> list[float]:
+    """One weight per entry of reward_model; 1 each if none is requested."""
+    weights = [1.0] * len(entries) if requested is None else [float(weight) for weight in requested]
     if len(weights) != len(entries):
         raise InputError(
             f"reward_weights has {len(weights)} values and reward_model {len(entries)} entries; give one weight per "
@@ -271,7 +278,7 @@ def _weights(given: list[float] | None, entries: list[str]) -> list[float]:
 
 
 def _check_penalties(options: RewardOptions, config: Any) -> None:
-    """InputError for a penalty that could not act in this run."""
+    """Raises InputError for a penalty that cannot act in this run."""
     if options.cut_off_penalty and config.mask_truncated_completions:
         raise InputError(
             f"cut_off_penalty {options.cut_off_penalty} cannot act while mask_truncated_completions takes cut-off "
@@ -285,8 +292,8 @@ def _check_penalties(options: RewardOptions, config: Any) -> None:
         )
 
 
-def _described(path: str, standardise: bool) -> dict[str, Any]:
-    """A reward model as it is recorded, pinned to a commit where it is a hub id."""
+def _member_record(path: str, standardise: bool) -> dict[str, Any]:
+    """The record of a reward model; a hub id is pinned to a commit."""
     commit = commit_of(path) if is_hub_id(path) else None
     check_reward_model(path, commit)
     mean, std = _scale(path) if standardise else (0.0, 1.0)
@@ -295,7 +302,7 @@ def _described(path: str, standardise: bool) -> dict[str, Any]:
 
 
 def _scale(path: str) -> tuple[float, float]:
-    """Mean and standard deviation of the reward model's scores of held-out answers, from its description."""
+    """Mean and standard deviation of the reward model's scores of held-out answers, from its description file."""
     description = (read_json(Path(path) / DESCRIPTION) or {}) if Path(path).is_dir() else {}
     mean, std = description.get("score_mean"), description.get("score_std")
     if mean is None or std is None:
@@ -313,26 +320,26 @@ def _scale(path: str) -> tuple[float, float]:
 
 
 def _check_different(members: list[dict[str, Any]]) -> None:
-    """InputError where two members of an ensemble are the same reward model: their spread would mean nothing."""
-    seen: dict[str, str] = {}
+    """Raises InputError if two members of an ensemble are the same reward model: their spread would mean nothing."""
+    path_by_weights: dict[str, str] = {}
     for member in members:
-        if other := seen.get(member["weights"]):
+        if other := path_by_weights.get(member["weights"]):
             raise InputError(
                 f"the ensemble's members {other} and {member['reward_model']} have the same weights; an ensemble needs "
                 "reward models that were trained apart, with other seeds for example"
             )
-        seen[member["weights"]] = member["reward_model"]
+        path_by_weights[member["weights"]] = member["reward_model"]
 
 
-def _name(members: list[str], taken: list[str]) -> str:
-    """A short name for the logs: the folder's, or of a folder called 'model' its parent's (runs/x/reward/model ->
-    'reward'), with '-ensemble' for several members, and a number where another part is called so already.
+def _name(members: list[str], used_names: list[str]) -> str:
+    """A short name for the logs: the folder's, or its parent's if the folder is called 'model' (runs/x/reward/model ->
+    'reward'); with '-ensemble' for several members, and a number if another part has the name.
     """
     path = Path(members[0]).absolute()
     name = (path.parent.name if path.name == "model" else path.name) or path.name
     name += "-ensemble" if len(members) > 1 else ""
     number = 2
     unique = name
-    while unique in taken:
+    while unique in used_names:
         unique, number = f"{name}-{number}", number + 1
     return unique

@@ -1,20 +1,20 @@
-"""Does a reward model distinguish between groups: gaps with intervals, and tests that allow for many comparisons.
+"""Does a reward model distinguish between groups? Gaps with intervals, and tests corrected for many comparisons.
 
-A group's gap is the mean over templates of the score of its version less the mean score of all groups' versions; the
+A group's gap is the score of its version minus the mean score of all groups' versions, averaged over templates; the
 gaps of a dimension add up to 0. Intervals and p-values come from the bootstrap over templates (eval.stats.bootstrap).
 
-spread is the largest gap between two groups of a dimension, a maximum of many. Its p-value is a permutation test:
-where a reward model does not distinguish, the scores of a template may as well belong to its groups in any order, so
-spread is compared with its values after the groups were shuffled within each template (Fisher's randomisation test,
-as in Ernst 2004, "Permutation Methods: A Basis for Exact Inference"). It holds for whichever two groups are furthest
-apart. spread's interval is simultaneous for all pairs in the same sense: from the bootstrap's 95% quantile of the
-largest deviation of any pair. A second test, kinds_p_value, asks whether the groups differ within any kind of template,
-which can be so where gaps of opposite signs (praise, blame) cancel each other in the mean. Both are corrected by Holm
-over the dimensions, the groups' p-values by Holm within their dimension.
+spread is the largest gap between two groups of a dimension, a maximum of many. Its p-value is a permutation test. If a
+reward model does not distinguish, the scores of a template may belong to its groups in any order. So spread is compared
+with its values after shuffling the groups within each template (Fisher's randomisation test, as in Ernst 2004,
+"Permutation Methods: A Basis for Exact Inference"). The test holds for whichever two groups differ most. spread's
+interval is simultaneous for all pairs in the same sense: it uses the bootstrap's 95% quantile of the largest deviation
+of any pair. A second test, kinds_p_value, checks whether the groups differ within any kind of template; they may,
+while gaps of opposite signs (praise, blame) cancel in the mean. Holm's method corrects both over the dimensions, and
+the groups' p-values within their dimension.
 
-A gap is a preference for these names of a group in these sentences: their length and how common they are play a part,
-so other names of the same group may give another one. Each group has several wordings for that reason; the gaps of the
-single wordings are told, and in how many of them the preference is the same.
+A gap is a preference for these names of a group in these sentences. Length and frequency of the names play a part, so
+other names of the same group may have another gap. That is why each group has several wordings: the result has the gap
+of every wording, and in how many of them the preference is the same.
 """
 
 from __future__ import annotations
@@ -43,36 +43,43 @@ from reward.templates import KINDS, Version
 N_PERMUTATIONS = 10_000
 ALPHA = 1 - LEVEL
 RESOLUTION = 1e-5
-"""Differences within templates are rounding where the largest is below this share of the scores' standard deviation."""
+"""Differences within templates count as rounding if the largest is below this share of the scores' standard
+deviation.
+"""
 
 
 def measure(
     versions: Sequence[Version], scores: np.ndarray, seed: int,
     resamples: int = N_RESAMPLES, permutations: int = N_PERMUTATIONS,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """An entry for each dimension, from the scores (N,) of N versions in the order of reward.templates.versions.
+    """Measures each dimension.
 
-    Keys: dimension, n_templates, n_wordings, groups, most and least (the groups furthest apart), spread with low and
-    high (reward units), spread_sd, preference, wins, wordings_won, p_value, p_holm, kinds_p_value, kinds_p_holm,
-    finding. None stands for what is undefined.
+    Args:
+        versions: N versions in the order of reward.templates.versions.
+        scores: (N,) their scores, in reward units.
+
+    Returns:
+        An entry for each dimension. Keys: dimension, n_templates, n_wordings, groups, most and least (the groups that
+        differ most), spread with low and high (reward units), spread_sd, preference, wins, wordings_won, p_value,
+        p_holm, kinds_p_value, kinds_p_holm, finding. An undefined value is None.
     """
     bootstrap, sd = Bootstrap(seed, resamples), deviation(scores)
-    found, start = [], 0
-    for _, asked in groupby(versions, key=lambda v: v.dimension):
-        mine = list(asked)
-        of_mine = np.asarray(scores[start : start + len(mine)], dtype=float)
-        found.append(_dimension(mine, of_mine, sd, bootstrap, seed, permutations))
-        start += len(mine)
+    entries, start = [], 0
+    for _, dimension_versions in groupby(versions, key=lambda v: v.dimension):
+        of_dimension = list(dimension_versions)
+        dimension_scores = np.asarray(scores[start : start + len(of_dimension)], dtype=float)
+        entries.append(_dimension(of_dimension, dimension_scores, sd, bootstrap, seed, permutations))
+        start += len(of_dimension)
     for name in ("p", "kinds_p"):
-        for entry, corrected in zip(found, holm([e[f"{name}_value"] for e in found]), strict=True):
+        for entry, corrected in zip(entries, holm([e[f"{name}_value"] for e in entries]), strict=True):
             entry[f"{name}_holm"] = corrected
-    for entry in found:
+    for entry in entries:
         entry["finding"] = finding(entry)
-    return found
+    return entries
 
 
 def deviation(scores: np.ndarray) -> float:
-    """The standard deviation of scores (N,); of equal ones exactly 0."""
+    """The standard deviation of scores (N,); exactly 0 if all are equal."""
     return float(np.std(scores - scores[0]))
 
 
@@ -82,7 +89,7 @@ def _dimension(
     templates = list(dict.fromkeys(v.template for v in versions))
     groups = list(dict.fromkeys(v.group for v in versions))
     shape = (len(templates), len(groups), -1)
-    # to the first group's score, so that equal scores differ by exactly 0
+    # relative to the first group's score, so that equal scores differ by exactly 0
     relative_TGW = scores.reshape(shape)
     relative_TGW = relative_TGW - relative_TGW[:, :1]
     if np.abs(relative_TGW).max() <= RESOLUTION * sd:
@@ -95,16 +102,16 @@ def _dimension(
     most, least = int(np.argmax(values)), int(np.argmin(values))
     spread = float(values[most] - values[least])
     half = _half_width(deviations_RG, len(templates))
-    apart_T = gaps_TGW[:, most].mean(axis=1) - gaps_TGW[:, least].mean(axis=1)
+    differences_T = gaps_TGW[:, most].mean(axis=1) - gaps_TGW[:, least].mean(axis=1)
     p_value, kinds_p_value = permutation_tests(relative_TGW.mean(axis=2), kinds_T, seed, permutations)
     by_wording_WG = np.array([_of_wording(gaps_TGW, wordings_TGW == w) for w in np.unique(wordings_TGW)])
     names = {(v.group, v.wording): v.name.one for v in versions}
-    used = [int(w) for w in np.unique(wordings_TGW)]
+    wordings = [int(w) for w in np.unique(wordings_TGW)]
     entries = [
         {
-            **_told(group, estimate, sd),
+            **_group_entry(group, estimate, sd),
             "kinds": {k: float(gaps_TGW[kinds_T == k, g].mean()) for k in KINDS if k in kinds_T},
-            "wordings": {names[group, w]: float(by_wording_WG[k, g]) for k, w in enumerate(used)},
+            "wordings": {names[group, w]: float(by_wording_WG[k, g]) for k, w in enumerate(wordings)},
         }
         for g, (group, estimate) in enumerate(zip(groups, estimates, strict=True))
     ]
@@ -114,7 +121,7 @@ def _dimension(
     return {
         "dimension": versions[0].dimension,
         "n_templates": len(templates),
-        "n_wordings": len(used),
+        "n_wordings": len(wordings),
         "groups": entries,
         "most": groups[most],
         "least": groups[least],
@@ -123,14 +130,14 @@ def _dimension(
         "high": None if half is None else spread + half,
         "spread_sd": spread / sd if sd else None,
         "preference": float(special.expit(spread)),
-        "wins": float(np.mean(apart_T > 0) + np.mean(apart_T == 0) / 2),
+        "wins": float(np.mean(differences_T > 0) + np.mean(differences_T == 0) / 2),
         "wordings_won": int(np.sum(by_wording_WG[:, most] > by_wording_WG[:, least])),
         "p_value": p_value,
         "kinds_p_value": kinds_p_value,
     }
 
 
-def _told(group: str, e: Estimate, sd: float) -> dict[str, Any]:
+def _group_entry(group: str, e: Estimate, sd: float) -> dict[str, Any]:
     return {
         "group": group, "gap": e.value, "low": e.low, "high": e.high,
         "gap_sd": e.value / sd if sd and e.value is not None else None, "p_value": e.p_value, "p_holm": None,
@@ -146,7 +153,7 @@ def _of_wording(gaps_TGW: np.ndarray, chosen_TGW: np.ndarray) -> np.ndarray:
 def _estimates(
     relative_TG: np.ndarray, groups: list[str], templates: list[str], bootstrap: Bootstrap
 ) -> tuple[list[Estimate], np.ndarray]:
-    """Each group's gap, and how far the gaps are off in the resamples, (R, G)."""
+    """Each group's gap, and the deviations of the gaps in the resamples, (R, G)."""
 
     def quantity(name: str, values_T: np.ndarray) -> Quantity:
         return Quantity(name, tabulate(values_T[:, None], templates), mean_of(1), len(values_T), "")
@@ -159,8 +166,9 @@ def _estimates(
 
 
 def _half_width(deviations_RG: np.ndarray, templates: int) -> float | None:
-    """Half the width of the simultaneous interval, widened for few templates as eval.stats.bootstrap does; None for
-    few.
+    """Half the width of the simultaneous interval, widened for few templates as in eval.stats.bootstrap.
+
+    None if there are fewer than MIN_CLUSTERS templates.
     """
     if templates < MIN_CLUSTERS:
         return None
@@ -171,10 +179,13 @@ def _half_width(deviations_RG: np.ndarray, templates: int) -> float | None:
 
 
 def permutation_tests(relative_TG: np.ndarray, kinds_T: np.ndarray, seed: int, n: int) -> tuple[float, float]:
-    """p-values of (spread, differences within any kind) from `n` shuffles of the groups within each template.
+    """p-values from `n` shuffles of the groups within each template.
 
-    The statistics are the range of the groups' means, and the sum over kinds of their templates times the sum of the
-    groups' squared gaps. The data's own order counts as one shuffle, so that the smallest value is 1 / (n + 1).
+    The statistics are the range of the groups' means, and the sum over kinds of their number of templates times the sum
+    of the groups' squared gaps. The order in the data counts as one shuffle, so the smallest p-value is 1 / (n + 1).
+
+    Returns:
+        The p-values of (spread, differences within any kind).
     """
     rng = np.random.default_rng(seed)
     of_kind = [kinds_T == k for k in np.unique(kinds_T)]
@@ -195,20 +206,23 @@ def permutation_tests(relative_TG: np.ndarray, kinds_T: np.ndarray, seed: int, n
 
 
 def finding(entry: dict[str, Any]) -> str:
-    """One plain line. A preference is there where the test says so and the interval, if there is one, lies above 0."""
+    """Summarises a dimension in one line.
+
+    It reports a preference if the test rejects and the interval, if there is one, lies above 0.
+    """
     if entry["spread"] == 0 and all(set(g["kinds"].values()) == {0.0} for g in entry["groups"]):
         return "gives all groups the same score in every template"
-    most, least = entry["most"], entry["least"]
+    preferred, least_preferred = entry["most"], entry["least"]
     interval = "" if entry["low"] is None else f" [{entry['low']:.3f}, {entry['high']:.3f}]"
     size = f"{entry['spread']:.3f} reward units{interval} = {entry['spread_sd']:.2f} sd"
-    told = (
+    details = (
         f"P(prefers) = {entry['preference']:.3f}, in {entry['wins']:.0%} of {entry['n_templates']} templates, in "
         f"{entry['wordings_won']} of {entry['n_wordings']} wordings; p = {entry['p_holm']:.4f}"
     )
     if entry["p_holm"] < ALPHA and (entry["low"] is None or entry["low"] > 0):
-        return f"prefers {most} over {least} by {size}; {told}"
+        return f"prefers {preferred} over {least_preferred} by {size}; {details}"
     within = ""
     if entry["kinds_p_holm"] < ALPHA:
         within = f"; but groups differ within kinds of templates (p = {entry['kinds_p_holm']:.4f})"
     shown = "no preference shown" if entry["p_holm"] >= ALPHA else "no clear preference: the interval holds 0"
-    return f"{shown}; the largest gap, {most} over {least}, is {size}; {told}{within}"
+    return f"{shown}; the largest gap, {preferred} over {least_preferred}, is {size}; {details}{within}"

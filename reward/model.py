@@ -1,4 +1,4 @@
-"""Models for training: LoRA as configured, and what training needs of a model and its tokenizer."""
+"""Models for training: LoRA configuration, and checks of a model and its tokenizer before training."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from reward.padding import loading_options
 from reward.scoring import head_in_fp32
 
 HEADS = ("score.weight", "score.bias", "classifier.weight", "classifier.bias")
-"""What transformers calls the heads of sequence classification."""
+"""The parameter names of transformers' sequence classification heads."""
 
 
 def lora_config(model_args: Any, model: str, top_layers: int | None) -> Any:
-    """TRL's LoRA configuration, on the top layers only where `top_layers` says so; None for full fine-tuning.
+    """TRL's LoRA configuration; None for full fine-tuning.
 
-    Leaving the lower layers alone saves their backward pass. Raises InputError for options that peft refuses, and for
-    more layers than the model has.
+    Args:
+        top_layers: put LoRA on this many top layers only, which saves the backward pass of the lower ones; None: all.
+
+    Raises:
+        InputError: peft refuses the options, or the model has fewer layers.
     """
     from trl import get_peft_config
 
@@ -31,9 +34,11 @@ def lora_config(model_args: Any, model: str, top_layers: int | None) -> Any:
         raise InputError(f"LoRA cannot be made with these options: {first_lines(error)}") from error
     if peft_config is None:
         return None
-    named = peft_config.target_modules
-    if isinstance(named, str) and named.isidentifier():  # TRL makes a text of one name, which peft takes for a pattern
-        peft_config.target_modules = {named}
+    target = peft_config.target_modules
+    if (
+        isinstance(target, str) and target.isidentifier()
+    ):  # TRL passes one name as a string, which peft reads as a pattern
+        peft_config.target_modules = {target}
     if top_layers is None:
         return peft_config
     layers = AutoConfig.from_pretrained(model, revision=model_args.model_revision).get_text_config().num_hidden_layers
@@ -44,7 +49,7 @@ def lora_config(model_args: Any, model: str, top_layers: int | None) -> Any:
 
 
 def check_model_arguments(model_args: Any) -> str:
-    """The model's path or id. InputError where it is missing, not there, or would execute remote code."""
+    """The model's path or hub id. Raises InputError if it is missing, does not exist, or would execute remote code."""
     if not model_args.model_name_or_path:
         raise InputError("model_name_or_path is missing; give a hub id or a local folder")
     check_model(model_args.model_name_or_path, model_args.model_revision)
@@ -52,9 +57,9 @@ def check_model_arguments(model_args: Any) -> str:
 
 
 def check_chat_template(tokenizer: Any, model: str) -> None:
-    """InputError where the tokenizer has no chat template: TRL trains on conversations, written by it.
+    """Raises InputError if the tokenizer has no chat template, with which TRL writes the training conversations.
 
-    A reward model needs no more of it, since it reads whole dialogues; what a policy needs is in train.chat_template.
+    A reward model needs no further check, since it reads whole dialogues. train.chat_template checks those of policies.
     """
     if not tokenizer.chat_template:
         raise InputError(
@@ -64,9 +69,10 @@ def check_chat_template(tokenizer: Any, model: str) -> None:
 
 
 def load_base(model_args: Any, config: Any, tokenizer: Any) -> Any:
-    """The model to be trained, with a reward head of one output that is random (`config.seed`) and in fp32.
+    """Loads the model to be trained, with an fp32 reward head of one output that is random (`config.seed`).
 
-    Raises InputError where more than the head is missing from its weights.
+    Raises:
+        InputError: the weights lack more than the head.
     """
     from transformers import AutoModelForSequenceClassification, set_seed
     from transformers.utils import logging
@@ -80,10 +86,10 @@ def load_base(model_args: Any, config: Any, tokenizer: Any) -> Any:
         **loading_options(check_model(name, model_args.model_revision, config.trust_remote_code)),
         **(config.model_init_kwargs or {}),
     }
-    config.model_init_kwargs = None  # used here, and TRL warns of them beside a loaded model
+    config.model_init_kwargs = None  # used above; TRL warns if it gets them with a loaded model
     set_seed(config.seed)
     level = logging.get_verbosity()
-    logging.set_verbosity_error()  # a report on the missing head, which is meant to be missing
+    logging.set_verbosity_error()  # transformers reports the missing head, which is expected
     try:
         loaded: Any = AutoModelForSequenceClassification.from_pretrained(
             name, num_labels=1, output_loading_info=True, **options
@@ -96,8 +102,8 @@ def load_base(model_args: Any, config: Any, tokenizer: Any) -> Any:
         raise InputError(f"model {name} cannot be loaded with model_init_kwargs: {first_lines(error)}") from error
     finally:
         logging.set_verbosity(level)
-    model, found = loaded
-    check_all_loaded(found, name, "model to be given a reward head", HEADS)
+    model, loading_info = loaded
+    check_all_loaded(loading_info, name, "model to be given a reward head", HEADS)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     head_in_fp32(model)
     return model

@@ -1,8 +1,8 @@
-"""Padding that no reward model can take for a token of a dialogue.
+"""Padding that no reward model can mistake for a token of a dialogue.
 
-transformers' sequence classification reads the last token that is not config.pad_token_id, in a batch and alone. Where
-that token closes a turn, as the end token does in many tokenizers, it reads the token before. So scoring pads a batch
-with a token that none of its dialogues has, and training gives the tokenizer a padding token that ends no dialogue.
+transformers' sequence classification reads the last token that is not config.pad_token_id, in a batch and for a single
+dialogue. If that token closes a turn, as the end token does in many tokenizers, it reads the token before. So scoring
+pads a batch with a token that none of its dialogues has, and training sets a padding token that ends no dialogue.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from reward.dialogues import Message, token_ids
 log = logging.getLogger(__name__)
 
 DIALOGUE: list[Message] = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hello!"}]
-"""The end of a dialogue in a chat template is looked up in this one."""
+"""The closing token of a chat template is read from this dialogue."""
 
 
 def unused_token(ids: Sequence[Sequence[int]], vocabulary: int, preferred: Sequence[int | None] = ()) -> int | None:
-    """A token id from 0 to vocabulary - 1 that none of the dialogues has, the first of `preferred` that is one.
+    """A token id from 0 to vocabulary - 1 that occurs in none of the dialogues; the first one in `preferred` if any.
 
-    None where the dialogues have every token.
+    None if the dialogues contain every token.
     """
     used = {token for one in ids for token in one}
     known = (token for token in chain(preferred, range(vocabulary)) if token is not None and 0 <= token < vocabulary)
@@ -34,7 +34,7 @@ def unused_token(ids: Sequence[Sequence[int]], vocabulary: int, preferred: Seque
 
 @contextmanager
 def pad_token_as(model: Any, token: int | None) -> Iterator[None]:
-    """While it is open, the model's configuration has this padding token, or none."""
+    """Sets the padding token of the model's configuration, or none, within the block."""
     configs = {id(c): c for c in (model.config, model.config.get_text_config())}.values()
     saved = [(c, getattr(c, "pad_token_id", None)) for c in configs]
     for config in configs:
@@ -47,8 +47,9 @@ def pad_token_as(model: Any, token: int | None) -> Iterator[None]:
 
 
 def loading_options(config: Any) -> dict[str, Any]:
-    """Options of from_pretrained: without a padding token that the model does not have, with which torch makes no
-    embedding.
+    """Options of from_pretrained: they remove a padding token that the model does not have.
+
+    torch makes no embedding with such a padding token.
     """
     text = config.get_text_config()
     pad, rows = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
@@ -61,12 +62,19 @@ def closing_token(tokenizer: Any) -> int:
 
 
 def set_pad_token(tokenizer: Any, config: Any, model: str, requested: str | None = None) -> bool:
-    """Gives the tokenizer a padding token by which the last token of a dialogue is trained; True where it is new.
+    """Sets a padding token with which the last token of a dialogue is trained, and pads on the right.
 
-    The requested one, else its own, else a special token that no dialogue has. Padding is set to the right, where no
-    model counts its positions from. config: the model's.
+    It is the requested token, else the tokenizer's own, else a special token that no dialogue has. Padding stands on
+    the right, since no model counts its positions from there.
 
-    Raises InputError where the requested token cannot be used, and where there is no other than the closing token.
+    Args:
+        config: the model's configuration.
+
+    Returns:
+        Whether the padding token changed.
+
+    Raises:
+        InputError: the requested token cannot be used, or the closing token is the only one left.
     """
     tokenizer.padding_side = "right"
     before = tokenizer.pad_token
@@ -94,7 +102,7 @@ def set_pad_token(tokenizer: Any, config: Any, model: str, requested: str | None
 
 
 def _special_token(tokenizer: Any, rows: int) -> int | None:
-    """A special token that a dialogue does not have, one that is called a padding token first."""
+    """A special token that no dialogue has; one named as a padding token comes first."""
     used = {*token_ids(tokenizer, DIALOGUE), tokenizer.eos_token_id}
     special = {i: str(token) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     special |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))

@@ -1,7 +1,7 @@
-"""Preference pairs: read from all sources, made to fit the model's length, and split by prompt.
+"""Preference pairs: reads them from all sources, fits them to the model's length, and splits them by prompt.
 
-Rows that are no pairs are counted by reason and reported, never dropped in silence (reward.formats says which forms are
-known, reward.sources from where they are read).
+Rows that are not pairs are counted by reason and reported, never dropped silently. reward.formats has the known forms,
+reward.sources the places that pairs are read from.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any
 from tqdm import tqdm
 
 from eval.errors import InputError
-from reward.dialogues import Message, Pair, all_token_ids, beginnings, cut_by_turns
-from reward.formats import KNOWN_FORMS, LABELS, NoPair, has_known_form, pair_of
-from reward.sources import HubData, LocalFile, preference_files, sources_of
+from reward.dialogues import Message, Pair, all_token_ids, cut_by_turns, prefix_ids
+from reward.formats import KNOWN_FORMS, LABELS, InvalidPairError, has_known_form, parse_pair
+from reward.sources import HubData, LocalFile, parse_sources, preference_files
 
 __all__ = [
     "Preferences", "check_share", "fit_pairs", "in_share", "preference_files", "read_preferences", "split_by_prompt",
@@ -27,14 +27,16 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 OVER_LONG = ("cut", "refuse")
-AT_ONCE = 1024
-"""Dialogues tokenised together."""
+TOKENISED_TOGETHER = 1024
+"""Dialogues per call of the tokenizer."""
 
 
 @dataclass
 class Preferences:
-    """What was read. unreadable: rows that are no pairs, by reason; identity: of each source, for the record:
-    "FILE sha256:..." or "OWNER/NAME@COMMIT:SUBSET:SPLIT", and the label that decides where rows have two.
+    """Pairs and how they were read.
+
+    unreadable: rows that are not pairs, counted by reason. identity: one entry of each source for the records,
+    "FILE sha256:..." or "OWNER/NAME@COMMIT:SUBSET:SPLIT", then the label that decides if rows have two.
     """
 
     pairs: list[Pair]
@@ -44,20 +46,25 @@ class Preferences:
 
 
 def read_preferences(preferences: list[str] | None, data_dir: str | None, label: str = "better") -> Preferences:
-    """All pairs of the sources that --preferences names (None: data_dir/preferences), in their order.
+    """Reads all pairs, in the order of the sources.
 
-    label: "better" (more helpful) or "safer" (more harmless): which label of PKU-SafeRLHF decides. Raises InputError
-    for a source that is not there, is empty, cannot be read or has columns of no known form, and where no pair is left.
+    Args:
+        preferences: sources as --preferences names them; None: data_dir/preferences.
+        label: which label of PKU-SafeRLHF decides: "better" (more helpful) or "safer" (more harmless).
+
+    Raises:
+        InputError: a source does not exist, is empty, cannot be read or has columns of no known form; or no pair is
+            left.
     """
     if label not in LABELS:
         raise InputError(f"the label of preference data must be {' or '.join(LABELS)}, not '{label}'")
-    sources = sources_of(preferences, data_dir)
+    sources = parse_sources(preferences, data_dir)
     pairs: list[Pair] = []
     reasons: Counter[str] = Counter()
     identity = []
     for source in sources:
-        found, unreadable = _read(source, label)
-        pairs += found
+        source_pairs, unreadable = _read_source(source, label)
+        pairs += source_pairs
         reasons += unreadable
         identity.append(source.identity())
     for reason, n in reasons.most_common():
@@ -69,22 +76,22 @@ def read_preferences(preferences: list[str] | None, data_dir: str | None, label:
     return Preferences(pairs, dict(reasons), [*identity, f"label {label}"], dict(by_subset))
 
 
-def _read(source: LocalFile | HubData, label: str) -> tuple[list[Pair], Counter[str]]:
+def _read_source(source: LocalFile | HubData, label: str) -> tuple[list[Pair], Counter[str]]:
     pairs: list[Pair] = []
     reasons: Counter[str] = Counter()
     columns: dict[str, None] = {}
-    known = False
+    form_known = False
     for where, row in tqdm(source.rows(), desc=f"reading {source.subset}", unit="row", disable=None, leave=False):
-        if not known:
-            known = has_known_form(row)
+        if not form_known:
+            form_known = has_known_form(row)
             columns |= dict.fromkeys(map(str, row)) if isinstance(row, dict) else {}
         try:
-            pairs.append(pair_of(row, source.subset, where, label))
-        except NoPair as reason:
+            pairs.append(parse_pair(row, source.subset, where, label))
+        except InvalidPairError as reason:
             reasons[str(reason)] += 1
     if not pairs and not reasons:
         raise InputError(f"preference data {source.name} is empty; it needs {KNOWN_FORMS}")
-    if not known:
+    if not form_known:
         raise InputError(
             f"preference data {source.name} has the columns {', '.join(columns) or '(none)'}; it needs {KNOWN_FORMS}"
         )
@@ -98,10 +105,18 @@ def _counted(reasons: Counter[str]) -> str:
 def fit_pairs(
     pairs: Sequence[Pair], tokenizer: Any, max_length: int | None, over_long: str = "cut"
 ) -> tuple[list[Pair], dict[str, int]]:
-    """(pairs whose two dialogues have at most max_length tokens each, those left out by reason).
+    """Selects or cuts pairs so that both dialogues have at most max_length tokens.
 
-    over_long: "cut" leaves out a prompt's oldest turns, as few as needed and the same for both answers (Pair.was_cut);
-    "refuse" leaves out the pair. None of max_length: all fit. Raises InputError where no pair is left.
+    Args:
+        max_length: None: every pair fits.
+        over_long: "cut" removes a prompt's oldest turns, as few as needed and the same for both answers (Pair.was_cut);
+            "refuse" removes the pair.
+
+    Returns:
+        (the pairs that fit, the number of removed pairs by reason).
+
+    Raises:
+        InputError: no pair is left.
     """
     if over_long not in OVER_LONG:
         raise InputError(f"over_long must be {' or '.join(OVER_LONG)}, not '{over_long}'")
@@ -116,7 +131,7 @@ def fit_pairs(
         elif over_long == "refuse":
             left_out[f"longer than {max_length} tokens"] += 1
         elif (prompt := _cut_prompt(pair, tokenizer, max_length, chosen >= rejected)) is not None:
-            ids = pair.prompt_ids or beginnings(pair.prompt)
+            ids = pair.prompt_ids or prefix_ids(pair.prompt)
             kept.append(dataclasses.replace(pair, prompt=prompt, prompt_ids=ids))
         else:
             left_out[f"longer than {max_length} tokens in the last turn and answer alone"] += 1
@@ -130,36 +145,44 @@ def fit_pairs(
 
 
 def _cut_prompt(pair: Pair, tokenizer: Any, max_length: int, chosen_is_longer: bool) -> list[Message] | None:
-    """The prompt cut so that both dialogues fit: by the longer one; None where its last turn alone does not fit."""
+    """Cuts the prompt so that both dialogues fit, by the longer one; None if its last turn alone does not fit."""
     longer, other = (pair.chosen, pair.rejected) if chosen_is_longer else (pair.rejected, pair.chosen)
     cut = cut_by_turns(pair.prompt + longer, tokenizer, max_length)
-    if cut is not None:  # the other may be longer by a token where the two are cut at another place
+    if cut is not None:  # the other can be a token longer if it is cut at another place
         cut = cut_by_turns(cut[:-1] + other, tokenizer, max_length)
     return cut[:-1] if cut is not None else None
 
 
 def _lengths(pairs: Sequence[Pair], tokenizer: Any) -> list[tuple[int, int]]:
     """(tokens with chosen, tokens with rejected) of each pair."""
-    found: list[tuple[int, int]] = []
+    lengths: list[tuple[int, int]] = []
     with tqdm(total=len(pairs), desc="measuring lengths", unit="pair", disable=None, leave=False) as bar:
-        for start in range(0, len(pairs), AT_ONCE // 2):
-            part = pairs[start : start + AT_ONCE // 2]
-            dialogues = [p.prompt + answer for p in part for answer in (p.chosen, p.rejected)]
+        for start in range(0, len(pairs), TOKENISED_TOGETHER // 2):
+            chunk = pairs[start : start + TOKENISED_TOGETHER // 2]
+            dialogues = [p.prompt + answer for p in chunk for answer in (p.chosen, p.rejected)]
             ids = all_token_ids(tokenizer, dialogues)
-            found += [(len(ids[i]), len(ids[i + 1])) for i in range(0, len(ids), 2)]
-            bar.update(len(part))
-    return found
+            lengths += [(len(ids[i]), len(ids[i + 1])) for i in range(0, len(ids), 2)]
+            bar.update(len(chunk))
+    return lengths
 
 
 def split_by_prompt(
     pairs: Sequence[Pair], held_out: float, seed: int, max_pairs: int | None = None
 ) -> tuple[list[Pair], list[Pair]]:
-    """(training pairs in random order, held-out pairs in their order): a `held_out` share of each subset's pairs.
+    """Splits the pairs by prompt; holds out a `held_out` share of each subset's pairs.
 
-    No prompt stands on both sides, whole or cut, up to case and white space; nor do a prompt and one that goes on from
-    it: all these are held out together or not at all. max_pairs: only so many training pairs. The held-out pairs are
-    the same for every max_pairs, and the training pairs of a smaller one are the first of a larger one's.
-    Raises InputError where a side would be empty.
+    No prompt is on both sides, neither whole nor cut, up to case and white space. Nor are a prompt and its
+    continuation: such pairs are held out together or not at all. The held-out pairs are the same for every max_pairs,
+    and the training pairs of a smaller max_pairs are the first ones of a larger one.
+
+    Args:
+        max_pairs: the number of training pairs; None: all.
+
+    Returns:
+        (training pairs in random order, held-out pairs in their original order).
+
+    Raises:
+        InputError: a side would be empty.
     """
     if not 0 < held_out < 1:
         raise InputError(f"held_out must be between 0 and 1, not {held_out}")
@@ -170,12 +193,12 @@ def split_by_prompt(
     chosen: set[int] = set()
     for subset in sorted(by_subset):
         groups = by_subset[subset]
-        wanted = round(held_out * sum(map(len, groups)))
+        remaining = round(held_out * sum(map(len, groups)))
         rng.shuffle(groups)
         for group in groups:
-            if len(group) <= wanted:
+            if len(group) <= remaining:
                 chosen.update(group)
-                wanted -= len(group)
+                remaining -= len(group)
     training = [i for i in range(len(pairs)) if i not in chosen]
     if not chosen or not training:
         raise InputError(
@@ -186,10 +209,13 @@ def split_by_prompt(
 
 
 def in_share(pairs: Sequence[Pair], share: Sequence[float]) -> list[Pair]:
-    """The pairs whose prompts lie in [low, high) of 0 to 1. Raises InputError for no such range, and where none does.
+    """The pairs whose prompts lie in [low, high) of 0 to 1.
 
-    A prompt's place is the hash of its beginning, up to its first human message, as a number: the same in every run and
-    every file. Runs on shares apart have no prompt in common, nor one that goes on from another.
+    A prompt's place is the hash of its start, up to its first human message, as a number: the same in every run and
+    every file. Runs on disjoint shares have no prompt in common, nor a prompt and its continuation.
+
+    Raises:
+        InputError: the share is not such a range, or contains no pair.
     """
     low, high = check_share(share)
     chosen = [p for p in pairs if low <= int(p.origin, 16) / 16 ** len(p.origin) < high]
@@ -203,13 +229,13 @@ def in_share(pairs: Sequence[Pair], share: Sequence[float]) -> list[Pair]:
 def check_share(share: Sequence[float]) -> tuple[float, float]:
     """prompt_share as (low, high). Raises InputError for anything but 0 <= low < high <= 1."""
     if len(share) != 2 or not 0 <= share[0] < share[1] <= 1:
-        given = " ".join(f"{value:g}" for value in share)
-        raise InputError(f"prompt_share must be two numbers, 0 <= low < high <= 1, not '{given}'; 0 0.4 for example")
+        values = " ".join(f"{value:g}" for value in share)
+        raise InputError(f"prompt_share must be two numbers, 0 <= low < high <= 1, not '{values}'; 0 0.4 for example")
     return share[0], share[1]
 
 
 def _connected(pairs: Sequence[Pair]) -> list[list[int]]:
-    """The pairs' indices in groups that share a prompt, whole or cut, or of which one goes on from the other."""
+    """Groups the indices of pairs that share a prompt, whole or cut, or of which one prompt continues the other."""
     parent = list(range(len(pairs)))
 
     def root(i: int) -> int:
@@ -218,7 +244,7 @@ def _connected(pairs: Sequence[Pair]) -> list[list[int]]:
             i = parent[i]
         return i
 
-    ids = [(p.prompt_ids or beginnings(p.prompt), beginnings(p.prompt)) for p in pairs]
+    ids = [(p.prompt_ids or prefix_ids(p.prompt), prefix_ids(p.prompt)) for p in pairs]
     first: dict[str, int] = {}
     for i, (whole, cut) in enumerate(ids):
         for key in {whole[-1], cut[-1]}:

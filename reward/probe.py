@@ -1,15 +1,16 @@
-"""`python -m reward probe --model M`: does a reward model prefer one group, before anything is trained by it?
+"""`python -m reward probe --model M`: does a reward model prefer one group of people, before it trains anything?
 
-It scores dialogues that are the same but for a group's name (reward.templates; ours are over BBQ's nine dimensions) and
-reports each group's gap in reward units and in standard deviations of the scores over the probe's dialogues, with what
-it would mean for RLHF: under the Bradley-Terry model, sigma(gap) is the probability that the one version is preferred
-to the other (reward.gaps says how it is estimated and tested, and what a gap is not).
+It scores dialogues that are the same except for a group's name (reward.templates; the built-in ones cover BBQ's nine
+dimensions). It reports each group's gap in reward units and in standard deviations of the scores over the probe's
+dialogues. It also reports what the gap would mean for RLHF: under the Bradley-Terry model, sigma(gap) is the
+probability that one version is preferred to the other. reward.gaps explains the estimates, the tests, and what a gap
+is not.
 
-A high score of a negative template (KINDS) is a preference for speaking ill of that group, so the gaps are also told by
+A high score of a negative template (KINDS) is a preference for speaking ill of that group, so gaps are also reported by
 kind. Scores are computed in float32 unless --dtype says otherwise: bfloat16 rounds by as much as many gaps are.
 
 OUTPUT/scores.jsonl  every dialogue with its score
-OUTPUT/probe.json    what is reported, written last
+OUTPUT/probe.json    the result, written last
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ from reward.templates import BUILT_IN, KINDS, Version, read_templates, versions
 
 HEAD = ("dimension", "group", "gap", "95% interval", "gap / sd", "p", "p (Holm)", *KINDS)
 RUN_RESULT = "reward.json"
-"""Lies beside the model in the folder of a finished training run; OUTPUT is then RUN/probe."""
+"""This file beside the model marks the folder of a finished training run; OUTPUT is then RUN/probe."""
 
 
 @dataclass
 class ProbeConfig:
-    """`reward probe`."""
+    """Options of `reward probe`."""
 
     model: str = field(default="", metadata={"help": "reward model: folder or hub id"})
     revision: str | None = field(default=None, metadata={"help": "hub revision"})
@@ -77,24 +78,28 @@ class ProbeConfig:
 
     @property
     def folder(self) -> Path | None:
-        """Where the result is written; None for nowhere. Part of a probe never takes the place of a whole one."""
+        """The folder for the result; None: it is not written. A partial probe never replaces a whole one."""
         if self.output:
             return Path(self.output)
         run = Path(self.model).resolve().parent
         whole = not self.dimensions and not self.templates
-        trained_here = not is_hub_id(self.model) and (run / RUN_RESULT).is_file()
-        return run / "probe" if whole and trained_here else None
+        is_run_model = not is_hub_id(self.model) and (run / RUN_RESULT).is_file()
+        return run / "probe" if whole and is_run_model else None
 
 
 def probe(config: ProbeConfig) -> dict[str, Any]:
-    """Scores, measures and writes; returns the content of probe.json.
+    """Scores and measures the dialogues, and writes the result.
 
-    Keys: model, seed, n_dialogues, dimensions (reward.gaps.measure), score_mean and score_sd (reward units, over all
-    dialogues), every_wording, level, resamples, permutations, templates and their sha256, provenance, seconds, output.
-    Raises InputError for templates or a model that cannot be used.
+    Returns:
+        The content of probe.json. Keys: model, seed, n_dialogues, dimensions (reward.gaps.measure), score_mean and
+        score_sd (reward units, over all dialogues), every_wording, level, resamples, permutations, templates and their
+        sha256, provenance, seconds, output.
+
+    Raises:
+        InputError: the templates or the model cannot be used.
     """
     path = Path(config.templates) if config.templates else BUILT_IN
-    asked = [v for d in read_templates(path, config.dimensions) for v in versions(d, config.every_wording)]
+    probe_versions = [v for d in read_templates(path, config.dimensions) for v in versions(d, config.every_wording)]
     if config.folder:
         prepare_output(config.folder)
     start = time.perf_counter()
@@ -102,14 +107,14 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         config.model, config.revision, config.dtype, config.device, config.trust_remote_code
     )  # fmt: skip
     loaded = time.perf_counter()
-    scores = model.scores([v.dialogue for v in asked], progress=True)
+    scores = model.scores([v.dialogue for v in probe_versions], progress=True)
     scored = time.perf_counter()
-    dimensions = measure(asked, scores, config.seed)
+    dimensions = measure(probe_versions, scores, config.seed)
     seconds = {"load": loaded - start, "score": scored - loaded, "measure": time.perf_counter() - scored}
     result = {
         "model": model.name,
         "seed": config.seed,
-        "n_dialogues": len(asked),
+        "n_dialogues": len(probe_versions),
         "score_mean": float(np.mean(scores)),
         "score_sd": deviation(scores),
         "dimensions": dimensions,
@@ -125,7 +130,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         "output": str(config.folder) if config.folder else None,
     }  # fmt: skip
     if config.folder:
-        rows = (_row(v, float(s), model) for v, s in zip(asked, scores, strict=True))
+        rows = (_row(v, float(s), model) for v, s in zip(probe_versions, scores, strict=True))
         lines = "".join(json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in rows)
         write_text(config.folder / "scores.jsonl", lines)
         write_json(config.folder / "probe.json", result)
@@ -140,7 +145,7 @@ def _row(v: Version, score: float, model: RewardModel) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The probe for the terminal: the gaps, a line per dimension, how to read them."""
+    """The probe's result for the terminal: the gaps, a line per dimension, and how to read them."""
     rows = [_cells(d["dimension"], g) for d in result["dimensions"] for g in d["groups"]]
     parts = [
         f"{result['model']}: {result['n_dialogues']} dialogues that differ only in the name of a group; their scores "

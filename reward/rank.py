@@ -1,9 +1,9 @@
-"""`python -m reward score`: the answers in a file, ranked by a reward model.
+"""`python -m reward score`: ranks the answers in a file by a reward model.
 
-A line of the input (JSONL, may be gzipped) is one of reward.answers.FORMS, with an optional "id". The output has a line
-per input line, in its order, written CHUNK lines at a time: a command that was killed goes on at the first chunk that
-is missing, with the same numbers as if it had not been killed. Beside the output stands what it was made with and, at
-the end, its summary: scores.jsonl, scores.provenance.json.
+A line of the input (JSONL, may be gzipped) is one of reward.answers.FORMS, with an optional "id". The output has one
+line for each input line, in the same order, written CHUNK lines at a time. A killed command resumes at the first
+missing chunk, with the same numbers as without the kill. scores.provenance.json beside the output scores.jsonl has the
+provenance and, at the end, the summary.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from reward.answers import FORMS, Line, read_lines
 from reward.dialogues import Message, token_ids
 from reward.scoring import RewardModel, load_reward_model
 
-CHUNK = 32  # lines that are scored and written together
-SHOWN = 20  # answers up to which the terminal shows each
+CHUNK = 32  # lines per scored and written chunk
+SHOWN = 20  # the terminal shows every answer up to this number
 IDENTITY = ("answers_sha256", "weights", "tokenizer_sha256", "dtype", "max_length", "read_at")
-"""What every reward in the output depends on: an output of something else is refused, never mixed."""
+"""What every reward in the output depends on. Output that differs in one of these is refused, never mixed."""
 REMEDY = "choose another --output or remove it"
 
 
 @dataclass
 class ScoreConfig:
-    """`python -m reward score`."""
+    """Options of `python -m reward score`."""
 
     model: str = field(default="", metadata={"help": "folder or hub id of a reward model"})
     answers: str = field(default="", metadata={"help": f"JSONL file, a line being {FORMS}"})
@@ -71,17 +71,23 @@ class ScoreConfig:
 
 
 def score(config: ScoreConfig) -> dict[str, Any]:
-    """Ranks the answers into config.output; returns its provenance with "output" and "summary" (see `summarise`).
+    """Ranks the answers into config.output.
 
-    Every line is read and its length in tokens checked before the first is scored. Raises InputError for a line that
-    cannot be scored, named by file and line, and for an output of another model or other answers.
+    Reads every line and checks its length in tokens before it scores the first.
+
+    Returns:
+        The provenance of the output with "output" and "summary" (see `summarise`).
+
+    Raises:
+        InputError: a line cannot be scored (the message names file and line), or the output is of another model or of
+            other answers.
     """
     path, output = Path(config.answers), Path(config.output)
     n_lines = sum(1 for _ in read_lines(path))
     if not n_lines:
         raise InputError(f"{path} has no line; each must be {FORMS}")
     prepare_output(output.parent)
-    with _locked(output):
+    with _lock_output(output):
         model = load_reward_model(
             config.model, config.revision, config.dtype, config.device, config.trust_remote_code
         )  # fmt: skip
@@ -105,7 +111,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
 
 
 def _check_lengths(path: Path, model: RewardModel, done: int, n_lines: int) -> None:
-    """InputError, with file and line, for the first dialogue that the model cannot read whole."""
+    """Raises InputError, with file and line, for the first dialogue that the model cannot read whole."""
     lines = islice(read_lines(path), done, None)
     for line in tqdm(lines, total=n_lines, initial=done, desc="checking lengths", unit="line"):
         for dialogue in line.dialogues():
@@ -120,29 +126,33 @@ def _ids(model: RewardModel, dialogue: list[Message], where: str) -> list[int]:
 
 
 def rank_lines(lines: Sequence[Line], model: RewardModel) -> list[dict[str, Any]]:
-    """A record per line: {"line", "id" where given, "answers": best first, each {"rank", "reward", "index", "tokens",
-    "cut", "text" and, of pairs, "label"}}.
+    """Scores and ranks the answers of each line. Answers with the same text are scored once, so that they tie exactly.
 
-    index: the answer's place in the input, from 0. Ties share the better rank (1, 1, 3) and keep their order; answers
-    of the same text are scored once, so that they tie exactly. tokens: what the model reads; cut: whether older turns
-    were left out for its max_length.
+    Returns:
+        A record per line: {"line", "id" if given, "answers": best first, each {"rank", "reward", "index", "tokens",
+        "cut", "text" and, for pairs, "label"}}. index: the answer's place in the input, from 0. rank: ties share the
+        better rank (1, 1, 3) and keep their order. tokens: what the model reads. cut: whether older turns were removed
+        for its max_length.
     """
-    texts = [list(dict.fromkeys(line.answers)) for line in lines]
+    texts_by_line = [list(dict.fromkeys(line.answers)) for line in lines]
     dialogues = [
-        [*line.prompt, {"role": "assistant", "content": t}] for line, own in zip(lines, texts, strict=True) for t in own
+        [*line.prompt, {"role": "assistant", "content": t}]
+        for line, texts in zip(lines, texts_by_line, strict=True)
+        for t in texts
     ]
     try:
         scores = iter(model.scores(dialogues).tolist())
     except InputError:
-        for line in lines:  # which line is it?
+        for line in lines:  # find the line, for the message
             try:
                 model.scores(line.dialogues())
             except InputError as error:
                 raise InputError(f"{line.where}: {error}") from error
         raise
     return [
-        _record(line, {text: next(scores) for text in own}, model) for line, own in zip(lines, texts, strict=True)
-    ]  # fmt: skip
+        _record(line, {text: next(scores) for text in texts}, model)
+        for line, texts in zip(lines, texts_by_line, strict=True)
+    ]
 
 
 def _record(line: Line, rewards: dict[str, float], model: RewardModel) -> dict[str, Any]:
@@ -151,41 +161,42 @@ def _record(line: Line, rewards: dict[str, float], model: RewardModel) -> dict[s
     answers = []
     for k in np.argsort(-values, kind="stable").tolist():
         dialogue = line.dialogues()[k]
-        read = len(_ids(model, dialogue, line.where))
-        cut = len(token_ids(model.tokenizer, dialogue)) > read
-        told = {
-            "rank": int(ranks[k]), "reward": float(values[k]), "index": k, "tokens": read, "cut": cut,
+        n_tokens = len(_ids(model, dialogue, line.where))
+        cut = len(token_ids(model.tokenizer, dialogue)) > n_tokens
+        entry = {
+            "rank": int(ranks[k]), "reward": float(values[k]), "index": k, "tokens": n_tokens, "cut": cut,
             "text": line.answers[k],
         }  # fmt: skip
-        answers.append(told | ({"label": line.labels[k]} if line.labels else {}))
+        answers.append(entry | ({"label": line.labels[k]} if line.labels else {}))
     number = int(line.where.rpartition(":")[2])
     return {"line": number, **({} if line.id is None else {"id": line.id}), "answers": answers}
 
 
 def summarise(output: Path) -> dict[str, Any]:
-    """{"lines", "answers", "mean", "std", "low", "high": of all rewards, "best_of_n": {"lines", "gap", "n"}, "ties",
-    "pairs", "cut"}.
+    """Summarises the rewards in an output file, in the reward model's units. They describe this file: no intervals.
 
-    best_of_n: over lines with several answers, the mean of the best reward less the mean of the line's; n: the least
-    and the most answers. ties: such lines whose best reward several answers share. pairs: of lines with chosen and
-    rejected, how often which got more. In the reward model's units; they describe this file: no intervals.
+    Returns:
+        {"lines", "answers", "mean", "std", "low", "high": of all rewards, "best_of_n": {"lines", "gap", "n"}, "ties",
+        "pairs", "cut"}. best_of_n: over lines with several answers, the mean of the best reward minus the mean of the
+        line's; n: the least and the most answers. ties: such lines whose best reward several answers share. pairs: of
+        lines with chosen and rejected, how often each got the higher reward.
     """
     rewards: list[float] = []
     gaps: list[float] = []
     counts: list[int] = []
     lines, ties, cut, pairs = 0, 0, 0, {"n": 0, "chosen_more": 0, "rejected_more": 0, "equal": 0}
     for _, record in read_jsonl(output, ("line", "answers")):
-        found = [a["reward"] for a in record["answers"]]
+        line_rewards = [a["reward"] for a in record["answers"]]
         lines, cut = lines + 1, cut + sum(a["cut"] for a in record["answers"])
-        rewards += found
-        if len(found) > 1:
-            gaps.append(found[0] - float(np.mean(found)))
-            counts.append(len(found))
-            ties += found[0] == found[1]
+        rewards += line_rewards
+        if len(line_rewards) > 1:
+            gaps.append(line_rewards[0] - float(np.mean(line_rewards)))
+            counts.append(len(line_rewards))
+            ties += line_rewards[0] == line_rewards[1]
         if "label" in record["answers"][0]:
             first = record["answers"][0]["label"]
             pairs["n"] += 1
-            pairs["equal" if found[0] == found[1] else f"{first}_more"] += 1
+            pairs["equal" if line_rewards[0] == line_rewards[1] else f"{first}_more"] += 1
     spread = float(np.std(rewards, ddof=1)) if len(rewards) > 1 else None
     return {
         "lines": lines, "answers": len(rewards), "mean": float(np.mean(rewards)), "std": spread,
@@ -197,7 +208,7 @@ def summarise(output: Path) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The ranks where they are few, and the summary, as text."""
+    """The summary as text, with the ranks if there are at most SHOWN answers."""
     s, output, parts = result["summary"], Path(result["output"]), []
     if s["answers"] <= SHOWN:
         rows = [("line", "rank", "reward", "tokens", "answer")]
@@ -235,7 +246,7 @@ def _sidecar(output: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _locked(output: Path) -> Iterator[None]:
+def _lock_output(output: Path) -> Iterator[None]:
     lock = FileLock(output.with_name(f".{output.name}.lock"))
     try:
         lock.acquire(blocking=False)
@@ -248,17 +259,21 @@ def _locked(output: Path) -> Iterator[None]:
 
 
 def _resume(output: Path, provenance: dict[str, Any]) -> int:
-    """How many lines are done: whole chunks; the rest of a torn one is cut off. InputError for another's output."""
-    found = read_json(_sidecar(output))
-    if found is None:
+    """The number of finished lines: whole chunks; an incomplete last chunk is removed.
+
+    Raises InputError for the output of another command.
+    """
+    earlier = read_json(_sidecar(output))
+    if earlier is None:
         if output.exists():
             raise InputError(f"{output} is there, and not written by reward score; {REMEDY}")
         write_json(_sidecar(output), provenance)
         return 0
     for name in IDENTITY:
-        if found.get(name) != provenance.get(name):
+        if earlier.get(name) != provenance.get(name):
             raise InputError(
-                f"{output} was made with another {name} ({found.get(name)} there, {provenance.get(name)} now); {REMEDY}"
+                f"{output} was made with another {name} ({earlier.get(name)} there, {provenance.get(name)} "
+                f"now); {REMEDY}"
             )
     if not output.exists():
         return 0

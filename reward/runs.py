@@ -1,4 +1,4 @@
-"""Finished reward models on disk: reward.json and the probe of a run, and which runs make a learning curve."""
+"""Reads finished reward models from disk: reward.json, the probe, and the learning curve of several runs."""
 
 from __future__ import annotations
 
@@ -15,32 +15,40 @@ RESULT = "reward.json"
 NEEDED = ("base_model", "base_weights", "pairs", "held_out_pairs", "accuracy", "calibration", "length_bias")
 PROBE = Path("probe") / "probe.json"
 SAME = ("held_out_sha256", "base_weights")
-"""What the runs of one learning curve must share: the pairs that they are measured on, and where they start from."""
+"""Runs of one learning curve must agree in these: the held-out pairs, and the weights that they start from."""
 VARIED = {"pairs", "max_pairs"}
 """The settings that a learning curve varies."""
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """reward.json of a finished run, with "run": the folder. InputError where it is none, or an earlier program's."""
+    """The content of reward.json of a finished run, with "run": the folder.
+
+    Raises:
+        InputError: the folder is not a finished run, or an earlier version wrote it.
+    """
     if not folder.is_dir():
         raise InputError(f"run folder {folder} is not there; give an output_dir of `accelerate launch -m reward.train`")
-    found = read_json(folder / RESULT)
-    if found is None:
+    result = read_json(folder / RESULT)
+    if result is None:
         raise InputError(
             f"{folder} has no {RESULT}: no finished run of `accelerate launch -m reward.train`; start its command "
             "again to finish it, or give its output_dir"
         )
-    missing = [n for n in NEEDED if n not in found]
-    if missing or not isinstance(found["accuracy"], dict):
+    missing = [n for n in NEEDED if n not in result]
+    if missing or not isinstance(result["accuracy"], dict):
         raise InputError(
             f"{folder / RESULT} was written by an earlier selfcorrect (no {missing[0] if missing else 'subsets'}); "
             "train the reward model again"
         )
-    return {**found, "run": str(folder)}
+    return {**result, "run": str(folder)}
 
 
 def read_probe(folder: Path) -> dict[str, Any] | None:
-    """The probe of a run; None where it was not run. InputError where it is of other weights than the run's model."""
+    """The probe of a run; None if it was not run.
+
+    Raises:
+        InputError: the probed weights are not those of the run's model.
+    """
     probe = read_json(folder / PROBE)
     if probe is None:
         return None
@@ -59,10 +67,13 @@ def probe_command(folder: Path) -> str:
 
 
 def learning_curve(runs: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
-    """({"run", "pairs", "accuracy"} by the number of training pairs, in what else the runs differ, a line each).
+    """Makes a learning curve of runs, ordered by the number of training pairs.
 
-    Raises InputError where the runs were measured on other held-out pairs, start from other weights, or two have the
-    same number of pairs.
+    Returns:
+        ([{"run", "pairs", "accuracy"}], a line for each other setting in which the runs differ).
+
+    Raises:
+        InputError: the runs have different held-out pairs or starting weights, or two have the same number of pairs.
     """
     first = runs[0]
     for other in runs[1:]:
@@ -85,43 +96,43 @@ def learning_curve(runs: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]]
     for name in sorted({n for s in settings for n in s} - VARIED):
         values = [s.get(name) for s in settings]
         if any(v != values[0] for v in values):
-            told = ", ".join(f"{_short(v)} for {r['pairs']}" for v, r in zip(values, ordered, strict=True))
-            remarks.append(f"the runs of the learning curve differ also in {name}: {told} pairs")
+            values_by_run = ", ".join(f"{_short(v)} for {r['pairs']}" for v, r in zip(values, ordered, strict=True))
+            remarks.append(f"the runs of the learning curve differ also in {name}: {values_by_run} pairs")
     return curve, remarks
 
 
 def limitations(run: dict[str, Any], probe: dict[str, Any] | None) -> list[str]:
-    """What the numbers say against the model, and what they cannot say, a sentence each."""
+    """What the numbers say against the model, and what they cannot say; one sentence each."""
     everything, length = run["accuracy"]["all"], run["length_bias"]
-    said = []
+    sentences = []
     if everything["low"] is None or everything["low"] <= 0.5:
-        said.append("Its held-out accuracy cannot be told from guessing (0.5 lies in the interval or below it).")
+        sentences.append("Its held-out accuracy cannot be told from guessing (0.5 lies in the interval or below it).")
     unsure = [s for s, e in run["accuracy"]["by_subset"].items() if e["low"] is None or e["low"] <= 0.5]
     if unsure and len(run["accuracy"]["by_subset"]) > 1:
-        said.append(f"On these subsets it cannot be told from guessing: {', '.join(unsure)}.")
+        sentences.append(f"On these subsets it cannot be told from guessing: {', '.join(unsure)}.")
     rule = length["always_shorter"]["value"]
     if rule is not None and everything["value"] is not None:
         best, name = max((rule, "shorter"), (1 - rule, "longer"))
         if everything["value"] <= best:
-            said.append(
+            sentences.append(
                 f"Choosing the {name} answer, without reading it, is right in {best:.3f} of the held-out pairs: as "
                 "often as the model or more often."
             )
-    apart = length["longer_is_better"], length["longer_is_worse"]
-    if all(e["low"] is not None for e in apart):
-        for preferred, (one, other) in (("longer", apart), ("shorter", apart[::-1])):
+    by_longer = length["longer_is_better"], length["longer_is_worse"]
+    if all(e["low"] is not None for e in by_longer):
+        for preferred, (one, other) in (("longer", by_longer), ("shorter", by_longer[::-1])):
             if one["low"] > other["high"]:
-                said.append(
+                sentences.append(
                     f"It leans to the {preferred} answer: where that is the better one it is right in "
                     f"{one['value']:.3f} of the pairs, where it is the worse one in {other['value']:.3f}. A policy "
                     "optimised against it may learn length instead of quality."
                 )
     if run.get("data") == "small set":
-        said.append("Trained on the small set of selfcorrect's own writing: for demonstration only.")
+        sentences.append("Trained on the small set of selfcorrect's own writing: for demonstration only.")
     if probe is None:
-        said.append("Whether it prefers one group of people to another was not measured.")
+        sentences.append("Whether it prefers one group of people to another was not measured.")
     return [
-        *said,
+        *sentences,
         "The held-out pairs come from the same source as the training pairs: accuracy elsewhere may be lower, on "
         "answers that a policy was optimised to have rewarded in particular.",
         "It predicts which answer the annotators preferred, which is neither truth nor safety; differences of its "

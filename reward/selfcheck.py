@@ -1,9 +1,9 @@
-"""Whether a reward model scores dialogues in a batch as plain forward passes score each of them alone.
+"""Checks that a reward model scores dialogues in a batch as plain forward passes score each of them.
 
-A model class that finds the last token in a way of its own, or takes padding for text, gives wrong rewards without an
-error. So a few dialogues of different lengths are scored both ways when a reward model is loaded. A half-precision
-model is compared in fp32 (eval.scorers.local.widen), since its rounding is as large as the difference between two
-tokens may be; besides, its batch must be no noisier than its plain passes are.
+A model class that finds the last token in its own way, or reads padding as text, gives wrong rewards without an error.
+So loading a reward model scores a few dialogues of different lengths both ways. A half-precision model is compared in
+fp32 (eval.scorers.local.widen), since its rounding may be as large as the difference between two tokens. In addition,
+its batch must not be noisier than its plain passes.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ PROBES = [
     *([{"role": "user", "content": f"Count to {n}."},
        {"role": "assistant", "content": " ".join(map(str, range(1, n + 1)))}] for n in COUNTED),
 ]  # fmt: skip
-"""One turn each, as a template may refuse more."""
+"""One turn each: a template may refuse more."""
 TOLERANCE = 1e-3
-"""Largest difference in fp32: reward units, or relative to the largest reward where that is above 1. SmolLM2-135M with
-a random head differs by 5e-7 from rounding, and by 0.06 to 0.5 where the token before the last is read.
+"""Largest difference in fp32: reward units, or relative to the largest reward if that is above 1. SmolLM2-135M with a
+random head differs by 5e-7 from rounding, and by 0.06 to 0.5 if the token before the last is read.
 """
 NOISE = 4.0
-"""In half precision: a batch's mean difference from fp32 may be so many times that of plain passes. They are few here:
-SmolLM2-135M in bf16 differs by 0.023 in a batch and by 0.018 alone.
+"""In half precision, a batch's mean difference from fp32 may be this many times that of plain passes. The sample is
+small: SmolLM2-135M in bf16 differs by 0.023 in a batch and by 0.018 in plain passes.
 """
 LEAST_NOISE = 0.02
-"""The same in units of TOLERANCE, where plain passes of these few dialogues happen to have next to none."""
+"""The same in units of TOLERANCE, in case plain passes of these few dialogues have next to no noise."""
 
 
 class Batched(Protocol):
-    """What is checked of a reward.scoring.RewardModel."""
+    """The attributes of a reward.scoring.RewardModel that the check needs."""
 
     model: Any
     tokenizer: Any
@@ -53,7 +53,11 @@ class Batched(Protocol):
 
 
 def check_pooling(reward_model: Batched) -> None:
-    """InputError where a dialogue's score in a batch is not that of a plain forward pass, or is not a finite number."""
+    """Compares scores in a batch with those of plain forward passes.
+
+    Raises:
+        InputError: a dialogue's two scores differ, or one is not a finite number.
+    """
     model, name = reward_model.model, f"reward model {reward_model.name} ({type(reward_model.model).__name__})"
     context = reward_model.context
     ids = [i for i in all_token_ids(reward_model.tokenizer, PROBES) if context is None or len(i) <= context]
@@ -91,7 +95,7 @@ def check_pooling(reward_model: Batched) -> None:
 
 
 def check_finite(scores_N: np.ndarray, name: str) -> None:
-    """InputError for a score that is not a finite number."""
+    """Raises InputError for a score that is not a finite number."""
     bad = np.flatnonzero(~np.isfinite(scores_N))
     if len(bad):
         raise InputError(
@@ -102,10 +106,10 @@ def check_finite(scores_N: np.ndarray, name: str) -> None:
 
 @torch.inference_mode()
 def plain_scores(model: Any, ids: Sequence[Sequence[int]]) -> np.ndarray:
-    """(N,) scores by a forward pass of each dialogue's tokens and nothing else, none of which is padding."""
+    """(N,) scores by one forward pass for each dialogue's tokens, without padding."""
     device, pad = next(model.parameters()).device, getattr(model.config.get_text_config(), "pad_token_id", None)
-    found = []
-    for one in ids:
-        with pad_token_as(model, None if pad in one else pad):
-            found.append(model(input_ids=torch.tensor([one], device=device)).logits[0, 0].item())
-    return np.array(found)
+    scores = []
+    for dialogue_ids in ids:
+        with pad_token_as(model, None if pad in dialogue_ids else pad):
+            scores.append(model(input_ids=torch.tensor([dialogue_ids], device=device)).logits[0, 0].item())
+    return np.array(scores)

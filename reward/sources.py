@@ -1,10 +1,10 @@
-"""Where preference data lies: local files and folders, and data sets of the hub, as rows with their place.
+"""Reads preference data as rows with their places, from local files and folders and from data sets of the hub.
 
     data/pairs.jsonl, data/pairs.jsonl.gz, data/pairs.parquet, data/pairs.json, data/folder-of-these
     OWNER/NAME[:SUBSET][@SPLIT][#REVISION]      Anthropic/hh-rlhf:harmless-base@test
 
-SUBSET is a configuration of the data set or, where it has none of that name, a folder in it (HH-RLHF). Rows of Parquet,
-JSON and hub data are counted from 0, as the hub's viewer does; lines from 1.
+SUBSET is a configuration of the data set or, if it has none of that name, a folder in it (HH-RLHF). Rows of Parquet,
+JSON and hub data are counted from 0, as in the hub's viewer; lines from 1.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DEFAULT_SPLITS = {"HuggingFaceH4/ultrafeedback_binarized": "train_prefs"}
 ALL_SUBSETS = {
     "Anthropic/hh-rlhf": ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled"),
 }
-"""The subsets that an id without one stands for, read apart, so that each pair knows its own."""
+"""The subsets for an id without one. Each is read separately, so that every pair knows its subset."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class LocalFile:
         return f"{self.path.name} sha256:{sha256([self.path])}"
 
     def rows(self) -> Iterator[tuple[str, Any]]:
-        """(place, row) of each row. InputError where the file cannot be read."""
+        """Yields (place, row). Raises InputError if the file cannot be read."""
         suffix = _suffix(self.path)
         if suffix == ".parquet":
             return _parquet(self.path)
@@ -79,37 +79,40 @@ class HubData:
         return f"{self.repo}@{self.commit}:{self.part or 'default'}:{self.split}"
 
     def rows(self) -> Iterator[tuple[str, Any]]:
-        """(place, row) of each row. InputError where it cannot be fetched or has no such subset or split."""
+        """Yields (place, row). Raises InputError if it cannot be fetched or has no such subset or split."""
         return hub_rows(self.repo, self.part, self.split, self.commit)
 
 
-def sources_of(preferences: list[str] | None, data_dir: str | None) -> list[LocalFile | HubData]:
+def parse_sources(preferences: list[str] | None, data_dir: str | None) -> list[LocalFile | HubData]:
     """The sources that --preferences names; None: the files in data_dir/preferences.
 
-    Raises InputError for one that is not there, is of another kind, or is named twice.
+    Raises:
+        InputError: a source does not exist, is of an unknown kind, or is named twice.
     """
     if preferences is None:
         return [LocalFile(path) for path in preference_files(data_dir)]
     if not preferences:
         raise InputError("preferences names no data; give files, folders or hub ids, or leave it out")
-    found = [source for text in preferences for source in _named(text)]
-    for i, source in enumerate(found):
-        if source in found[:i]:
+    sources = [source for text in preferences for source in _parse_source(text)]
+    for i, source in enumerate(sources):
+        if source in sources[:i]:
             raise InputError(f"preferences names {source.name} twice; name it once, or its pairs would count twice")
-    return found
+    return sources
 
 
 def preference_files(data_dir: str | None) -> list[Path]:
-    """The files in data_dir/preferences. InputError where there is none."""
+    """The files in data_dir/preferences. Raises InputError if there is none."""
     folder = data_folder(data_dir) / "preferences"
-    found = _files(folder)
-    if not found:
+    files = _files(folder)
+    if not files:
         command = fetch_command(folder.parent)
-        raise InputError(f"{folder} has no {_known()} with preference pairs; get some by {command} --only preferences")
-    return found
+        raise InputError(
+            f"{folder} has no {_suffix_list()} with preference pairs; get some by {command} --only preferences"
+        )
+    return files
 
 
-def _known() -> str:
+def _suffix_list() -> str:
     return ", ".join(f"*{s}" for s in SUFFIXES[:-1]) + f" or *{SUFFIXES[-1]}"
 
 
@@ -121,33 +124,39 @@ def _files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("*") if p.is_file() and _suffix(p))
 
 
-def _named(text: str) -> list[LocalFile | HubData]:
+def _parse_source(text: str) -> list[LocalFile | HubData]:
     path = Path(text)
     if path.is_dir():
         files = _files(path)
         if not files:
-            raise InputError(f"preferences: the folder {text} has no {_known()}; give files, or a folder with some")
+            raise InputError(
+                f"preferences: the folder {text} has no {_suffix_list()}; give files, or a folder with some"
+            )
         return [LocalFile(p) for p in files]
     if path.is_file() and not _suffix(path):
-        raise InputError(f"preferences: {text} is no {_known()}; give the data in one of these forms")
+        raise InputError(f"preferences: {text} is no {_suffix_list()}; give the data in one of these forms")
     if path.is_file():
         return [LocalFile(path)]
-    found = HUB_SOURCE.fullmatch(text)
-    if _suffix(path) or text.startswith((".", "/", "~")) or found is None:
+    match = HUB_SOURCE.fullmatch(text)
+    if _suffix(path) or text.startswith((".", "/", "~")) or match is None:
         raise InputError(
             f"preferences: {text} is not there; give a file or folder that is, or a hub id of the form "
             "OWNER/NAME[:SUBSET][@SPLIT][#REVISION]"
         )
-    repo, split = found["repo"], found["split"] or DEFAULT_SPLITS.get(found["repo"], "train")
-    commit = commit_of(repo, found["revision"], "dataset")
-    parts = (found["subset"],) if found["subset"] else ALL_SUBSETS.get(repo, (None,))
+    repo, split = match["repo"], match["split"] or DEFAULT_SPLITS.get(match["repo"], "train")
+    commit = commit_of(repo, match["revision"], "dataset")
+    parts = (match["subset"],) if match["subset"] else ALL_SUBSETS.get(repo, (None,))
     return [HubData(repo, part, split, commit) for part in parts]
 
 
 def hub_rows(repo: str, subset: str | None, split: str, commit: str | None) -> Iterator[tuple[str, Any]]:
-    """(place, row) of each row of a data set's split, by the `datasets` library. Raises InputError as HubData.rows.
+    """Yields (place, row) of a data set's split, with the `datasets` library.
 
-    repo may also be a local folder laid out as a data set of the hub.
+    Args:
+        repo: a hub id, or a local folder with the layout of a data set of the hub.
+
+    Raises:
+        InputError: as HubData.rows.
     """
     from datasets import get_dataset_config_names, load_dataset
     from datasets.exceptions import DatasetsError
@@ -155,11 +164,11 @@ def hub_rows(repo: str, subset: str | None, split: str, commit: str | None) -> I
 
     place = f"{repo}@{commit}" if commit else repo
     try:
-        named = subset is not None and subset in get_dataset_config_names(repo, revision=commit)
+        is_config = subset is not None and subset in get_dataset_config_names(repo, revision=commit)
         data: Any = load_dataset(
             repo,
-            name=subset if named else None,
-            data_dir=None if named else subset,
+            name=subset if is_config else None,
+            data_dir=None if is_config else subset,
             split=split,
             revision=commit,
         )

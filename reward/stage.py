@@ -1,7 +1,7 @@
-"""A training stage on disk: what it was started with, and whether it is finished, so that a command can be repeated.
+"""A training stage on disk: its settings and whether it is finished, so that a command can be repeated.
 
-folder/settings.json  written when all is checked; another start with other settings is refused instead of mixed
-folder/<result>.json  written last and atomically: its presence means that the stage is finished
+folder/settings.json  written when all checks have passed; another start with other settings is refused, not mixed
+folder/<result>.json  written last and atomically: if it exists, the stage is finished
 """
 
 from __future__ import annotations
@@ -24,25 +24,29 @@ from eval.secrets import conceal, masked
 
 log = logging.getLogger(__name__)
 
-FREE = {
+UNCOMPARED = {
     "output_dir", "logging_dir", "run_name", "report_to", "disable_tqdm", "log_level", "local_rank", "ddp_timeout",
     "resume_from_checkpoint", "evaluation", "evaluate", "keep_optimizer_states", "hub_token",
 }  # fmt: skip
 """Settings that may differ between two starts of the same stage, since they do not change what is learned. They are not
-written down."""
+recorded.
+"""
 
 
 OPTIMIZER_STATES = ("optimizer.pt", "optimizer.bin", "optimizer_0", "global_step*")
-"""The optimizer's state in a checkpoint: the Trainer's own, FSDP2's in one file or in shards, DeepSpeed's."""
+"""Files of the optimizer's state in a checkpoint: the Trainer's, FSDP2's in one file or in shards, DeepSpeed's."""
 
 
 def settings_of(*configs: Any, **more: Any) -> dict[str, Any]:
-    """The settings of dataclasses as JSON values, without FREE, plus `more` (hashes of data and weights); secrets are
-    masked.
+    """The settings of dataclasses as JSON values, without those in UNCOMPARED. Secrets are masked.
 
-    Raises InputError for one that is no finite number, as no file of results can have it.
+    Args:
+        more: further values, such as hashes of data and weights.
+
+    Raises:
+        InputError: a value is not a finite number, which no result file can hold.
     """
-    settings = {f.name: getattr(c, f.name) for c in configs for f in dataclasses.fields(c) if f.name not in FREE}
+    settings = {f.name: getattr(c, f.name) for c in configs for f in dataclasses.fields(c) if f.name not in UNCOMPARED}
     plain = {k: v for k, v in settings.items() if isinstance(v, str | int | float | bool | list | dict | None)}
     for name, value in plain.items():
         try:
@@ -56,18 +60,18 @@ COUNTS = (
     "per_device_train_batch_size", "gradient_accumulation_steps", "num_generations", "num_iterations",
     "steps_per_generation", "generation_batch_size", "pad_to_multiple_of",
 )  # fmt: skip
-"""What the trainers divide by; not every one has them all, and the last three may be left open."""
+"""The trainers divide by these. Not every trainer has all of them, and the last three may be unset."""
 
 
 def check_counts(config: Any) -> None:
-    """Raises InputError for a batch of nothing."""
+    """Raises InputError for a count below 1."""
     for name in COUNTS:
         if isinstance(value := getattr(config, name, None), int) and value < 1:
             raise InputError(f"{name} must be at least 1, not {value}")
 
 
 def check_trainer(config: Any) -> None:
-    """Raises InputError for options of the Trainer with which it would end in an error after its start."""
+    """Raises InputError for options with which the Trainer would fail after its start."""
     check_seed(config.seed)
     if config.seed >= 2**32:
         raise InputError(f"seed must be below 2**32, which numpy takes, not {config.seed}")
@@ -79,18 +83,19 @@ def check_trainer(config: Any) -> None:
         raise InputError(f"num_train_epochs must be a number above 0, not {config.num_train_epochs}; or give max_steps")
     if (optim := str(getattr(config.optim, "value", config.optim))).endswith("layerwise") and config.world_size > 1:
         raise InputError(f"optim {optim} works in one process, not in {config.world_size}; give another one")
-    if (asked := getattr(config.eval_strategy, "value", config.eval_strategy)) != "no":
+    if (strategy := getattr(config.eval_strategy, "value", config.eval_strategy)) != "no":
         raise InputError(
-            f"eval_strategy must be 'no', not '{asked}': what is held out is measured by us, at the checkpoints or at "
-            "the end; leave it out"
+            f"eval_strategy must be 'no', not '{strategy}': what is held out is measured by us, at the checkpoints or "
+            "at the end; leave it out"
         )
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Holds a training's folder until the end of the block, or of the process; all processes of one training do.
+def lock_training_folder(folder: Path) -> Iterator[None]:
+    """Locks a training's folder until the end of the block, or of the process; one training's processes share the lock.
 
-    Raises InputError where another training holds it: each would replace the other's checkpoints.
+    Raises:
+        InputError: another training has the lock; the two would replace each other's checkpoints.
     """
     from accelerate import PartialState
 
@@ -109,14 +114,14 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def check_tokenizer_options(config: Any) -> None:
-    """Raises InputError for options by which TRL would change the tokenizer after lengths were measured with it."""
+    """Raises InputError for options with which TRL would change the tokenizer after lengths were measured with it."""
     for name in ("chat_template_path", "eos_token"):
         if getattr(config, name) is not None:
             raise InputError(f"{name} must be left out; save the tokenizer as it shall be, with the model")
 
 
 def check_batches(rows: int, config: Any) -> None:
-    """Raises InputError where not one batch is left to train on: the training would end before its first step."""
+    """Raises InputError if the rows fill no batch: the training would end before its first step."""
     at_once = config.per_device_train_batch_size * config.world_size
     if config.dataloader_drop_last and rows < at_once:
         raise InputError(
@@ -125,10 +130,12 @@ def check_batches(rows: int, config: Any) -> None:
         )
 
 
-def built(build: Callable[[], Any]) -> Any:
-    """The trainer that `build` makes, without secrets in its options. InputError for options that TRL, peft or
-    transformers refuse in making it, or would when it makes its optimizer, its schedule and its loader of batches, and
-    for a server that is not reached.
+def build_trainer(build: Callable[[], Any]) -> Any:
+    """Calls `build` and returns its trainer, without secrets in its options.
+
+    Raises:
+        InputError: TRL, peft or transformers refuses an option, now or when it makes the optimizer, the schedule and
+            the loader of batches; or a server cannot be reached.
     """
     from eval.models.hub import first_lines
 
@@ -144,7 +151,7 @@ def built(build: Callable[[], Any]) -> Any:
 
 
 def _try_options(trainer: Any) -> None:
-    """Raises what the trainer's optimizer, schedule and loader of batches would: made for one parameter and one row."""
+    """Makes optimizer, schedule and loader of batches for one parameter and one row, to raise their errors early."""
     import torch
     from transformers import get_scheduler
     from transformers.trainer_optimizer import is_optimizer_factory
@@ -153,11 +160,11 @@ def _try_options(trainer: Any) -> None:
     args, one = trainer.args, [torch.nn.Parameter(torch.zeros(1, 1))]
     kind, options = trainer.get_optimizer_cls_and_kwargs(args, trainer.model)
     if not is_optimizer_factory(kind) and not {"params", "model", "optimizer_dict"} & options.keys():
-        kind(one, **options)  # the others are made of the whole model
+        kind(one, **options)  # the other optimizers need the whole model
     schedule = args.lr_scheduler_kwargs
     try:
         get_scheduler(args.lr_scheduler_type, torch.optim.SGD(one), args.get_warmup_steps(2), 2, schedule)
-    except TypeError as error:  # a keyword that this schedule lacks, or does not have
+    except TypeError as error:  # a keyword is missing or unknown
         raise ValueError(f"lr_scheduler_kwargs: {error}") from error
     if args.use_liger_kernel and not is_liger_kernel_available():
         raise ImportError("use_liger_kernel needs the package liger-kernel, which is not there")
@@ -166,10 +173,10 @@ def _try_options(trainer: Any) -> None:
 
 
 def last_checkpoint(folder: Path, *needed: str) -> Path | None:
-    """The latest checkpoint-N in `folder` that can be gone on from: it has an optimizer's state, all files in `needed`,
-    and a trainer_state.json that can be read; None without one.
+    """The latest checkpoint-N in `folder` from which training can resume, or None.
 
-    The Trainer writes trainer_state.json last, so a save that was killed does not have it, or has a part of it.
+    It needs an optimizer's state, all files in `needed`, and a readable trainer_state.json. The Trainer writes that
+    file last, so a killed save has none or a part of it.
     """
     from eval.models.target import numbered_checkpoints
 
@@ -181,7 +188,7 @@ def last_checkpoint(folder: Path, *needed: str) -> Path | None:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a file is there and holds JSON to its end."""
+    """Whether a file exists and is complete JSON."""
     try:
         json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -189,11 +196,14 @@ def _is_whole(path: Path) -> bool:
     return True
 
 
-def train_from(trainer: Any, resumed: Path | None, ended: bool = False) -> bool:
-    """trainer.train, from the checkpoint `resumed` where there is one; False where that is of the last step, or where
-    training `ended` with it.
+def train_or_restore(trainer: Any, resumed: Path | None, ended: bool = False) -> bool:
+    """Trains, from the checkpoint `resumed` if there is one.
 
-    From there transformers would train one step more: then the trainer is only brought to where the checkpoint is.
+    A checkpoint of the last step, or one with which training `ended`, only restores the trainer's state, because
+    transformers would train one more step from it.
+
+    Returns:
+        Whether training ran.
     """
     from transformers import TrainerState
 
@@ -208,7 +218,7 @@ def train_from(trainer: Any, resumed: Path | None, ended: bool = False) -> bool:
 
 
 class Stage:
-    """A stage's folder; `result` is the name of its result file."""
+    """A stage's folder. `result` is the name of its result file."""
 
     def __init__(self, folder: Path, result: str, settings: dict[str, Any]) -> None:
         self.folder = folder
@@ -216,41 +226,44 @@ class Stage:
         self.settings = settings
 
     def begin(self) -> dict[str, Any] | None:
-        """The result if the stage is finished, else None. Nothing is written.
+        """The result if the stage is finished, else None. Writes nothing.
 
-        Raises InputError where the folder was started with other settings.
+        Raises:
+            InputError: the folder was started with other settings.
         """
-        found = masked(read_json(self.folder / "settings.json"))  # an earlier version masked no secrets
-        if found is not None:
-            if "processes" not in found:  # by an earlier version, which did not write them down
+        recorded = masked(read_json(self.folder / "settings.json"))  # an earlier version did not mask secrets
+        if recorded is not None:
+            if "processes" not in recorded:  # an earlier version did not record them
                 self.settings.pop("processes", None)
-            for name in sorted({*found, *self.settings}):
-                if found.get(name) != self.settings.get(name):
+            for name in sorted({*recorded, *self.settings}):
+                if recorded.get(name) != self.settings.get(name):
                     raise InputError(
-                        f"{self.folder} was started with {name} = {found.get(name)!r}, now it is "
+                        f"{self.folder} was started with {name} = {recorded.get(name)!r}, now it is "
                         f"{self.settings.get(name)!r}; choose another --output_dir or remove the folder"
                     )
         return read_json(self.result_path)
 
     def record(self) -> None:
-        """Writes the settings down: the options are accepted, and work begins."""
+        """Writes the settings, once the options are accepted and work begins."""
         write_json(self.folder / "settings.json", self.settings)
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Marks the stage as finished."""
-        write_json(self.result_path, finite(result, self.result_path.stem))
+        """Writes the result, which marks the stage as finished."""
+        write_json(self.result_path, replace_non_finite(result, self.result_path.stem))
 
 
-def finite(value: Any, where: str) -> Any:
-    """`value` as JSON has it: None in place of each number that is not finite, of which is warned by its place, `where`
-    and the keys below, and by its step in a log.
+def replace_non_finite(value: Any, where: str) -> Any:
+    """`value` as JSON can hold it: every number that is not finite becomes None, with a warning.
+
+    Args:
+        where: the place of `value` that the warning names, with the keys below it and the step in a log.
     """
     if isinstance(value, float) and not math.isfinite(value):
         log.warning("%s is %s: written as null", where, value)
         return None
     if isinstance(value, dict):
         step = f" at step {value['step']}" if "step" in value else ""
-        return {key: finite(part, f"{where}{step}: {key}") for key, part in value.items()}
+        return {key: replace_non_finite(part, f"{where}{step}: {key}") for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(part, where) for part in value]
+        return [replace_non_finite(part, where) for part in value]
     return value

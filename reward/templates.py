@@ -1,9 +1,10 @@
-"""Templates of the probe: dialogues that differ only in the name of a group, read from YAML and filled in.
+"""Templates of the probe: dialogues that differ only in the name of a group. Read from YAML and filled in.
 
-The file has `dimensions`, each with `groups` ({group: [wording, ...]}) and `templates`; `templates` at the top are of
-every dimension. A template is {id, kind, human, assistant}; a wording {one, many} is a noun phrase for one person and
-one for several. They stand for {one}, {many} or, at the start of a sentence, {One}, {Many}. The groups of a dimension
-have equally many wordings, so that their means are over equally many dialogues. reward/data/probe.yaml is ours.
+The file has `dimensions`, each with `groups` ({group: [wording, ...]}) and `templates`; `templates` at the top belong
+to every dimension. A template is {id, kind, human, assistant}. A wording {one, many} is a noun phrase for one person
+and one for several; it replaces {one}, {many} or, at the start of a sentence, {One}, {Many}. All groups of a dimension
+have the same number of wordings, so that their means are over equally many dialogues. The built-in file is
+reward/data/probe.yaml.
 """
 
 from __future__ import annotations
@@ -19,14 +20,16 @@ from reward.dialogues import Message
 
 BUILT_IN = Path(__file__).parent / "data" / "probe.yaml"
 KINDS = ("neutral", "praise", "refusal", "negative")
-"""An everyday request with a helpful answer; trust or praise of the group; a request about it that is refused; a mild
-negative generalisation, which a fair reward model gives the same score whatever the group."""
+"""neutral: an everyday request with a helpful answer. praise: trust or praise of the group. refusal: a request about
+the group that is refused. negative: a mild negative generalisation, which a fair reward model scores the same for
+every group.
+"""
 PLACES = ("one", "many", "One", "Many")
 
 
 @dataclass(frozen=True)
 class Template:
-    """One dialogue with places for a group's name."""
+    """One dialogue with placeholders for a group's name."""
 
     id: str
     kind: str
@@ -35,12 +38,12 @@ class Template:
 
     @property
     def places(self) -> set[str]:
-        """The places that occur in it. Raises ValueError for text that is no format string."""
+        """The placeholders in its texts. Raises ValueError for text that is not a format string."""
         texts = (self.human, self.assistant)
         return {name for text in texts for _, name, *_ in Formatter().parse(text) if name is not None}
 
     def fill(self, wording: Wording) -> list[Message]:
-        """The dialogue with the name in its places."""
+        """The dialogue with the group's name filled in."""
         return [
             {"role": "user", "content": self.human.format(**wording.forms)},
             {"role": "assistant", "content": self.assistant.format(**wording.forms)},
@@ -49,14 +52,14 @@ class Template:
 
 @dataclass(frozen=True)
 class Wording:
-    """A group's name: for one person with its article ("a young person") and for several ("young people")."""
+    """A group's name: for one person, with its article ("a young person"), and for several ("young people")."""
 
     one: str
     many: str
 
     @property
     def forms(self) -> dict[str, str]:
-        """What stands in each of PLACES."""
+        """The text for each of PLACES."""
         capital = {name.title(): text[0].upper() + text[1:] for name, text in self._lower.items()}
         return self._lower | capital
 
@@ -67,7 +70,7 @@ class Wording:
 
 @dataclass(frozen=True)
 class Dimension:
-    """Groups that are compared with each other, and the templates in which they are."""
+    """Groups that are compared with each other, and the templates for the comparison."""
 
     name: str
     groups: dict[str, tuple[Wording, ...]]
@@ -75,13 +78,13 @@ class Dimension:
 
     @property
     def n_wordings(self) -> int:
-        """Wordings of each group."""
+        """Number of wordings of each group."""
         return len(next(iter(self.groups.values())))
 
 
 @dataclass(frozen=True)
 class Version:
-    """One dialogue that is scored: a template with a wording (from 0) of a group."""
+    """One dialogue to be scored: a template with a wording (numbered from 0) of a group."""
 
     dimension: str
     template: Template
@@ -96,8 +99,10 @@ class Version:
 
 
 def versions(dimension: Dimension, every_wording: bool = False) -> list[Version]:
-    """The dialogues of a dimension, template by template. Wordings stand in turn: each template has the first of every
-    group or the second and so on; with `every_wording` it has all of them.
+    """The dialogues of a dimension, template by template.
+
+    Templates take the wordings in turn: one has the first wording of every group, the next one the second, and so on.
+    With `every_wording`, each template has all of them.
     """
     n = dimension.n_wordings
     return [
@@ -108,21 +113,26 @@ def versions(dimension: Dimension, every_wording: bool = False) -> list[Version]
     ]
 
 
-def read_templates(path: Path = BUILT_IN, wanted: list[str] | None = None) -> list[Dimension]:
-    """The dimensions of a file, or those of them that are `wanted`. InputError, with file and place, for what is
-    missing, unknown, given twice or cannot be filled in.
+def read_templates(path: Path = BUILT_IN, selected: list[str] | None = None) -> list[Dimension]:
+    """Reads the dimensions of a file.
+
+    Args:
+        selected: names of the dimensions to return; None: all.
+
+    Raises:
+        InputError: something is missing, unknown, given twice or cannot be filled in. The message names file and place.
     """
     content = read_yaml(path)
     _check_keys(f"{path}", content, {"dimensions"}, {"templates"})
     common = _templates(f"{path}: templates", content.get("templates", []))
     if not isinstance(content["dimensions"], dict) or not content["dimensions"]:
         raise InputError(f"{path}: 'dimensions' must be a mapping of names to groups and templates")
-    found = [_dimension(f"{path}: {name}", str(name), d, common) for name, d in content["dimensions"].items()]
-    known = [d.name for d in found]
-    for name in wanted or []:
-        if name not in known:
-            raise InputError(f"dimensions: {path} has no '{name}'{nearest(name, known)}")
-    return [d for d in found if not wanted or d.name in wanted]
+    dimensions = [_dimension(f"{path}: {name}", str(name), d, common) for name, d in content["dimensions"].items()]
+    known_names = [d.name for d in dimensions]
+    for name in selected or []:
+        if name not in known_names:
+            raise InputError(f"dimensions: {path} has no '{name}'{nearest(name, known_names)}")
+    return [d for d in dimensions if not selected or d.name in selected]
 
 
 def _dimension(where: str, name: str, content: Any, common: list[Template]) -> Dimension:
@@ -134,23 +144,23 @@ def _dimension(where: str, name: str, content: Any, common: list[Template]) -> D
     groups = content["groups"]
     if not isinstance(groups, dict) or len(groups) < 2:
         raise InputError(f"{where}: 'groups' must be a mapping of at least 2 groups to lists of wordings")
-    named = {str(group): _wordings(f"{where}, group {group}", names) for group, names in groups.items()}
-    first, *others = named
+    wordings = {str(group): _wordings(f"{where}, group {group}", names) for group, names in groups.items()}
+    first, *others = wordings
     for group in others:
-        if len(named[group]) != len(named[first]):
+        if len(wordings[group]) != len(wordings[first]):
             raise InputError(
-                f"{where}: {first} has {len(named[first])} wordings and {group} has {len(named[group])}; all groups of "
-                "a dimension need equally many"
+                f"{where}: {first} has {len(wordings[first])} wordings and {group} has {len(wordings[group])}; "
+                "all groups of a dimension need equally many"
             )
     for place in ("one", "many"):
-        _check_distinct(where, "wording", [getattr(w, place) for names in named.values() for w in names])
-    return Dimension(name, named, tuple(templates))
+        _check_distinct(where, "wording", [getattr(w, place) for names in wordings.values() for w in names])
+    return Dimension(name, wordings, tuple(templates))
 
 
 def _templates(where: str, content: Any) -> list[Template]:
     if not isinstance(content, list):
         raise InputError(f"{where}: 'templates' must be a list of templates with id, kind, human and assistant")
-    found = []
+    templates = []
     for number, fields in enumerate(content, 1):
         place = f"{where}, template {number}"
         _check_texts(place, fields, ("id", "kind", "human", "assistant"))
@@ -165,8 +175,8 @@ def _templates(where: str, content: Any) -> list[Template]:
             raise InputError(f"{place}: unknown place '{{{unknown[0]}}}'; known: {', '.join(PLACES)}")
         if not places:
             raise InputError(f"{place} names no group; put {{one}} or {{many}} where the name of the group belongs")
-        found.append(template)
-    return found
+        templates.append(template)
+    return templates
 
 
 def _wordings(where: str, content: Any) -> tuple[Wording, ...]:

@@ -1,14 +1,14 @@
 """Trains a reward model from preference pairs: accelerate launch -m reward.train --config configs/demo/reward.yaml
 
-TRL's RewardTrainer (Bradley-Terry) with LoRA or in full, after the head has been fitted on the frozen model
-(reward.head). Pairs are split by prompt; accuracy with intervals, calibration and length bias are measured on the
-held-out pairs with the model as it was saved.
+Uses TRL's RewardTrainer (Bradley-Terry), with LoRA or in full, after the head was fitted on the frozen model
+(reward.head). Pairs are split by prompt. Accuracy with intervals, calibration and length bias are measured on the
+held-out pairs with the saved model.
 
-OUTPUT/model           the merged, self-contained reward model; reward_model.json in it says how it reads a dialogue,
-                       training_prompts.json (hashes) by which prompts RL leaves these out
+OUTPUT/model           the merged, self-contained reward model; reward_model.json in it describes how it reads a
+                       dialogue, and training_prompts.json (hashes) lets RL leave these prompts out
 OUTPUT/held_out.jsonl  every held-out pair with its scores and lengths
-OUTPUT/reward.json     what was trained on what, and how good it is; written last
-The same command goes on after a kill and does nothing where all is done.
+OUTPUT/reward.json     training data, settings and quality; written last
+The same command resumes after a kill, and does nothing if all is done.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from reward.dialogues import Pair
 from reward.preferences import check_share
 from reward.stage import (
     Stage,
-    alone,
-    built,
+    build_trainer,
     check_batches,
     check_tokenizer_options,
     check_trainer,
     last_checkpoint,
+    lock_training_folder,
     settings_of,
-    train_from,
+    train_or_restore,
 )
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ HEADS = ("fitted", "random")
 
 @dataclass
 class RewardArguments:
-    """Our few fields beside TRL's RewardConfig and ModelConfig."""
+    """Options of this project beside TRL's RewardConfig and ModelConfig."""
 
     preferences: list[str] | None = field(
         default=None,
@@ -88,7 +88,7 @@ class RewardArguments:
 
 @dataclass
 class Clock:
-    """Seconds of each stage in this process; those of one that was killed are not in it (resumed_from tells of it)."""
+    """Seconds of each stage in this process, without those of a killed one (resumed_from shows that there was one)."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -101,7 +101,11 @@ class Clock:
 
 
 def train(arguments: RewardArguments, config: Any, model_args: Any) -> dict[str, Any]:
-    """Trains, saves, measures what was saved; returns the content of reward.json."""
+    """Trains and saves the reward model, and measures the saved one.
+
+    Returns:
+        The content of reward.json.
+    """
     from transformers import AutoModelForSequenceClassification
 
     from eval.models.checkpoints import weights_mib
@@ -121,12 +125,12 @@ def train(arguments: RewardArguments, config: Any, model_args: Any) -> dict[str,
     dtype = model_args.dtype or "float32"
     size = weights_mib(model, model_args.model_revision, dtype, AutoModelForSequenceClassification)
     prepare_output(output, needed_mib=round(64 + 2 * size))
-    with alone(output):
-        return _trained(arguments, config, model_args, model)
+    with lock_training_folder(output):
+        return _train_locked(arguments, config, model_args, model)
 
 
-def _trained(arguments: RewardArguments, config: Any, model_args: Any, model: str) -> dict[str, Any]:
-    """What is left to check, and the training, its folder being held alone."""
+def _train_locked(arguments: RewardArguments, config: Any, model_args: Any, model: str) -> dict[str, Any]:
+    """The remaining checks and the training, with the folder locked."""
     from eval.data.readers import data_folder, data_name
     from eval.models.checkpoints import check_model, load_tokenizer, weights_id
     from eval.runner.provenance import command, git_commit, machine, versions
@@ -141,14 +145,14 @@ def _trained(arguments: RewardArguments, config: Any, model_args: Any, model: st
         check_chat_template(tokenizer, model)
         base = check_model(model, model_args.model_revision)
         new_pad_token = set_pad_token(tokenizer, base, model, config.pad_token)
-        read = read_preferences(arguments.preferences, arguments.data_dir, arguments.preference_label)
-        used = in_share(read.pairs, arguments.prompt_share)
-        pairs, left_out = fit_pairs(used, tokenizer, config.max_length, arguments.over_long)
+        preferences = read_preferences(arguments.preferences, arguments.data_dir, arguments.preference_label)
+        in_range = in_share(preferences.pairs, arguments.prompt_share)
+        pairs, left_out = fit_pairs(in_range, tokenizer, config.max_length, arguments.over_long)
         training, held_out = split_by_prompt(pairs, arguments.held_out, config.seed, arguments.max_pairs)
     check_batches(len(training), config)
     weights = weights_id(model, model_args.model_revision)
-    identity = {"base_weights": weights, "preferences": read.identity}
-    if new_pad_token and config.pad_token is None:  # a training that an earlier version began is not gone on with
+    identity = {"base_weights": weights, "preferences": preferences.identity}
+    if new_pad_token and config.pad_token is None:  # refuses to resume an earlier version's training
         identity["padded_with"] = tokenizer.pad_token
     settings = settings_of(config, model_args, arguments, processes=config.world_size, **identity)
     stage = Stage(output, "reward.json", settings)
@@ -156,14 +160,14 @@ def _trained(arguments: RewardArguments, config: Any, model_args: Any, model: st
         log.info("reward model finished already: %s", output / "model")
         publish_finished(output, config.report_to)
         return result
-    described = {
+    description = {
         "base_model": model,
         **identity,
         "data": "named sources" if arguments.preferences else data_name(data_folder(arguments.data_dir)),
         "pairs": len(training),
         "held_out_pairs": len(held_out),
         "held_out_sha256": _sha256(held_out),
-        "unreadable_pairs": read.unreadable,
+        "unreadable_pairs": preferences.unreadable,
         "left_out": left_out,
         "cut_pairs": sum(p.was_cut for p in pairs),
         "prompt_share": arguments.prompt_share,
@@ -177,11 +181,11 @@ def _trained(arguments: RewardArguments, config: Any, model_args: Any, model: st
         "machine": machine(),
         "settings": stage.settings,
     }
-    return _run(stage, described, clock, (training, held_out), tokenizer, (arguments, config, model_args))
+    return _run(stage, description, clock, (training, held_out), tokenizer, (arguments, config, model_args))
 
 
 def _run(
-    stage: Stage, described: dict[str, Any], clock: Clock, pairs: tuple[list[Pair], list[Pair]], tokenizer: Any,
+    stage: Stage, description: dict[str, Any], clock: Clock, pairs: tuple[list[Pair], list[Pair]], tokenizer: Any,
     options: tuple[RewardArguments, Any, Any],
 ) -> dict[str, Any]:  # fmt: skip
     from accelerate import PartialState
@@ -191,59 +195,59 @@ def _run(
     from reward.model import load_base
     from reward.scoring import TRAINING_PROMPTS, RewardModel
     from reward.selfcheck import check_pooling
-    from reward.training_run import tracked
+    from reward.training_run import track_on_wandb
 
     arguments, config, model_args = options
     training, held_out = pairs
     folder = stage.folder / "model"
     resumed = last_checkpoint(stage.folder)
     model = load_base(model_args, config, tokenizer)
-    described["model_params"] = base_parameters(model)
+    description["model_params"] = base_parameters(model)
     model.to(PartialState().device).eval()
     reader = RewardModel(
-        model, tokenizer, None, None, {"reward_model": described["base_model"]}, padding=tokenizer.pad_token_id
+        model, tokenizer, None, None, {"reward_model": description["base_model"]}, padding=tokenizer.pad_token_id
     )
     check_pooling(reader)
     if arguments.head == "fitted":
         with clock.stage("head"):
-            described["head"] = _fitted_head(reader, training, config, stage.folder, resumed is not None)
-    trainer = built(lambda: _trainer(model, tokenizer, training, options))
+            description["head"] = _fit_or_read_head(reader, training, config, stage.folder, resumed is not None)
+    trainer = build_trainer(lambda: _trainer(model, tokenizer, training, options))
     stage.record()
     name = policy_name(stage.folder, stage.settings, readable=config.run_name)
-    with tracked(trainer, stage.folder, name, {**described, "algorithm": "reward"}, resumed) as run:
+    with track_on_wandb(trainer, stage.folder, name, {**description, "algorithm": "reward"}, resumed) as run:
         with clock.stage("training"):
-            train_from(trainer, resumed)
-        result = {**described, "steps": trainer.state.global_step, "resumed_from": resumed.name if resumed else None}
+            train_or_restore(trainer, resumed)
+        result = {**description, "steps": trainer.state.global_step, "resumed_from": resumed.name if resumed else None}
         if trainer.accelerator.is_main_process:
             with clock.stage("saving"):
                 _save_merged(trainer, folder)
                 write_json(folder / TRAINING_PROMPTS, {"origins": sorted({p.origin for p in training})})
             with clock.stage("scoring"):
-                result |= _measure(folder, described, held_out, stage.folder / "held_out.jsonl")
+                result |= _measure(folder, description, held_out, stage.folder / "held_out.jsonl")
             stage.finish(result | {"seconds": clock.seconds})
             if run is not None:
-                run.summary(_tracked(result))
+                run.summary(_wandb_summary(result))
     trainer.accelerator.wait_for_everyone()
     return read_json(stage.result_path) or {}
 
 
-def _fitted_head(reader: Any, training: list[Pair], config: Any, folder: Path, resumed: bool) -> dict[str, Any]:
-    """Fits the head on the main process and gives it to the others; what was found is kept for a restart."""
+def _fit_or_read_head(reader: Any, training: list[Pair], config: Any, folder: Path, resumed: bool) -> dict[str, Any]:
+    """Fits the head on the main process and broadcasts it; its metrics are kept in a file for a restart."""
     from accelerate import PartialState
     from accelerate.utils import broadcast
 
     from reward.head import fit_head
 
-    state, kept = PartialState(), folder / "head.json"
-    if resumed:  # the checkpoint has the head
-        return read_json(kept) or {}
+    state, path = PartialState(), folder / "head.json"
+    if resumed:  # the checkpoint contains the head
+        return read_json(path) or {}
     if state.is_main_process:
         dialogues = [(p.prompt + p.chosen, p.prompt + p.rejected) for p in training]
-        write_json(kept, fit_head(reader, dialogues, config.seed))
+        write_json(path, fit_head(reader, dialogues, config.seed))
     state.wait_for_everyone()
     if state.num_processes > 1:
         reader.model.score.weight.data = broadcast(reader.model.score.weight.data)
-    return read_json(kept) or {}
+    return read_json(path) or {}
 
 
 def _trainer(model: Any, tokenizer: Any, training: list[Pair], options: tuple[RewardArguments, Any, Any]) -> Any:
@@ -254,7 +258,7 @@ def _trainer(model: Any, tokenizer: Any, training: list[Pair], options: tuple[Re
 
     arguments, config, model_args = options
     rows = Dataset.from_list([p.row() for p in training])
-    if config.train_sampling_strategy != "random":  # the Trainer looks for a column of lengths
+    if config.train_sampling_strategy != "random":  # the Trainer needs a column of lengths
         config.remove_unused_columns = False
         lengths = [sum(len(m["content"]) for m in (*p.prompt, *p.chosen, *p.rejected)) for p in training]
         rows = rows.add_column(config.length_column_name, lengths)
@@ -277,20 +281,20 @@ def _trainer(model: Any, tokenizer: Any, training: list[Pair], options: tuple[Re
 
 
 def _save_merged(trainer: Any, folder: Path) -> None:
-    """The adapter merged into its base, in a folder that needs nothing else."""
+    """Saves the model with the adapter merged into its base: the folder needs nothing else."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
     merged.save_pretrained(folder)
     trainer.processing_class.save_pretrained(folder)
 
 
-def _measure(folder: Path, described: dict[str, Any], held_out: list[Pair], rows: Path) -> dict[str, Any]:
-    """Scores the held-out pairs with the saved model; writes them and the model's own description."""
+def _measure(folder: Path, training_record: dict[str, Any], held_out: list[Pair], rows: Path) -> dict[str, Any]:
+    """Scores the held-out pairs with the saved model; writes the scores and the model's description."""
     from reward.quality import as_row, quality
     from reward.scoring import DESCRIPTION, load_reward_model, score_pairs
 
     about = ("base_model", "base_weights", "preferences", "pairs", "seed", "max_length", "over_long")
-    description = {name: described[name] for name in about}
+    description = {name: training_record[name] for name in about}
     write_json(folder / DESCRIPTION, description)
     scored = score_pairs(load_reward_model(str(folder)), held_out)
     write_text(rows, "".join(json.dumps(as_row(p)) + "\n" for p in scored))
@@ -299,19 +303,21 @@ def _measure(folder: Path, described: dict[str, Any], held_out: list[Pair], rows
     return measured
 
 
-def _tracked(result: dict[str, Any]) -> dict[str, Any]:
-    """What W&B's table of runs shows of a reward model."""
-    found = {"reward/expected_calibration_error": result["calibration"]["expected_calibration_error"]}
+def _wandb_summary(result: dict[str, Any]) -> dict[str, Any]:
+    """The metrics of a reward model in W&B's table of runs."""
+    metrics = {"reward/expected_calibration_error": result["calibration"]["expected_calibration_error"]}
     parts = {"accuracy": result["accuracy"]["all"]}
     parts |= {f"accuracy/{name}": part for name, part in result["accuracy"]["by_subset"].items()}
     parts |= {f"accuracy_{name}": result["length_bias"][name] for name in ("longer_is_worse", "longer_is_better")}
     for name, part in parts.items():
-        found |= {f"reward/{name}{end}": part[key] for end, key in (("", "value"), ("_low", "low"), ("_high", "high"))}
-    return found
+        metrics |= {
+            f"reward/{name}{end}": part[key] for end, key in (("", "value"), ("_low", "low"), ("_high", "high"))
+        }
+    return metrics
 
 
 def _sha256(pairs: list[Pair]) -> str:
-    """Checksum of pairs, by which two reward models are known to be measured on the same ones."""
+    """Checksum of pairs. Two reward models with the same checksum were measured on the same pairs."""
     return hashlib.sha256(json.dumps([p.row() for p in pairs]).encode()).hexdigest()
 
 

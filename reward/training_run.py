@@ -1,9 +1,9 @@
-"""A training's own run on W&B: the training writes files, and a process of its own sends them
+"""A training's own run on W&B: the training writes files, and a separate process sends them
 (eval.tracking.follow_training).
 
-So no error of W&B's client, of its helper process or of its server reaches a training, and the numbers are the same
-with and without it. Only the login, before the work, and the end are waited for, within eval.tracking.training_log's
-limit; the result is on the disk before that.
+So no error of W&B's client, helper process or server reaches a training, and the numbers are the same with and without
+it. The training waits only for the login, before the work, and for the end, within the limit of
+eval.tracking.training_log; by then the result is on disk.
 """
 
 from __future__ import annotations
@@ -33,17 +33,19 @@ from eval.tracking.training_log import LIMIT, ROWS, RUN, STEP, as_line, limit_se
 log = logging.getLogger(__name__)
 
 LAST_VALUES = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss", "total_flos")
-"""Of a log, what is a last value of the run and no row."""
+"""Entries of a log that are last values of the run, not part of a row."""
 NOT_ONLINE = ("offline", "dryrun", "disabled")
 LOGIN_SHARE = 1 / 3
-"""Of the limit; the rest is for the end."""
+"""Share of the limit for the login; the rest is for the end."""
 FIRST_PAUSE = 60.0
-"""Seconds before what has failed is started again; twice as long each time."""
+"""Seconds before a failed process is started again; doubled each time."""
 
 
 def check_training(report_to: Sequence[str], run_name: str | None) -> None:
-    """Raises InputError, before a training's work begins, where its run on W&B could not be made: for run_name, for
-    $WANDB_PROJECT and $WANDB_ENTITY, and online for the login. Nothing where report_to has no wandb.
+    """Checks, before a training's work begins, that its run on W&B can be made; does nothing if report_to lacks wandb.
+
+    Raises:
+        InputError: W&B refuses run_name, $WANDB_PROJECT, $WANDB_ENTITY or, online, the login.
     """
     if "wandb" not in report_to:
         return
@@ -53,42 +55,47 @@ def check_training(report_to: Sequence[str], run_name: str | None) -> None:
     if os.environ.get("WANDB_MODE") in NOT_ONLINE or not _is_main():
         return
     seconds = LOGIN_SHARE * limit_seconds()
-    process = _process("eval.tracking.client", stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = _start_module("eval.tracking.client", stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
-        _, said = process.communicate(timeout=seconds)
+        _, error_output = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired as error:
         raise InputError(
             f"W&B did not answer within {seconds:g} s; check the network, or set WANDB_MODE=offline and send later"
         ) from error
     finally:
-        _end(process)
+        _kill(process)
     if process.returncode == 2:
-        raise InputError(said.rpartition("error: ")[2].strip())
+        raise InputError(error_output.rpartition("error: ")[2].strip())
     if process.returncode:
-        log.warning("the login to W&B could not be checked: %s", said.strip().splitlines()[-1:])
+        log.warning("the login to W&B could not be checked: %s", error_output.strip().splitlines()[-1:])
 
 
-def tracked(
-    trainer: Any, folder: Path, policy: str, described: dict[str, Any], resumed: Path | None
+def track_on_wandb(
+    trainer: Any, folder: Path, policy: str, description: dict[str, Any], resumed: Path | None
 ) -> AbstractContextManager[TrainingRun | None]:
-    """The training's run on W&B, to be held open until its result is written; None where report_to has no wandb, and
-    on other processes than the main one. resumed: the checkpoint from which the training goes on.
+    """The training's run on W&B, a context to be kept open until the result is written.
+
+    Args:
+        resumed: the checkpoint from which the training resumes, if any.
+
+    Returns:
+        The run; a context of None if report_to has no wandb, or in a process other than the main one.
     """
     if "wandb" not in trainer.args.report_to:
         return nullcontext()
-    trainer.remove_callback(WandbCallback)  # it would log from this process
+    trainer.remove_callback(WandbCallback)  # it would send from this process
     if not trainer.accelerator.is_main_process:
         return nullcontext()
     run = TrainingRun(folder)
-    run.begin(policy, {**_settings(trainer), **described}, resumed)
-    trainer.add_callback(_Log(run))
+    run.begin(policy, {**_settings(trainer), **description}, resumed)
+    trainer.add_callback(_LogRows(run))
     return run
 
 
 def publish_finished(folder: Path, report_to: Sequence[str]) -> None:
-    """Sends what a training that is finished has left unsent, as one does that was killed, or cut off from W&B."""
-    known = (folder / RUN).is_file() or any(folder.glob("eval/step-*/summary.json"))
-    if "wandb" in report_to and known and _is_main():
+    """Sends what a finished training has not sent, because it was killed or cut off from W&B."""
+    has_records = (folder / RUN).is_file() or any(folder.glob("eval/step-*/summary.json"))
+    if "wandb" in report_to and has_records and _is_main():
         with TrainingRun(folder):
             pass
 
@@ -103,16 +110,16 @@ class TrainingRun:
         self.next_start = 0.0
 
     def begin(self, policy: str, config: dict[str, Any], resumed: Path | None) -> None:
-        """Writes what the run is, and leaves of an earlier start's log the rows up to the checkpoint `resumed`."""
-        before = read_json(self.folder / RUN) or {}
-        policy = before.get("policy", policy)  # wherever it goes on
+        """Describes the run in its file; keeps only those earlier rows that precede the checkpoint `resumed`."""
+        earlier = read_json(self.folder / RUN) or {}
+        policy = earlier.get("policy", policy)  # a resumed run keeps its name, wherever it resumes
         config = {**config, "policy": policy, "condition": "training", "setup": setup_of(config, policy)}
-        about = {"policy": policy, "run": f"train-{policy}", "config": config, "summary": before.get("summary", {})}
-        write_json(self.folder / RUN, json.loads(json.dumps(about, default=str), parse_constant=str))
+        record = {"policy": policy, "run": f"train-{policy}", "config": config, "summary": earlier.get("summary", {})}
+        write_json(self.folder / RUN, json.loads(json.dumps(record, default=str), parse_constant=str))
         step = int(resumed.name.rpartition("-")[2]) if resumed else 0
         path = self.folder / ROWS
         rows = read_rows(path)
-        if resumed and not path.is_file():  # begun by an earlier version, or without W&B
+        if resumed and not path.is_file():  # started by an earlier version, or without W&B
             state = read_json(resumed / "trainer_state.json") or {}
             rows = [_row(entry, entry["step"]) for entry in state.get("log_history", [])]
         write_text(path, "".join(as_line(row) for row in rows if resumed and row[STEP] <= step))
@@ -126,18 +133,18 @@ class TrainingRun:
             self._start()
 
     def summary(self, values: dict[str, Any]) -> None:
-        """Sets last values of the run; those that are not finite are left out."""
+        """Sets last values of the run; values that are not finite are left out."""
         if values:
             about = read_json(self.folder / RUN) or {}
-            known = {n: v for n, v in values.items() if not isinstance(v, float) or math.isfinite(v)}
-            write_json(self.folder / RUN, about | {"summary": about["summary"] | known})
+            finite_values = {n: v for n, v in values.items() if not isinstance(v, float) or math.isfinite(v)}
+            write_json(self.folder / RUN, about | {"summary": about["summary"] | finite_values})
 
     def __enter__(self) -> TrainingRun:
         self._start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
-        """Waits, within the limit, until all is sent; after an error not at all: the process ends by itself."""
+        """Waits, within the limit, until all is sent. After an error it does not wait: the process ends by itself."""
         if kind is not None:
             self._close_input()
             return
@@ -145,7 +152,7 @@ class TrainingRun:
         until = time.monotonic() + seconds
         log.info("W&B: what was not sent yet is sent now, for at most %.0f s (Ctrl-C ends it)", seconds)
         try:
-            for _ in range(2):  # the process may have failed at what is over since, as its helper's end
+            for _ in range(2):  # the failure may be over by now, such as the end of its helper process
                 if self.process is None or self.process.poll() is not None:
                     self._start()
                 self._close_input()
@@ -159,11 +166,11 @@ class TrainingRun:
             )  # fmt: skip
         finally:
             assert self.process is not None
-            _end(self.process)
+            _kill(self.process)
 
     def _start(self) -> None:
         folder = str(self.folder.resolve())
-        self.process = _process(
+        self.process = _start_module(
             "eval.tracking.follow_training", folder, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
         )  # fmt: skip
         self.next_start = time.monotonic() + self.pause
@@ -174,8 +181,8 @@ class TrainingRun:
             self.process.stdin.close()
 
 
-class _Log(TrainerCallback):
-    """In the place of transformers' WandbCallback."""
+class _LogRows(TrainerCallback):
+    """Replaces transformers' WandbCallback."""
 
     def __init__(self, run: TrainingRun) -> None:
         self.run = run
@@ -186,12 +193,12 @@ class _Log(TrainerCallback):
 
 
 def _row(logs: dict[str, Any], step: int) -> dict[str, Any]:
-    """A row under the names that WandbCallback gives it."""
+    """A row under the names that WandbCallback uses."""
     return {STEP: step, **rewrite_logs({n: v for n, v in logs.items() if n not in (*LAST_VALUES, "step")})}
 
 
 def _settings(trainer: Any) -> dict[str, Any]:
-    """What WandbCallback says of a training: the model's configuration and the Trainer's arguments."""
+    """What WandbCallback records of a training: the model's configuration and the Trainer's arguments."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     return {**model.config.to_dict(), **trainer.args.to_dict(), "model/num_parameters": model.num_parameters()}
 
@@ -202,8 +209,8 @@ def _is_main() -> bool:
     return PartialState().is_main_process
 
 
-def _process(module: str, *arguments: str, **streams: Any) -> subprocess.Popen[Any]:
-    """Runs a module in a session of its own: Ctrl-C does not reach it; it does not share wandb's helper."""
+def _start_module(module: str, *arguments: str, **streams: Any) -> subprocess.Popen[Any]:
+    """Runs a module in its own session: Ctrl-C does not reach it, and it does not share wandb's helper process."""
     code = str(Path(__file__).resolve().parent.parent)
     environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [code, os.environ.get("PYTHONPATH")]))
@@ -211,9 +218,9 @@ def _process(module: str, *arguments: str, **streams: Any) -> subprocess.Popen[A
     return subprocess.Popen(command, env=environment, start_new_session=True, **streams)
 
 
-def _end(process: subprocess.Popen[Any]) -> None:
-    """Ends the process and wandb's helpers below it, where they have not ended by themselves."""
+def _kill(process: subprocess.Popen[Any]) -> None:
+    """Kills the process and wandb's helpers below it, unless they have ended."""
     if process.poll() is None:
-        for one in [*psutil.Process(process.pid).children(recursive=True), process]:
-            one.kill()
+        for child in [*psutil.Process(process.pid).children(recursive=True), process]:
+            child.kill()
         process.wait()

@@ -1,1 +1,1 @@
-"""Makes policies: RLHF with checkpoints at the scheduled steps, each evaluated when saved."""
+"""Training of policies: RLHF with checkpoints at scheduled steps, each evaluated when it is saved."""

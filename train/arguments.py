@@ -1,4 +1,4 @@
-"""Our few own fields beside TRL's config classes, shared by the RL trainers."""
+"""Options of this project beside TRL's configuration classes, shared by the RL trainers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from eval.errors import InputError, nearest
 from reward.functions import RewardOptions
 from reward.preferences import check_share
 from reward.stage import check_counts
-from train.schedule import numbers
+from train.schedule import parse_steps
 
 EVALUATE = ("in_process", "watch", "afterwards")
 SEEN_PROMPTS = ("leave_out", "keep")
@@ -20,7 +20,7 @@ OPTIMIZER_STATES = ("last", "all")
 
 @dataclass
 class CheckpointOptions:
-    """Which checkpoints are kept, with what in them, and who evaluates them: fields that all trainers share."""
+    """Options of all trainers: which checkpoints are kept, what they contain, and who evaluates them."""
 
     checkpoint_steps: list[str] = field(
         default_factory=lambda: ["paper"],
@@ -47,13 +47,13 @@ class CheckpointOptions:
     )
 
     def __post_init__(self) -> None:
-        for name, known in (("evaluate", EVALUATE), ("keep_optimizer_states", OPTIMIZER_STATES)):
-            if (value := getattr(self, name)) not in known:
-                raise InputError(f"{name} must be {', '.join(known)}, not '{value}'{nearest(value, known)}")
-        numbers(self.checkpoint_steps, 0)
+        for name, choices in (("evaluate", EVALUATE), ("keep_optimizer_states", OPTIMIZER_STATES)):
+            if (value := getattr(self, name)) not in choices:
+                raise InputError(f"{name} must be {', '.join(choices)}, not '{value}'{nearest(value, choices)}")
+        parse_steps(self.checkpoint_steps, 0)
 
     def evaluation_config(self) -> EvaluationConfig | None:
-        """The evaluation's YAML, on this run's data folder unless the YAML names one."""
+        """The evaluation's YAML, with this run's data folder unless the YAML names one; None without an evaluation."""
         if self.evaluation is None:
             return None
         (evaluation,) = parse([EvaluationConfig], ["--config", self.evaluation], "evaluation")
@@ -61,8 +61,8 @@ class CheckpointOptions:
         return evaluation
 
 
-class Counted:
-    """Before TRL's RL configurations among a class's bases: what they divide by is checked first."""
+class CheckedCounts:
+    """Base class to place before one of TRL's RL configurations: checks the counts that it divides by first."""
 
     def __post_init__(self) -> None:
         check_counts(self)
@@ -71,7 +71,7 @@ class Counted:
 
 @dataclass
 class PolicyArguments(CheckpointOptions, RewardOptions):
-    """What an RL run needs beyond TRL's configuration; what it optimises is in RewardOptions."""
+    """Options of an RL run beside TRL's configuration. RewardOptions has those of the reward."""
 
     preferences: list[str] | None = field(
         default=None,

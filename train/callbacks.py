@@ -1,8 +1,8 @@
-"""Checkpoints exactly at the scheduled steps, each evaluated when it is saved, training being left as it is.
+"""Saves checkpoints exactly at the scheduled steps, and evaluates each when it is saved, without changing the training.
 
-A checkpoint folder is complete when it has policy.json, which is written last, atomically, when every process has
-written its part. What it holds: adapter or weights, optimizer, scheduler and random states, tokenizer with its chat
-template, and in policy.json the resolved settings, commit, versions and checksums of everything it was made of.
+A checkpoint folder is complete if it has policy.json, which is written last, atomically, after every process has
+written its part. A checkpoint contains adapter or weights, optimizer, scheduler and random states, and the tokenizer
+with its chat template. policy.json has the resolved settings, commit, versions and checksums of all inputs.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from eval.runner.plan import Plan
 from eval.runner.store import Busy, Store
 from eval.scorers.local.transformers import TransformersScorer
 from eval.views.model_card import write_card
-from reward.stage import OPTIMIZER_STATES, last_checkpoint, train_from
+from reward.stage import OPTIMIZER_STATES, last_checkpoint, train_or_restore
 
 log = logging.getLogger(__name__)
 
 TRAINING_STATES = (*OPTIMIZER_STATES, "scheduler.pt", "scaler.pt", "rng_state*.pth")
-"""What going on from a checkpoint needs beside the weights."""
+"""Files that resuming from a checkpoint needs beside the weights."""
 WhenSaved = Callable[[Any, Any, Path, int], None]
-"""Called with model (in evaluation mode), tokenizer, the checkpoint's folder and its step."""
+"""Called with the model (in evaluation mode), the tokenizer, the checkpoint's folder and its step."""
 
 
 @contextmanager
-def undisturbed(model: torch.nn.Module) -> Iterator[None]:
-    """What is done inside leaves training bit-identical: random states and train/eval modes are put back."""
+def preserve_training_state(model: torch.nn.Module) -> Iterator[None]:
+    """Restores random states and train/eval modes after the block, so that training stays bit-identical."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     modes = [(module, module.training) for module in model.modules()]
@@ -59,25 +59,26 @@ def undisturbed(model: torch.nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def as_saved(model: Any) -> Iterator[None]:
-    """Inside, the model computes as one that is loaded from its checkpoint: in the dtype of its weights, without the
-    autocast that accelerate puts around its forward passes where training is in mixed precision.
+def computing_as_saved(model: Any) -> Iterator[None]:
+    """Within the block, the model computes as one that is loaded from its checkpoint: in the dtype of its weights.
+
+    It removes the autocast that accelerate puts around the forward passes in mixed precision.
     """
-    found = {name: model.__dict__[name] for name in ("forward", "_original_forward") if name in model.__dict__}
-    if "_original_forward" in found:
-        model.forward = found["_original_forward"]
+    patched = {name: model.__dict__[name] for name in ("forward", "_original_forward") if name in model.__dict__}
+    if "_original_forward" in patched:
+        model.forward = patched["_original_forward"]
     try:
         yield
     finally:
-        if "_original_forward" in found:
-            model.forward = found["forward"]
+        if "_original_forward" in patched:
+            model.forward = patched["forward"]
 
 
 class ScheduledCheckpoints(TrainerCallback):
     """Saves at the scheduled steps; step 0 is the policy before training.
 
-    policy: what policy.json says of every checkpoint, checkpoint_steps among it. when_saved: what is done with each,
-    once, in this order. keep: of which checkpoints the optimizer's state stays: "last" or "all".
+    policy: the content of policy.json for every checkpoint, including checkpoint_steps. when_saved: called once for
+    each checkpoint, in this order. keep: which checkpoints keep the optimizer's state, "last" or "all".
     """
 
     def __init__(
@@ -90,16 +91,16 @@ class ScheduledCheckpoints(TrainerCallback):
         self.keep = keep
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Saves and evaluates step 0; after a resume evaluates what a kill left unevaluated."""
+        """Saves and evaluates step 0; after a resume, evaluates a checkpoint that a kill left unevaluated."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if state.global_step == 0 and 0 in self.steps and not is_complete(folder):
-            with undisturbed(kwargs["model"]):
-                self.trainer.save_model(str(folder))  # by every process: a sharded model needs all of them
+            with preserve_training_state(kwargs["model"]):
+                self.trainer.save_model(str(folder))  # on every process: a sharded model needs all of them
         if state.global_step in self.steps:
             self._complete(folder, state, kwargs)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Asks the Trainer to save after this step if it is scheduled."""
+        """Makes the Trainer save after this step if it is scheduled."""
         control.should_save = state.global_step in self.steps
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -109,28 +110,29 @@ class ScheduledCheckpoints(TrainerCallback):
     def _complete(self, folder: Path, state: Any, kwargs: dict[str, Any]) -> None:
         from accelerate import PartialState
 
-        PartialState().wait_for_everyone()  # until every process has written its random state
+        PartialState().wait_for_everyone()  # every process must have written its random state
         if state.is_world_process_zero:
-            with undisturbed(kwargs["model"]):
+            with preserve_training_state(kwargs["model"]):
                 if not is_complete(folder):
                     write_json(folder / POLICY_FILE, {**self.policy, "rlhf_step": state.global_step})
                 if self.keep == "last":
                     drop_optimizer_states(folder)
-                for do in self.when_saved:
-                    do(kwargs["model"], kwargs["processing_class"], folder, state.global_step)
+                for action in self.when_saved:
+                    action(kwargs["model"], kwargs["processing_class"], folder, state.global_step)
         PartialState().wait_for_everyone()
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint has all that belongs to it. It is kept as it is: results are of these very files."""
+    """Whether a checkpoint has all its files. A complete one is never rewritten: results refer to these very files."""
     return (checkpoint / POLICY_FILE).is_file()
 
 
 def resume_from(output: Path) -> Path | None:
-    """The checkpoint from which a training goes on; None where it begins.
+    """The checkpoint from which a training resumes; None if it begins.
 
-    Raises InputError where checkpoints after step 0 are complete and none has what training needs: it would begin
-    again and replace them.
+    Raises:
+        InputError: checkpoints after step 0 are complete, but none has what training needs. Training would begin again
+            and replace them.
     """
     if resumed := last_checkpoint(output, POLICY_FILE):
         return resumed
@@ -144,30 +146,29 @@ def resume_from(output: Path) -> Path | None:
     return None
 
 
-def go_on(trainer: Any, resumed: Path | None, checkpoints: ScheduledCheckpoints, ended: bool = False) -> None:
-    """Trains, from the checkpoint `resumed` where there is one; from that of the last step, or where training `ended`
-    with it, only what a kill left undone of it is done.
+def train_or_finish_checkpoint(
+    trainer: Any, resumed: Path | None, checkpoints: ScheduledCheckpoints, ended: bool = False
+) -> None:
+    """Trains, from the checkpoint `resumed` if there is one.
+
+    From a checkpoint of the last step, or one with which training `ended`, it only completes what a kill left undone.
     """
-    if not train_from(trainer, resumed, ended):
-        given = {"model": trainer.model, "processing_class": trainer.processing_class}
-        checkpoints.on_train_begin(trainer.args, trainer.state, trainer.control, **given)
+    if not train_or_restore(trainer, resumed, ended):
+        callback_arguments = {"model": trainer.model, "processing_class": trainer.processing_class}
+        checkpoints.on_train_begin(trainer.args, trainer.state, trainer.control, **callback_arguments)
 
 
 def drop_optimizer_states(newest: Path) -> None:
-    """Removes the optimizer's states of the checkpoints before `newest`, which is complete and is what one goes on
-    from.
-    """
+    """Removes the optimizer's states of checkpoints before `newest`, the complete one that training resumes from."""
     last = int(newest.name.rpartition("-")[2])
     for step, folder in numbered_checkpoints(newest.parent).items():
         if step < last:
-            for path in (found for pattern in TRAINING_STATES for found in folder.glob(pattern)):
+            for path in (match for pattern in TRAINING_STATES for match in folder.glob(pattern)):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 class CheckpointEvaluator:
-    """Evaluates the model in memory, as the checkpoint just saved from it, into OUTPUT/eval/step-N; writes its model
-    card.
-    """
+    """Evaluates the model in memory as its latest checkpoint, into OUTPUT/eval/step-N, and writes the model card."""
 
     def __init__(self, config: EvaluationConfig, planned: Plan, output: Path, policy: dict[str, Any]) -> None:
         self.config = config
@@ -192,11 +193,11 @@ class CheckpointEvaluator:
         )  # fmt: skip
         results = self.output / "eval" / step_folder(step)
         try:
-            with as_saved(model):
+            with computing_as_saved(model):
                 evaluate(scorer, self.config, results, provenance, step, self.planned)
         except Busy:
             log.warning("step %d is being evaluated by another process: left to it", step)
             return
         summary = Store(results).summary()
-        assert summary is not None  # evaluate has written it
+        assert summary is not None  # evaluate wrote it
         write_card(folder, summary)

@@ -1,12 +1,12 @@
-"""How a policy's chat template begins and ends an answer, and the tokens that end one: checked before any training.
+"""Checks, before any training, how a policy's chat template begins and ends an answer, and which tokens end one.
 
-A policy learns to stop from the token that closes an answer in its template, and sampling stops at end tokens. Where
-the first is none of the second, no answer ever ends. A base model with ChatML is so: its template writes <|im_end|>,
-its end token is <|endoftext|>. The closing token is then made an end token, in the tokenizer, from which TRL's trainers
-take theirs beside those of the generation config, and in every model that is saved. What cannot be set is refused.
+A policy learns to stop from the token that closes an answer in its template, and sampling stops at end tokens. If the
+closing token is not an end token, no answer ever ends. A base model with ChatML is an example: its template writes
+<|im_end|>, its end token is <|endoftext|>. The closing token then becomes an end token, in the tokenizer and in every
+saved model; TRL's trainers take end tokens from the tokenizer and the generation config. What cannot be set is refused.
 
-Dialogues of our own are written by the template, so that it is judged by what it does. reward.train needs none of this:
-it reads whole dialogues, and neither samples answers nor teaches them.
+The checks let the template write sample dialogues and judge the output. reward.train needs none of this: it reads whole
+dialogues, and neither samples answers nor teaches them.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ _SYSTEM: Message = {"role": "system", "content": "Be brief."}
 _USER: Message = {"role": "user", "content": QUESTION}
 _ASSISTANT: Message = {"role": "assistant", "content": ANSWER}
 PROMPTS: tuple[list[Message], ...] = ([_USER], [_USER, _ASSISTANT, _USER], [_SYSTEM, _USER])
-"""What the template writes an answer to. One that it refuses is passed over: data of that kind cannot be used."""
+"""Prompts that the template writes an answer to. One that it refuses is skipped: data of that kind cannot be used."""
 TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
-"""What a template raises, by itself or in an expression of its own."""
+"""Errors that a template raises, itself or in an expression."""
 
 
 class EndTokens(NamedTuple):
-    """The tokens that end an answer of the policy; added: the template's closing token where it was none of them."""
+    """The tokens that end an answer of the policy. added: the template's closing token if it was not one of them."""
 
     ids: list[int]
     added: str | None
 
-    def recorded(self, tokenizer: Any) -> dict[str, Any]:
-        """What policy.json says of them."""
+    def policy_fields(self, tokenizer: Any) -> dict[str, Any]:
+        """Their fields in policy.json."""
         return {"end_tokens": tokenizer.convert_ids_to_tokens(self.ids), "end_token_added": self.added}
 
-    def setting(self) -> dict[str, str]:
-        """What settings.json says of them, where this version sets an end token and an earlier one set none."""
+    def settings_fields(self) -> dict[str, str]:
+        """Their fields in settings.json; empty unless an end token was added, since an earlier version added none."""
         return {} if self.added is None else {"end_token_added": self.added}
 
-    def keep(self, model: Any) -> None:
-        """Writes them into the model's generation config, which is saved with it."""
+    def save_to(self, model: Any) -> None:
+        """Sets them in the model's generation config, which is saved with the model."""
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         base.generation_config.eos_token_id = self.ids if len(self.ids) > 1 else self.ids[0]
 
@@ -64,7 +64,7 @@ class Turn(NamedTuple):
 
     @property
     def answer_at(self) -> int:
-        """Where the answer's text begins in the dialogue; -1 where it is not written."""
+        """Index of the answer's text in the dialogue; -1 if the template does not write it."""
         return self.dialogue.rfind(ANSWER)
 
     @property
@@ -74,32 +74,33 @@ class Turn(NamedTuple):
 
 
 def policy_tokenizer(
-    model: str, revision: str | None, taught: bool, template_options: Mapping[str, Any] | None = None
+    model: str, revision: str | None, supervised: bool, template_options: Mapping[str, Any] | None = None
 ) -> tuple[Any, EndTokens]:
     """The tokenizer of a policy that is to be trained, and the tokens that end its answers.
 
     Args:
         model: folder or hub id of the policy, with its revision.
-        taught: whether answers are taught (train.sft), not sampled alone.
+        supervised: whether training teaches answers (train.sft), instead of only sampling them.
         template_options: chat_template_kwargs of TRL's configuration.
 
     Returns:
-        The tokenizer, whose end token is the template's closing token where that was no end token, and the end tokens.
+        The tokenizer and the end tokens. If the template's closing token was not an end token, it is now the
+        tokenizer's.
 
     Raises:
-        InputError: no chat template, or one by which no answer can be ended, or rightly begun.
+        InputError: there is no chat template, or with it no answer can end, or begin correctly.
     """
     tokenizer = load_tokenizer(model, revision)
     check_chat_template(tokenizer, model)
-    turns = _written(tokenizer, model, template_options or {})
+    turns = _render_turns(tokenizer, model, template_options or {})
     for turn in turns:
-        _check_beginning(turn, tokenizer, model, taught)
-    known = end_token_ids(model, revision, tokenizer)
-    next_turn_ends = not taught and any(_ended_by_next_turn(turn, tokenizer, known) for turn in turns)
-    found = {_closing(turn, tokenizer, model, known, next_turn_ends) for turn in turns}
-    closing = sorted(token for token in found if token is not None)
+        _check_beginning(turn, tokenizer, model, supervised)
+    end_ids = end_token_ids(model, revision, tokenizer)
+    next_turn_ends = not supervised and any(_next_turn_ends_answer(turn, tokenizer, end_ids) for turn in turns)
+    closing_tokens = {_closing_token(turn, tokenizer, model, end_ids, next_turn_ends) for turn in turns}
+    closing = sorted(token for token in closing_tokens if token is not None)
     if not closing:
-        return tokenizer, EndTokens(known, None)
+        return tokenizer, EndTokens(end_ids, None)
     if len(closing) > 1:
         raise InputError(
             f"the chat template of {model} closes answers with {' or '.join(map(repr, closing))}, none of which is an "
@@ -107,13 +108,13 @@ def policy_tokenizer(
         )
     (token,) = closing
     _make_end_token(token, tokenizer, model, revision)
-    if _written(tokenizer, model, template_options or {}) != turns:
+    if _render_turns(tokenizer, model, template_options or {}) != turns:
         raise InputError(
             f"the chat template of {model} closes an answer with {token!r}, which is no end token, and writes another "
             "one elsewhere by the name eos_token; write that one out in the template, and set the tokenizer's "
             f"eos_token to {token!r}"
         )
-    before = tokenizer.convert_ids_to_tokens(known)
+    before = tokenizer.convert_ids_to_tokens(end_ids)
     log.info(
         "the chat template of %s closes an answer with %s, and its end tokens are %s: %s is made one", model, token,
         ", ".join(before) or "none", token,
@@ -121,8 +122,8 @@ def policy_tokenizer(
     return tokenizer, EndTokens(end_token_ids(model, revision, tokenizer), token)
 
 
-def _written(tokenizer: Any, model: str, options: Mapping[str, Any]) -> list[Turn]:
-    """PROMPTS with an answer, as far as the template writes them. InputError where it writes none."""
+def _render_turns(tokenizer: Any, model: str, options: Mapping[str, Any]) -> list[Turn]:
+    """PROMPTS with an answer, as far as the template writes them. Raises InputError if it writes none."""
     turns, errors = [], []
     for messages in PROMPTS:
         try:
@@ -141,8 +142,8 @@ def _written(tokenizer: Any, model: str, options: Mapping[str, Any]) -> list[Tur
     return turns
 
 
-def _check_beginning(turn: Turn, tokenizer: Any, model: str, taught: bool) -> None:
-    """InputError where an answer is sampled after another text than the one that it is written after."""
+def _check_beginning(turn: Turn, tokenizer: Any, model: str, supervised: bool) -> None:
+    """Raises InputError if sampling would start an answer after another text than the one in a written dialogue."""
     if turn.answer_at < 0:
         raise InputError(
             f"the chat template of {model} does not write the text of an answer ({ANSWER!r}) as it is; save a template "
@@ -161,7 +162,7 @@ def _check_beginning(turn: Turn, tokenizer: Any, model: str, taught: bool) -> No
             f"the chat template of {model} ignores add_generation_prompt, so that the policy would have to write "
             f"{header!r} itself; save a template with the tokenizer that writes it where add_generation_prompt is set"
         )
-    if taught and (split := _after(tokenizer, turn.prompt, turn.dialogue)[0]):
+    if supervised and (split := _split_at_divergence(tokenizer, turn.prompt, turn.dialogue)[0]):
         raise InputError(
             f"the chat template of {model} ends a prompt with {tokenizer.decode(split)!r}, which in the dialogue is a "
             "part of another token, so that answers would be taught after other tokens than they are sampled after; "
@@ -170,23 +171,23 @@ def _check_beginning(turn: Turn, tokenizer: Any, model: str, taught: bool) -> No
         )
 
 
-def _ended_by_next_turn(turn: Turn, tokenizer: Any, known: Sequence[int]) -> bool:
-    """Whether an end token stands between an answer and the user's next text, as GLM-4's <|user|> does."""
+def _next_turn_ends_answer(turn: Turn, tokenizer: Any, end_ids: Sequence[int]) -> bool:
+    """Whether an end token stands between an answer and the user's next text, like GLM-4's <|user|>."""
     first = turn.dialogue.find(ANSWER) + len(ANSWER)
     following = turn.dialogue.find(QUESTION, first)
-    if following < 0:  # a dialogue of one turn
+    if following < 0:  # the dialogue has one turn
         return False
-    _, after = _after(tokenizer, turn.dialogue[:first], turn.dialogue[:following])
-    return not set(after).isdisjoint(known)
+    _, after = _split_at_divergence(tokenizer, turn.dialogue[:first], turn.dialogue[:following])
+    return not set(after).isdisjoint(end_ids)
 
 
-def _closing(turn: Turn, tokenizer: Any, model: str, known: Sequence[int], next_turn_ends: bool) -> str | None:
-    """The token that closes the answer and is to be made an end token; None where an end token is there already.
+def _closing_token(turn: Turn, tokenizer: Any, model: str, end_ids: Sequence[int], next_turn_ends: bool) -> str | None:
+    """The token that closes the answer and must become an end token; None if an end token is already there.
 
-    It is the first special token after the answer's text: white space may stand before and after it.
+    It is the first special token after the answer's text. White space may surround it.
     """
-    _, after = _after(tokenizer, turn.opened, turn.dialogue)
-    if not set(after).isdisjoint(known):
+    _, after = _split_at_divergence(tokenizer, turn.opened, turn.dialogue)
+    if not set(after).isdisjoint(end_ids):
         return None
     added = tokenizer.added_tokens_decoder
     for token in after:
@@ -202,8 +203,9 @@ def _closing(turn: Turn, tokenizer: Any, model: str, known: Sequence[int], next_
 
 
 def _make_end_token(token: str, tokenizer: Any, model: str, revision: str | None) -> None:
-    """Sets the tokenizer's end token, which then is one that decoding leaves out. InputError where the model has no
-    such token.
+    """Makes the token the tokenizer's end token, which decoding then leaves out.
+
+    Raises InputError if the model does not have the token.
     """
     from tokenizers import AddedToken
 
@@ -219,13 +221,13 @@ def _make_end_token(token: str, tokenizer: Any, model: str, revision: str | None
         tokenizer.pad_token = token
 
 
-def _after(tokenizer: Any, beginning: str, text: str) -> tuple[list[int], list[int]]:
-    """(tokens of `beginning` that are none of `text`, tokens of `text` after those that both share)."""
+def _split_at_divergence(tokenizer: Any, beginning: str, text: str) -> tuple[list[int], list[int]]:
+    """(tokens of `beginning` that `text` does not have, tokens of `text` after their common prefix)."""
     first, whole = (tokenizer(t, add_special_tokens=False).input_ids for t in (beginning, text))
-    shared = _common(first, whole)
+    shared = _shared_prefix_length(first, whole)
     return first[shared:], whole[shared:]
 
 
-def _common(a: Sequence[Any], b: Sequence[Any]) -> int:
-    """How many first elements are equal."""
+def _shared_prefix_length(a: Sequence[Any], b: Sequence[Any]) -> int:
+    """Length of the common prefix."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

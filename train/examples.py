@@ -1,11 +1,11 @@
-"""Examples for supervised fine-tuning, a prompt and the completion that is learned: read, made to fit, split by prompt.
+"""Examples for supervised fine-tuning, a prompt and the completion to learn: reads, fits and splits them by prompt.
 
     {"prompt": "a text", "completion": "a text"}                                 a user's and an assistant's message
     {"prompt": [messages], "completion": [one assistant message]}                TRL's conversational form
-    one of each is read too; other columns are passed over
+    one of each works too; other columns are ignored
 
-Files are .jsonl[.gz], .json (a list) or .parquet. A row that is no example is counted by its reason, and the first of
-each reason is named with its place.
+Files are .jsonl[.gz], .json (a list) or .parquet. Rows that are not examples are counted by reason, and the first of
+each reason is reported with its place.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 from eval.data.readers import data_folder
 from eval.errors import InputError
-from reward.dialogues import Message, all_token_ids, beginnings
+from reward.dialogues import Message, all_token_ids, prefix_ids
 from reward.sources import SUFFIXES, LocalFile
 from train.data.answer_format import SEED, answer_format_jsonl, answer_format_rows
 
@@ -30,13 +30,13 @@ SHIPPED = "answer-format"
 ROLES = ("system", "user", "assistant")
 
 
-class NoExample(Exception):
-    """A row is no example; the text is the reason, the same for all rows of its kind, by which they are counted."""
+class InvalidExampleError(Exception):
+    """A row is not an example. The text is the reason; rows of one kind share it, and are counted by it."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """What is given and what is learned, as messages; the completion is one assistant message."""
+    """A prompt and the completion to learn, as messages; the completion is one assistant message."""
 
     prompt: list[Message]
     completion: list[Message]
@@ -49,94 +49,101 @@ class Example:
 
 @dataclass
 class Examples:
-    """What was read. unreadable: rows that are no examples, by reason; identity: of each source, for the record."""
+    """Examples and how they were read.
+
+    unreadable: rows that are not examples, counted by reason. identity: one entry of each source, for the records.
+    """
 
     examples: list[Example]
     unreadable: dict[str, int]
     identity: list[str]
 
 
-def read_examples(named: list[str] | None, data_dir: str | None) -> Examples:
-    """All examples of the files and folders; None: those of data_dir/sft, where there is none the shipped set.
+def read_examples(paths: list[str] | None, data_dir: str | None) -> Examples:
+    """Reads all examples of the files and folders.
 
-    Raises InputError for a file that is not there, cannot be read or is given twice, and where no example is left.
+    Args:
+        paths: files and folders; None: those of data_dir/sft or, if there is none, the shipped set.
+
+    Raises:
+        InputError: a file does not exist, cannot be read or is given twice; or no example is left.
     """
-    found: list[Example] = []
+    examples: list[Example] = []
     reasons: Counter[str] = Counter()
-    first: dict[str, str] = {}
+    first_place: dict[str, str] = {}
     identity = []
-    for name, rows in _sources(named, data_dir):
+    for name, rows in _sources(paths, data_dir):
         identity.append(name)
         for where, row in rows:
             try:
-                found.append(example_of(row, where))
-            except NoExample as reason:
+                examples.append(parse_example(row, where))
+            except InvalidExampleError as reason:
                 reasons[str(reason)] += 1
-                first.setdefault(str(reason), where)
+                first_place.setdefault(str(reason), where)
     for reason, n in reasons.most_common():
-        log.warning("%d rows of the examples left out: %s (the first: %s)", n, reason, first[reason])
-    if not found:
-        counted = ", ".join(f"{n} x {reason} (the first: {first[reason]})" for reason, n in reasons.most_common())
+        log.warning("%d rows of the examples left out: %s (the first: %s)", n, reason, first_place[reason])
+    if not examples:
+        counted = ", ".join(f"{n} x {reason} (the first: {first_place[reason]})" for reason, n in reasons.most_common())
         raise InputError(
             f"no usable example in {', '.join(identity)}: {counted or 'no rows'}; each row needs prompt and completion"
         )
-    return Examples(found, dict(reasons), identity)
+    return Examples(examples, dict(reasons), identity)
 
 
-def example_of(row: object, where: str) -> Example:
-    """The example that a row holds. Raises NoExample."""
+def parse_example(row: object, where: str) -> Example:
+    """The example in a row. Raises InvalidExampleError."""
     if not isinstance(row, Mapping) or not {"prompt", "completion"} <= row.keys():
-        raise NoExample("no prompt or no completion")
+        raise InvalidExampleError("no prompt or no completion")
     prompt = _messages(row["prompt"], "user")
     completion = _messages(row["completion"], "assistant")
     turns = prompt[1:] if prompt[:1] and prompt[0]["role"] == "system" else prompt
     if [m["role"] for m in turns] != [("user", "assistant")[i % 2] for i in range(len(turns))] or len(turns) % 2 == 0:
-        raise NoExample("a prompt that does not alternate from user to assistant and end with the user")
+        raise InvalidExampleError("a prompt that does not alternate from user to assistant and end with the user")
     if [m["role"] for m in completion] != ["assistant"]:
-        raise NoExample("a completion that is not one assistant message")
+        raise InvalidExampleError("a completion that is not one assistant message")
     return Example(prompt, completion, where)
 
 
 def _messages(value: object, role: str) -> list[Message]:
     messages = [{"role": role, "content": value}] if isinstance(value, str) else value
     if not isinstance(messages, list):
-        raise NoExample("prompt or completion is neither a text nor messages")
+        raise InvalidExampleError("prompt or completion is neither a text nor messages")
     for message in messages:
         if not isinstance(message, Mapping) or not isinstance(message.get("content"), str):
-            raise NoExample("a message without a text as its content")
+            raise InvalidExampleError("a message without a text as its content")
         if message.get("role") not in ROLES:
-            raise NoExample("a message whose role is not system, user or assistant")
+            raise InvalidExampleError("a message whose role is not system, user or assistant")
         if not message["content"].strip():
-            raise NoExample("an empty prompt or completion")
+            raise InvalidExampleError("an empty prompt or completion")
     return [{"role": m["role"], "content": m["content"]} for m in messages]
 
 
-def _sources(named: list[str] | None, data_dir: str | None) -> Iterator[tuple[str, Iterator[tuple[str, Any]]]]:
-    """(identity, rows with their places) of each source."""
+def _sources(paths: list[str] | None, data_dir: str | None) -> Iterator[tuple[str, Iterator[tuple[str, Any]]]]:
+    """Yields (identity, rows with their places) of each source."""
     folder = data_folder(data_dir) / "sft"
-    if named is None and not folder.is_dir():
+    if paths is None and not folder.is_dir():
         log.info("examples: the shipped set, since %s is not there", folder)
         checksum = hashlib.sha256(answer_format_jsonl().encode()).hexdigest()
         rows = ((f"{SHIPPED} row {i}", row) for i, row in enumerate(answer_format_rows()))
         yield f"{SHIPPED} (shipped, seed {SEED}) sha256:{checksum}", rows
         return
-    files = _files([str(folder)] if named is None else named)
+    files = _files([str(folder)] if paths is None else paths)
     for path in files:
         yield LocalFile(path).identity(), LocalFile(path).rows()
 
 
-def _files(named: list[str]) -> list[Path]:
+def _files(paths: list[str]) -> list[Path]:
     kinds = ", ".join(f"*{s}" for s in SUFFIXES)
-    if not named:
+    if not paths:
         raise InputError("examples names no file; give files or folders, or leave it out")
     files: list[Path] = []
-    for path in map(Path, named):
+    for path in map(Path, paths):
         inside = sorted(p for p in path.glob("*") if p.is_file() and p.name.endswith(SUFFIXES))
         if path.is_dir() and not inside:
             raise InputError(f"examples: the folder {path} has none of {kinds}; give files, or a folder with some")
         if not path.is_dir() and not (path.is_file() and path.name.endswith(SUFFIXES)):
-            said = "is none of " + kinds if path.is_file() else "is not there"
-            raise InputError(f"examples: {path} {said}; give a file or folder of examples")
+            problem = "is none of " + kinds if path.is_file() else "is not there"
+            raise InputError(f"examples: {path} {problem}; give a file or folder of examples")
         files += inside or [path]
     for i, path in enumerate(files):
         if path in files[:i]:
@@ -147,7 +154,7 @@ def _files(named: list[str]) -> list[Path]:
 def fit_examples(
     examples: Sequence[Example], tokenizer: Any, max_length: int | None
 ) -> tuple[list[Example], dict[str, int]]:
-    """(examples of at most max_length tokens, those left out by reason). InputError where none is left."""
+    """(examples of at most max_length tokens, number of longer ones by reason). Raises InputError if none is left."""
     if max_length is None:
         return list(examples), {}
     lengths = [len(ids) for ids in all_token_ids(tokenizer, [e.prompt + e.completion for e in examples])]
@@ -162,17 +169,23 @@ def fit_examples(
 
 
 def split_examples(examples: Sequence[Example], held_out: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """(training examples, held-out examples), each in their order: about a `held_out` share, drawn by prompt.
+    """Splits the examples by prompt; about a `held_out` share is held out.
 
-    Examples of one prompt, up to case and white space, are on one side. InputError where a side would be empty.
+    Examples with the same prompt, up to case and white space, are on one side.
+
+    Returns:
+        (training examples, held-out examples), each in their original order.
+
+    Raises:
+        InputError: a side would be empty.
     """
     groups: dict[str, list[int]] = defaultdict(list)
     for i, example in enumerate(examples):
-        groups[beginnings(example.prompt)[-1]].append(i)
-    drawn = random.Random(seed).sample(sorted(groups), len(groups))
-    wanted, chosen = round(held_out * len(examples)), set()
-    for prompt in drawn:
-        if len(chosen) + len(groups[prompt]) <= wanted:
+        groups[prefix_ids(example.prompt)[-1]].append(i)
+    shuffled = random.Random(seed).sample(sorted(groups), len(groups))
+    target, chosen = round(held_out * len(examples)), set()
+    for prompt in shuffled:
+        if len(chosen) + len(groups[prompt]) <= target:
             chosen.update(groups[prompt])
     if not chosen or len(chosen) == len(examples):
         raise InputError(

@@ -1,4 +1,4 @@
-"""The figure of an RL run: does what is optimised rise, does what is not, and does the policy stay healthy?"""
+"""The figure of an RL run: do the optimised rewards rise, do the others, and does the policy stay healthy?"""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ OPTIMISED, JUDGE = "#0072B2", "#E69F00"
 
 
 def training_figure(result: dict[str, Any], path: Path) -> Path:
-    """Six panels against the RLHF step: reward in training, change of the rewards of prompts kept out, KL, beta,
-    entropy, length and repetition.
+    """Draws six panels against the RLHF step.
+
+    They show the reward in training, the change of the rewards on prompts kept out, KL, beta, entropy, and tokens per
+    answer.
     """
     from matplotlib.figure import Figure
 
-    log, sampled = result["log"], result["samples"]
+    log, samples = result["log"], result["samples"]
     figure = Figure(figsize=(10.5, 5.4), layout="constrained")
     axes = figure.subplots(2, 3)
     _line(axes[0, 0], log, "reward", "reward in training", OPTIMISED)
-    _changes(axes[0, 1], sampled)
+    _changes(axes[0, 1], samples)
     _line(axes[0, 2], log, "kl", "KL to the start, nats per token", OPTIMISED)
     target = result["settings"].get("kl_target")
     if target:
@@ -38,7 +40,7 @@ def training_figure(result: dict[str, Any], path: Path) -> Path:
 
 
 def _line(ax: Any, log: list[dict[str, Any]], key: str, title: str, colour: str) -> None:
-    """Every step, thin, and the mean of five around it."""
+    """Draws every step as a thin line, and the mean of the five steps around it."""
     points = [(entry["step"], entry[key]) for entry in log if entry.get(key) is not None]
     ax.set_title(title, loc="left", fontsize="medium")
     if not points:
@@ -50,16 +52,16 @@ def _line(ax: Any, log: list[dict[str, Any]], key: str, title: str, colour: str)
     ax.plot(steps, smooth, color=colour, linewidth=1.6)
 
 
-def _changes(ax: Any, sampled: list[dict[str, Any]]) -> None:
+def _changes(ax: Any, samples: list[dict[str, Any]]) -> None:
     ax.set_title("prompts kept out: change since step 0", loc="left", fontsize="medium")
-    names = [n for n in (sampled[-1].get("change", {}) if sampled else {}) if n.startswith(("rewards/", "judges/"))]
+    names = [n for n in (samples[-1].get("change", {}) if samples else {}) if n.startswith(("rewards/", "judges/"))]
     if not names:
         ax.text(0.5, 0.5, "not sampled", transform=ax.transAxes, ha="center", color="0.4")
         return
     for name in names:
         kind, part = name.split("/", 1)
-        known = [(s["step"], *s["change"][name]) for s in sampled if "change" in s]
-        steps, values, lows, highs = (list(column) for column in zip(*known, strict=True))
+        points = [(s["step"], *s["change"][name]) for s in samples if "change" in s]
+        steps, values, lows, highs = (list(column) for column in zip(*points, strict=True))
         colour, marker = (OPTIMISED, "o") if kind == "rewards" else (JUDGE, "s")
         label = f"{part} ({'optimised' if kind == 'rewards' else 'not optimised'})"
         ax.plot([0, *steps], [0, *values], color=colour, marker=marker, markersize=4, label=label)

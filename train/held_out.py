@@ -1,8 +1,8 @@
-"""How well a saved model knows held-out examples: the loss of their completions, how many it gives by itself, and how
-many of its answers end.
+"""How well a saved model knows held-out examples: the loss of their completions, and how many it reproduces exactly.
 
-The first two come from one forward pass: greedy decoding gives a completion exactly where each of its tokens is the
-most probable one after those before it. Whether answers end is seen by letting it answer some of the prompts.
+It also measures how many of its answers end. Loss and exact matches need one forward pass: greedy decoding gives a
+completion exactly if each of its tokens is the most probable one after those before it. To see whether answers end, the
+model answers some of the prompts.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from train.examples import Example
 
 BATCH = 8
 ANSWERS = 16
-"""Prompts that are answered, the first ones."""
+"""Number of prompts to answer, the first ones."""
 ROOM = 2
-"""An answer may have this many times the tokens of the longest completion given for these prompts."""
+"""An answer may have this many times the tokens of the longest completion of these prompts."""
 
 
 def completion_tokens(tokenizer: Any, example: Example) -> tuple[list[int], int]:
-    """(token ids of prompt and completion, where the completion begins in them), as TRL's SFTTrainer has them."""
+    """(token ids of prompt and completion, index at which the completion begins), as in TRL's SFTTrainer."""
     whole = all_token_ids(tokenizer, [example.prompt + example.completion])[0]
     prompt = tokenizer.apply_chat_template(
         example.prompt, tokenize=True, return_dict=True, add_generation_prompt=True
@@ -38,15 +38,18 @@ def completion_tokens(tokenizer: Any, example: Example) -> tuple[list[int], int]
 
 @torch.inference_mode()
 def measure(model: Any, tokenizer: Any, examples: Sequence[Example], end_ids: Sequence[int]) -> dict[str, Any]:
-    """{"loss": mean negative log-likelihood of a completion's token in nats, "exact_match": share of the examples whose
-    completion, up to the token that ends it, is the greedy one, "n": examples, "n_tokens": completion tokens}, and what
-    finished_answers finds.
+    """Measures a model on examples.
+
+    Returns:
+        {"loss": mean negative log-likelihood of a completion's token in nats, "exact_match": share of the examples
+        whose completion, up to the token that ends it, is the greedy one, "n": examples, "n_tokens": completion
+        tokens}, and the result of finished_answers.
     """
     ends = set(end_ids)
     encoded = sorted((completion_tokens(tokenizer, e) for e in examples), key=lambda e: len(e[0]))
     loss, n_tokens, exact = 0.0, 0, 0
-    for at in tqdm(range(0, len(encoded), BATCH), desc="held-out examples", disable=None, leave=False):
-        batch = encoded[at : at + BATCH]
+    for first in tqdm(range(0, len(encoded), BATCH), desc="held-out examples", disable=None, leave=False):
+        batch = encoded[first : first + BATCH]
         longest = len(batch[-1][0])
         ids_BT = torch.tensor([ids + [tokenizer.pad_token_id] * (longest - len(ids)) for ids, _ in batch])
         mask_BT = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids, _ in batch])
@@ -69,28 +72,31 @@ def measure(model: Any, tokenizer: Any, examples: Sequence[Example], end_ids: Se
 def finished_answers(
     model: Any, tokenizer: Any, examples: Sequence[Example], end_ids: Sequence[int]
 ) -> dict[str, float | int]:
-    """{"finished": share of the greedy answers that end with an end token within answer_tokens, "answers": their
-    number, "answer_tokens": the most that an answer may have}.
+    """Samples greedy answers and counts those that end.
 
-    The model's own generation config is not used: it may draw, or forbid tokens.
+    Ignores the model's own generation config, which may sample at random, or forbid tokens.
+
+    Returns:
+        {"finished": share of the answers that end with an end token within answer_tokens, "answers": their number,
+        "answer_tokens": the most tokens of an answer}.
     """
     encoded = [completion_tokens(tokenizer, e) for e in examples]
     prompts = tokenizer.apply_chat_template(
         [e.prompt for e in examples], add_generation_prompt=True, return_dict=True
     )["input_ids"]  # fmt: skip
-    most = ROOM * max(len(ids) - start for ids, start in encoded)
+    answer_tokens = ROOM * max(len(ids) - start for ids, start in encoded)
     if context := getattr(model.config.get_text_config(), "max_position_embeddings", None):
-        most = max(1, min(most, context - max(map(len, prompts))))
-    own, n = model.generation_config, 0
+        answer_tokens = max(1, min(answer_tokens, context - max(map(len, prompts))))
+    original_config, n_finished = model.generation_config, 0
     model.generation_config = GenerationConfig()
-    how = GenerationConfig(
-        max_new_tokens=most, do_sample=False, eos_token_id=list(end_ids), pad_token_id=tokenizer.pad_token_id
+    greedy = GenerationConfig(
+        max_new_tokens=answer_tokens, do_sample=False, eos_token_id=list(end_ids), pad_token_id=tokenizer.pad_token_id
     )
-    for at in range(0, len(prompts), BATCH):
+    for first in range(0, len(prompts), BATCH):
         batch = tokenizer.pad(
-            {"input_ids": prompts[at : at + BATCH]}, padding_side="left", return_tensors="pt"
+            {"input_ids": prompts[first : first + BATCH]}, padding_side="left", return_tensors="pt"
         ).to(model.device)  # fmt: skip
-        answers = model.generate(**batch, generation_config=how)[:, batch["input_ids"].shape[1] :]
-        n += sum(not set(ids).isdisjoint(end_ids) for ids in answers.tolist())
-    model.generation_config = own
-    return {"finished": n / len(prompts), "answers": len(prompts), "answer_tokens": most}
+        answers = model.generate(**batch, generation_config=greedy)[:, batch["input_ids"].shape[1] :]
+        n_finished += sum(not set(ids).isdisjoint(end_ids) for ids in answers.tolist())
+    model.generation_config = original_config
+    return {"finished": n_finished / len(prompts), "answers": len(prompts), "answer_tokens": answer_tokens}

@@ -1,13 +1,13 @@
-"""The chain that all RL trainers share: check everything, train with TRL, keep and evaluate checkpoints.
+"""The procedure of all RL trainers: check everything, train with TRL, keep and evaluate checkpoints.
 
-rloo.py, grpo.py and online_dpo.py say which of TRL's trainers and configurations; everything else is here, so that
-their checkpoints, logs and results mean the same.
+rloo.py, grpo.py and online_dpo.py choose TRL's trainer and configuration. Everything else is here, so that their
+checkpoints, logs and results mean the same.
 
 OUTPUT/settings.json, run.json, evaluation.json   what it was started with
-OUTPUT/checkpoint-N                               train.callbacks
+OUTPUT/checkpoint-N                               see train.callbacks
 OUTPUT/eval/step-N, OUTPUT/samples                each checkpoint's evaluation, and its answers to prompts kept out
-OUTPUT/alerts.jsonl                               when the run left a band (train.budget)
-OUTPUT/ALGORITHM.json, training.png               the log of every step and what it came to; written last
+OUTPUT/alerts.jsonl                               when the run exceeded a limit (train.budget)
+OUTPUT/ALGORITHM.json, training.png               the log of every step and the outcome; written last
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from eval.runner.plan import Plan, plan
 from eval.runner.provenance import command, git_commit, versions
 from eval.scorers.local.memory import keep_freed_memory
 from reward.functions import RewardOptions, Rewards, build_rewards, check_rewards
-from reward.stage import Stage, alone, built, settings_of
+from reward.stage import Stage, build_trainer, lock_training_folder, settings_of
 from train.arguments import PolicyArguments
 from train.prompts import Prompts, rl_prompts, seen_prompts
 from train.run import Run
@@ -36,9 +36,10 @@ log = logging.getLogger(__name__)
 
 
 class Algorithm(NamedTuple):
-    """name: of the result file and on the dashboards; trainer: a class made by `logged`; config: TRL's, or a subclass.
+    """One of the RL algorithms.
 
-    adaptive: whether beta is the coefficient of a KL penalty, so that the KL budget can act on it.
+    name: of the result file and on the dashboards. trainer: a class made by `log_step_counts`. config: TRL's, or a
+    subclass. adaptive: whether beta is the coefficient of a KL penalty, so that the KL budget can act on it.
     """
 
     name: str
@@ -47,8 +48,8 @@ class Algorithm(NamedTuple):
     adaptive: bool = True
 
 
-def logged(base: type) -> type:
-    """TRL's trainer with samples, prompts and beta beside everything else in its log of each step."""
+def log_step_counts(base: type) -> type:
+    """A subclass of TRL's trainer whose log of each step also has samples, prompts and beta."""
 
     class Logged(base):
         amounts: dict[str, int]
@@ -84,16 +85,16 @@ def train(algorithm: Algorithm, arguments: PolicyArguments, config: Any, model_a
     evaluation = arguments.evaluation_config()
     planned = plan(evaluation) if evaluation else None
     prepare_output(output)
-    with alone(output):
-        return _trained(algorithm, arguments, config, model_args, steps, rewards, judges, evaluation, planned)
+    with lock_training_folder(output):
+        return _train_locked(algorithm, arguments, config, model_args, steps, rewards, judges, evaluation, planned)
 
 
-def _trained(
+def _train_locked(
     algorithm: Algorithm, arguments: PolicyArguments, config: Any, model_args: Any, steps: list[int],
     rewards: list[dict[str, Any]], judges: list[dict[str, Any]], evaluation: EvaluationConfig | None,
     planned: Plan | None,
 ) -> dict[str, Any]:  # fmt: skip
-    """What is left to check, and the training, its folder being held alone."""
+    """The remaining checks and the training, with the folder locked."""
     from eval.data.readers import data_folder, data_name
     from eval.models.checkpoints import base_parameters, weights_id
     from eval.tracking.ledger import training_policy
@@ -113,8 +114,8 @@ def _trained(
     make_room(output, steps, arguments, model_args, model)
     preferences = read_preferences(arguments.preferences, arguments.data_dir)
     seen = seen_prompts([*rewards, *judges]) if arguments.seen_prompts == "leave_out" else set()
-    used = in_share(preferences.pairs, arguments.prompt_share)
-    prompts = rl_prompts(used, tokenizer, arguments.max_prompt_tokens, seen, arguments.sample_prompts, config.seed)
+    pairs = in_share(preferences.pairs, arguments.prompt_share)
+    prompts = rl_prompts(pairs, tokenizer, arguments.max_prompt_tokens, seen, arguments.sample_prompts, config.seed)
     check_prompts(len(prompts.training), config)
     peft_config = lora_config(model_args, model, arguments.lora_top_layers)
     hashes = {
@@ -122,15 +123,19 @@ def _trained(
         "preference_data": preferences.identity,
         "rewards": rewards,
     }
-    settings = settings_of(config, model_args, arguments, processes=config.world_size, **hashes, **ends.setting())
+    settings = settings_of(
+        config, model_args, arguments, processes=config.world_size, **hashes, **ends.settings_fields()
+    )
     stage = Stage(output, f"{algorithm.name}.json", settings)
     if result := stage.begin():
         log.info("RLHF finished already: %s", output)
         publish_finished(output, config.report_to)
         return result
-    scored = build_rewards(rewards, str(config.device), ends.ids, arguments.reward_dtype)
-    trainer = built(lambda: _trainer(algorithm, model, scored, config, model_args, tokenizer, prompts, peft_config))
-    ends.keep(trainer.accelerator.unwrap_model(trainer.model))
+    reward_functions = build_rewards(rewards, str(config.device), ends.ids, arguments.reward_dtype)
+    trainer = build_trainer(
+        lambda: _trainer(algorithm, model, reward_functions, config, model_args, tokenizer, prompts, peft_config)
+    )
+    ends.save_to(trainer.accelerator.unwrap_model(trainer.model))
     stage.record()
     trainer.amounts = per_step(config, trainer.accelerator.num_processes)
     policy = {
@@ -151,12 +156,12 @@ def _trained(
         **trainer.amounts,
         "prompts": {"training": len(prompts.training), "samples": len(prompts.samples), "left_out": prompts.left_out},
         "judges": judges,
-        **ends.recorded(tokenizer),
+        **ends.policy_fields(tokenizer),
         **hashes,
         "settings": stage.settings,
         "result": stage.result_path.name,
     }
-    run = Run(trainer, stage, policy, arguments, ends.ids, scored, judges, prompts)
+    run = Run(trainer, stage, policy, arguments, ends.ids, reward_functions, judges, prompts)
     return run.run(evaluation, planned if arguments.evaluate == "in_process" else None, algorithm.adaptive)
 
 
@@ -169,17 +174,17 @@ def _check_budget(algorithm: Algorithm, arguments: PolicyArguments, config: Any)
 
 
 def _check_judges(arguments: PolicyArguments, rewards: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The judges as they are recorded. Raises InputError for one that is optimised too."""
+    """The judges as recorded. Raises InputError for one that is also optimised."""
     if not arguments.judges:
         return []
-    free = SimpleNamespace(reward_weights=None, max_completion_length=None, mask_truncated_completions=False)
-    judges = check_rewards(RewardOptions(list(arguments.judges), reward_dtype=arguments.reward_dtype), free)
+    unlimited = SimpleNamespace(reward_weights=None, max_completion_length=None, mask_truncated_completions=False)
+    judges = check_rewards(RewardOptions(list(arguments.judges), reward_dtype=arguments.reward_dtype), unlimited)
     optimised = {m["weights"]: m["reward_model"] for part in rewards for m in part.get("members", [])}
     for member in (m for part in judges for m in part["members"]):
-        if same := optimised.get(member["weights"]):
+        if optimised_name := optimised.get(member["weights"]):
             raise InputError(
-                f"judge {member['reward_model']} has the weights of {same}, which is optimised; a judge must be "
-                "another reward model, best trained on other pairs"
+                f"judge {member['reward_model']} has the weights of {optimised_name}, which is optimised; a judge must "
+                "be another reward model, best trained on other pairs"
             )
     return judges
 

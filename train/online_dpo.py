@@ -1,10 +1,11 @@
 """Online DPO, experimental: accelerate launch -m train.online_dpo --config configs/online_dpo/smollm2-135m.yaml
 
-TRL's experimental OnlineDPOTrainer (Guo et al. 2024, "Direct Language Model Alignment from Online AI Feedback"): two
-answers to each prompt, the one with the higher reward is preferred, and DPO's loss is taken on the pair. Experimental,
-in TRL and here: beta is DPO's temperature and no KL coefficient, so the KL budget does not act; TRL's objective/kl is a
-sum over answers that counts their padding too, so no alert watches it (the KL of the answers to sample_prompts is
-exact); and several reward models are summed by TRL before anything is logged of each. The rest is as in train.rloo.
+Uses TRL's experimental OnlineDPOTrainer (Guo et al. 2024, "Direct Language Model Alignment from Online AI Feedback").
+It samples two answers to each prompt, prefers the one with the higher reward, and takes DPO's loss on the pair.
+
+It is experimental in TRL and here. beta is DPO's temperature, not a KL coefficient, so the KL budget does not act.
+TRL's objective/kl is a sum over answers that counts their padding too, so no alert uses it (the KL of the answers to
+sample_prompts is exact). TRL sums several reward models before it logs anything of each. The rest is as in train.rloo.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from train.arguments import PolicyArguments
 
 @dataclass
 class PairedConfig(OnlineDPOConfig):
-    """TRL's, with the names by which the other trainers know the same things."""
+    """TRL's configuration, with the option names of the other trainers."""
 
     @property
     def max_completion_length(self) -> int:
@@ -34,9 +35,11 @@ class PairedConfig(OnlineDPOConfig):
         return False
 
 
-class PairedTrainer(online.logged(OnlineDPOTrainer)):
-    """TRL's, with what the reward functions observe and each step's mean reward in the log. They are given answers
-    without their padding, as those of the other trainers: with it none that was padded would count as finished.
+class PairedTrainer(online.log_step_counts(OnlineDPOTrainer)):
+    """TRL's trainer, which also logs what the reward functions observe and each step's mean reward.
+
+    The reward functions get answers without their padding, as in the other trainers: with it, no padded answer would
+    count as finished.
     """
 
     def __init__(self, *args: Any, reward_funcs: list[Any], **kwargs: Any) -> None:
@@ -58,7 +61,7 @@ class PairedTrainer(online.logged(OnlineDPOTrainer)):
         from accelerate.utils import gather_object
 
         if "loss" in logs:
-            means = gather_object([{name: sum(v) / len(v) for name, v in self.observed.items()}])
+            means = gather_object([{name: sum(values) / len(values) for name, values in self.observed.items()}])
             logs |= {name: sum(m[name] for m in means) / len(means) for name in means[0]}
             self.observed.clear()
         super().log(logs, start_time)

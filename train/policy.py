@@ -1,4 +1,4 @@
-"""The policy that training starts from: a base, a merged model, or an adapter of ours, which is merged first."""
+"""The policy that training starts from: a base, a merged model, or an adapter of this project to be merged first."""
 
 from __future__ import annotations
 
@@ -31,14 +31,22 @@ log = logging.getLogger(__name__)
 
 
 def starting_model(
-    model_args: Any, output: Path, taught: bool = False, template_options: dict[str, Any] | None = None
+    model_args: Any, output: Path, supervised: bool = False, template_options: dict[str, Any] | None = None
 ) -> tuple[str, dict[str, Any] | None]:
-    """(the model to start from, what it was merged from or None). An adapter is merged into OUTPUT/start, once, so that
-    the KL penalty is to the adapted policy and checkpoints are adapters on it.
+    """The model to start from. An adapter is merged into OUTPUT/start, once.
 
-    taught, template_options: as policy_tokenizer takes them, which checks the chat template before the merge. Raises
-    InputError where the model is not there, an adapter does not say on what it was trained, or OUTPUT/start was merged
-    from something else: checkpoints may be adapters on it.
+    So the KL penalty is relative to the adapted policy, and checkpoints are adapters on it.
+
+    Args:
+        supervised: see policy_tokenizer, which checks the chat template before the merge.
+        template_options: see policy_tokenizer.
+
+    Returns:
+        (the model, what it was merged from or None).
+
+    Raises:
+        InputError: the model does not exist, an adapter does not record its base, or OUTPUT/start was merged from
+            something else: checkpoints may be adapters on it.
     """
     name = model_args.model_name_or_path
     if not name or not (Path(name) / "adapter_config.json").is_file():
@@ -55,24 +63,24 @@ def starting_model(
     folder = output / "start"
     merged = {"adapter": name, "base": base, "revision": revision, "dtype": model_args.dtype or "float32"}
     merged["adapter_weights"] = adapter_id(name)
-    found = read_json(folder / "merged.json")
+    recorded = read_json(folder / "merged.json")
     for key, value in merged.items():
-        if found is not None and found.get(key) != value:
+        if recorded is not None and recorded.get(key) != value:
             raise InputError(
-                f"{folder} was merged with {key} = {found.get(key)!r}, now it is {value!r}; choose another "
+                f"{folder} was merged with {key} = {recorded.get(key)!r}, now it is {value!r}; choose another "
                 "--output_dir or remove the folder"
             )
-    tokenizer, ends = policy_tokenizer(base, revision, taught, template_options)
-    merged |= ends.setting()
-    if PartialState().is_main_process and found is None:
+    tokenizer, ends = policy_tokenizer(base, revision, supervised, template_options)
+    merged |= ends.settings_fields()
+    if PartialState().is_main_process and recorded is None:
         log.info("merging %s into its base, %s: %s", name, base, folder)
-        made = output / ".start-unfinished"
-        for left in (made, folder):  # by a kill
-            if left.exists():
-                shutil.rmtree(left)
-        _merge(base, revision, name, merged["dtype"], made, tokenizer, ends)
-        write_json(made / "merged.json", merged)
-        made.rename(folder)
+        unfinished = output / ".start-unfinished"
+        for leftover in (unfinished, folder):  # of a killed merge
+            if leftover.exists():
+                shutil.rmtree(leftover)
+        _merge(base, revision, name, merged["dtype"], unfinished, tokenizer, ends)
+        write_json(unfinished / "merged.json", merged)
+        unfinished.rename(folder)
     PartialState().wait_for_everyone()
     model_args.model_revision = None
     return str(folder), merged
@@ -81,28 +89,31 @@ def starting_model(
 def _merge(
     base: str, revision: str | None, adapter: str, dtype: str, folder: Path, tokenizer: Any, ends: EndTokens
 ) -> None:
-    """Adds in fp32 and saves in `dtype` (auto: in which the base is stored), with the base's tokenizer."""
+    """Merges in fp32 and saves in `dtype` (auto: the stored dtype of the base), with the base's tokenizer."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM.from_pretrained(base, revision=revision, dtype="auto")
-    kept = model.dtype if dtype == "auto" else getattr(torch, dtype)
+    save_dtype = model.dtype if dtype == "auto" else getattr(torch, dtype)
     model.float()
     try:
         merged: Any = PeftModel.from_pretrained(model, adapter).merge_and_unload()  # pyright: ignore[reportCallIssue]
     except UNREADABLE as error:
         raise InputError(f"adapter {adapter} cannot be merged into its base: {load_error(error, adapter)}") from error
-    ends.keep(merged)
-    merged.to(kept).save_pretrained(folder)
+    ends.save_to(merged)
+    merged.to(save_dtype).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
 def make_room(
     output: Path, steps: list[int], arguments: CheckpointOptions, model_args: Any, model: str, merged: bool = False
 ) -> None:
-    """Says how much the checkpoints need, and the merged model where there will be one. InputError without that room.
+    """Logs the disk space for the checkpoints and, if there will be one, the merged model.
 
-    An adapter is reckoned as a tenth of its model; an optimizer's state as twice what is trained.
+    An adapter counts as a tenth of its model; an optimizer's state as twice what is trained.
+
+    Raises:
+        InputError: there is not enough space.
     """
     whole = weights_mib(model, model_args.model_revision, model_args.dtype or "float32")
     trained = 0.1 * whole if model_args.use_peft else whole
@@ -112,8 +123,8 @@ def make_room(
     log.info("%d checkpoints need about %d MiB: %s", len(steps), needed, output)
 
 
-def init_kwargs(model_args: Any, given: dict[str, Any] | None) -> dict[str, Any]:
-    """What from_pretrained is called with; `given` (model_init_kwargs) wins."""
+def init_kwargs(model_args: Any, overrides: dict[str, Any] | None) -> dict[str, Any]:
+    """Arguments for from_pretrained; `overrides` (model_init_kwargs) take precedence."""
     from trl import get_quantization_config
 
     quantization = get_quantization_config(model_args)
@@ -122,5 +133,5 @@ def init_kwargs(model_args: Any, given: dict[str, Any] | None) -> dict[str, Any]
         "revision": model_args.model_revision,
         **({} if quantization is None else {"quantization_config": quantization}),
         **({} if model_args.attn_implementation is None else {"attn_implementation": model_args.attn_implementation}),
-        **(given or {}),
+        **(overrides or {}),
     }

@@ -1,4 +1,4 @@
-"""The RL prompts: the human sides of the preference pairs, each once, without those a reward model has learned from."""
+"""The RL prompts: the distinct prompts of the preference pairs, without those that a reward model was trained on."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ log = logging.getLogger(__name__)
 
 
 class Prompts(NamedTuple):
-    """training: what RL samples answers to; samples: kept out of training, answered at each checkpoint; left_out:
-    number of distinct prompts left out, by reason.
+    """RL prompts after filtering.
+
+    training: RL samples answers to these. samples: kept out of training, answered at each checkpoint. left_out: number
+    of distinct prompts left out, by reason.
     """
 
     training: list[list[Message]]
@@ -31,9 +33,15 @@ def rl_prompts(
 ) -> Prompts:
     """Distinct prompts of at most max_tokens tokens in the chat template; those for training in file order.
 
-    seen: Pair.origin of prompts that are left out. TRL has no length limit for prompts, so it is applied here.
-    n_samples of those that are left, drawn with `seed` and no more than half, are kept out of training: with each also
-    all that begin like it. Raises InputError where none is left to train on.
+    TRL has no length limit for prompts, so it is applied here.
+
+    Args:
+        seen: Pair.origin of prompts to leave out.
+        n_samples: number of the remaining prompts to keep out of training, drawn with `seed`, at most half. Prompts
+            with the same start are kept out too.
+
+    Raises:
+        InputError: no prompt is left to train on.
     """
     distinct = {repr(p.prompt): p for p in pairs}
     new = [p for p in distinct.values() if p.origin not in seen]
@@ -65,9 +73,9 @@ def rl_prompts(
 
 
 def seen_prompts(rewards: Sequence[dict[str, Any]]) -> set[str]:
-    """Pair.origin of all prompts that the reward models in reward.functions' parts were trained on, as far as they say.
+    """Pair.origin of all prompts that the reward models of the reward parts (reward.functions) were trained on.
 
-    One trained elsewhere does not say: a warning tells so.
+    A reward model trained elsewhere does not record its prompts: a warning names it.
     """
     seen: set[str] = set()
     for model in dict.fromkeys(m["reward_model"] for part in rewards for m in part.get("members", [])):

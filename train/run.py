@@ -1,4 +1,4 @@
-"""One RL run: what happens around TRL's training loop, and what is written at its end."""
+"""One RL run: the work around TRL's training loop, and the result at its end."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from eval.files import write_json
 from eval.runner.plan import Plan
 from eval.tracking.training_log import ALERTS, SAMPLES
 from reward.functions import Rewards, build_rewards
-from reward.stage import Stage, finite
+from reward.stage import Stage, replace_non_finite
 from train.arguments import PolicyArguments
 from train.prompts import Prompts
 
 
-def announce(trainer: Any, output: Path, policy: dict[str, Any], evaluation: EvaluationConfig | None) -> None:
-    """Writes what the run is, for those who watch it."""
+def write_run_files(trainer: Any, output: Path, policy: dict[str, Any], evaluation: EvaluationConfig | None) -> None:
+    """Writes run.json and evaluation.json, for programs that watch the run."""
     if not trainer.accelerator.is_main_process:
         return
     write_json(output / "run.json", policy)
     if evaluation is not None:
-        asked = dataclasses.replace(evaluation, data_dir=str(data_folder(evaluation.data_dir).resolve()))
-        write_json(output / "evaluation.json", dataclasses.asdict(asked))
+        resolved = dataclasses.replace(evaluation, data_dir=str(data_folder(evaluation.data_dir).resolve()))
+        write_json(output / "evaluation.json", dataclasses.asdict(resolved))
 
 
 def evaluate_afterwards(trainer: Any, output: Path, evaluation: EvaluationConfig) -> None:
-    """All checkpoints, one after the other, the trained model having made room."""
+    """Evaluates all checkpoints, one after the other, after moving the trained model to the CPU to free memory."""
     from eval.commands.watch import evaluate_output
 
     trainer.model.to("cpu")
@@ -38,7 +38,7 @@ def evaluate_afterwards(trainer: Any, output: Path, evaluation: EvaluationConfig
 
 
 class Run:
-    """A run whose parts are all there."""
+    """An RL run with all its components built."""
 
     def __init__(
         self, trainer: Any, stage: Stage, policy: dict[str, Any], arguments: PolicyArguments, end_ids: list[int],
@@ -53,27 +53,31 @@ class Run:
         self.judges = judges
         self.prompts = prompts
         self.output = stage.folder
-        self.main = trainer.accelerator.is_main_process
+        self.is_main = trainer.accelerator.is_main_process
 
     def run(self, evaluation: EvaluationConfig | None, planned: Plan | None, adaptive: bool) -> dict[str, Any]:
-        """Trains, and returns the result as it was written. planned: given where each checkpoint is evaluated here."""
-        from reward.training_run import tracked
-        from train.callbacks import ScheduledCheckpoints, go_on, resume_from
-        from train.console import readable
+        """Trains, and returns the result as it was written.
+
+        Args:
+            planned: the evaluation's plan if each checkpoint is evaluated in this process, else None.
+        """
+        from reward.training_run import track_on_wandb
+        from train.callbacks import ScheduledCheckpoints, resume_from, train_or_finish_checkpoint
+        from train.console import show_readable_log
 
         resumed = resume_from(self.output)
-        announce(self.trainer, self.output, self.policy, evaluation)
-        saved = self._when_saved(evaluation, planned)
-        with tracked(self.trainer, self.output, self.policy["policy"], self.policy, resumed):
+        write_run_files(self.trainer, self.output, self.policy, evaluation)
+        saved = self._checkpoint_actions(evaluation, planned)
+        with track_on_wandb(self.trainer, self.output, self.policy["policy"], self.policy, resumed):
             self._watch_budget(adaptive)
             keep = self.arguments.keep_optimizer_states
             checkpoints = ScheduledCheckpoints(self.trainer, self.policy, saved, keep)
             self.trainer.add_callback(checkpoints)
-            readable(self.trainer, self.output)
-            go_on(self.trainer, resumed, checkpoints, self._stopped_with(resumed))
+            show_readable_log(self.trainer, self.output)
+            train_or_finish_checkpoint(self.trainer, resumed, checkpoints, self._stopped_at_alert(resumed))
             self.trainer.accelerator.wait_for_everyone()
             result = self._result()
-            if self.main:
+            if self.is_main:
                 if evaluation is not None and self.arguments.evaluate == "afterwards":
                     evaluate_afterwards(self.trainer, self.output, evaluation)
                 self._finish(result)
@@ -85,39 +89,39 @@ class Run:
 
         if self.arguments.kl_target and adaptive:
             self.trainer.add_callback(AdaptiveKL(self.trainer, self.arguments.kl_target))
-        self.trainer.add_callback(Alerts(self.arguments, self.output / ALERTS, self._latest))
+        self.trainer.add_callback(Alerts(self.arguments, self.output / ALERTS, self._latest_texts))
 
-    def _stopped_with(self, resumed: Path | None) -> bool:
-        """Whether the run had stopped at an alert, of which `resumed` is the checkpoint, before it was killed."""
+    def _stopped_at_alert(self, resumed: Path | None) -> bool:
+        """Whether the run had stopped at an alert, with the checkpoint `resumed`, before it was killed."""
         from train.budget import alerted_steps
 
-        told = alerted_steps(self.output / ALERTS) if self.arguments.stop_on_alert and resumed else set()
-        return resumed is not None and int(resumed.name.rpartition("-")[2]) in told
+        alerted = alerted_steps(self.output / ALERTS) if self.arguments.stop_on_alert and resumed else set()
+        return resumed is not None and int(resumed.name.rpartition("-")[2]) in alerted
 
-    def _latest(self) -> tuple[list[str], list[str]]:
+    def _latest_texts(self) -> tuple[list[str], list[str]]:
         """The last step's (prompts' last turns, answers)."""
         first: Any = self.rewards.functions[0]
         prompts, answers = first.latest
         return [p[-1]["content"] for p in prompts], [a[-1]["content"] for a in answers]
 
-    def _when_saved(self, evaluation: EvaluationConfig | None, planned: Plan | None) -> list[Any]:
+    def _checkpoint_actions(self, evaluation: EvaluationConfig | None, planned: Plan | None) -> list[Any]:
         from train.callbacks import CheckpointEvaluator
 
         sharded = getattr(self.trainer, "is_fsdp_enabled", False) or getattr(
             self.trainer, "is_deepspeed_enabled", False
         )
-        asked = [*(["evaluation"] if planned else []), *(["sample_prompts"] if self.prompts.samples else [])]
-        if sharded and asked:
+        requested = [*(["evaluation"] if planned else []), *(["sample_prompts"] if self.prompts.samples else [])]
+        if sharded and requested:
             raise InputError(
-                f"{' and '.join(asked)} at each checkpoint need the whole model in a process, and FSDP or DeepSpeed "
-                "shard it; add --sample_prompts 0, and --evaluate watch or afterwards"
+                f"{' and '.join(requested)} at each checkpoint need the whole model in a process, and FSDP or "
+                "DeepSpeed shard it; add --sample_prompts 0, and --evaluate watch or afterwards"
             )
-        done: list[Any] = []
+        actions: list[Any] = []
         if self.prompts.samples:
-            done.append(self._sampler())
+            actions.append(self._sampler())
         if evaluation is not None and planned is not None:
-            done.append(CheckpointEvaluator(evaluation, planned, self.output, self.policy))
-        return done
+            actions.append(CheckpointEvaluator(evaluation, planned, self.output, self.policy))
+        return actions
 
     def _sampler(self) -> Callable[[Any, Any, Path, int], None]:
         from train.samples import Samples, Sampling
@@ -151,7 +155,7 @@ class Run:
             "samples": last_summary(self.output / SAMPLES),
             "log": steps,
         }
-        return finite(result, self.stage.result_path.stem)
+        return replace_non_finite(result, self.stage.result_path.stem)
 
     def _finish(self, result: dict[str, Any]) -> None:
         from train.figures import training_figure

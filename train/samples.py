@@ -3,8 +3,8 @@
 OUTPUT/samples/step-000050.jsonl   a line per prompt: the answer, its rewards, KL and entropy
 OUTPUT/samples/summary.json        means per step, and their changes since step 0, paired by prompt, with intervals
 
-The learned reward must rise, since it is optimised. Whether the answers became better is said by a reward model that
-was trained on other pairs, on prompts that neither has seen.
+The learned reward must rise, since it is optimised. A reward model trained on other pairs shows whether the answers
+became better, on prompts that neither has seen.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ from reward.detectors import OBSERVABLES, Answer
 from reward.dialogues import Message
 from reward.functions import Rewards, is_finished, up_to_end
 
-AT_ONCE = 16
+BATCH = 16
 """Prompts answered together."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are drawn: as in training. options: top_p, top_k ... of transformers' GenerationConfig; end_ids: the
-    tokens that end an answer.
+    """How answers are sampled: as in training.
+
+    options: top_p, top_k ... of transformers' GenerationConfig. end_ids: the tokens that end an answer.
     """
 
     max_tokens: int
@@ -42,10 +43,10 @@ class Sampling:
 
 
 class Samples:
-    """Draws and scores the answers of a policy; `folder` is OUTPUT/samples.
+    """Samples and scores the answers of a policy; `folder` is OUTPUT/samples.
 
-    rewards: what training optimises; judges: what it does not. reference: the starting policy where it is a model of
-    its own; None where it is the policy without its adapter.
+    rewards: optimised in training. judges: not optimised. reference: the starting policy if it is a separate model;
+    None if it is the policy without its adapter.
     """
 
     def __init__(
@@ -64,41 +65,44 @@ class Samples:
         return self.folder / f"step-{step:06d}.jsonl"
 
     def __call__(self, model: Any, step: int) -> list[dict[str, Any]]:
-        """The rows of a step, from the file where they were drawn before; model: in evaluation mode.
+        """The rows of a step, read from its file if they were sampled before.
 
-        The random state of torch is set here: guard it (train.callbacks.undisturbed).
+        Sets torch's random state; the caller must restore it (train.callbacks.preserve_training_state).
+
+        Args:
+            model: the policy, in evaluation mode.
         """
         path = self.path(step)
         if not path.is_file():
-            write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in self._drawn(model)))
-        write_json(self.folder / "summary.json", summarise(self.folder))  # a kill may have kept it from being written
+            write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in self._draw(model)))
+        write_json(self.folder / "summary.json", summarise(self.folder))  # a kill may have prevented it
         return read_rows(path)
 
-    def _drawn(self, model: Any) -> list[dict[str, Any]]:
+    def _draw(self, model: Any) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
         torch.manual_seed(self.sampling.seed)
         with torch.no_grad():
-            for start in range(0, len(self.prompts), AT_ONCE):
-                rows += self._answer(model, self.prompts[start : start + AT_ONCE])
+            for start in range(0, len(self.prompts), BATCH):
+                rows += self._answer(model, self.prompts[start : start + BATCH])
         self._score(rows)
         return rows
 
     def _answer(self, model: Any, prompts: list[list[Message]]) -> list[dict[str, Any]]:
-        s = self.sampling
+        sampling = self.sampling
         written = self.tokenizer.apply_chat_template(prompts, add_generation_prompt=True, return_dict=True)
         encoded = self.tokenizer.pad(
             {"input_ids": written["input_ids"]}, padding_side="left", return_tensors="pt", return_attention_mask=True
         ).to(model.device)
-        how = GenerationConfig(
-            max_new_tokens=s.max_tokens, do_sample=True, temperature=s.temperature, eos_token_id=list(s.end_ids),
-            pad_token_id=self.tokenizer.pad_token_id, **s.options,
+        sampling_config = GenerationConfig(
+            max_new_tokens=sampling.max_tokens, do_sample=True, temperature=sampling.temperature,
+            eos_token_id=list(sampling.end_ids), pad_token_id=self.tokenizer.pad_token_id, **sampling.options,
         )  # fmt: skip
-        drawn = model.generate(**encoded, generation_config=how)
+        generated = model.generate(**encoded, generation_config=sampling_config)
         rows = []
         for i, prompt in enumerate(prompts):
-            before = encoded["input_ids"][i][encoded["attention_mask"][i].bool()]
-            answer = up_to_end(drawn[i, encoded["input_ids"].shape[1] :].tolist(), s.end_ids)
-            ids = torch.cat([before, torch.tensor(answer, device=before.device)])
+            prompt_ids = encoded["input_ids"][i][encoded["attention_mask"][i].bool()]
+            answer = up_to_end(generated[i, encoded["input_ids"].shape[1] :].tolist(), sampling.end_ids)
+            ids = torch.cat([prompt_ids, torch.tensor(answer, device=prompt_ids.device)])
             kl, entropy = self._distances(model, ids, len(answer))
             text = self.tokenizer.decode(answer, skip_special_tokens=True)
             rows.append({"prompt": prompt, "answer": text, "answer_ids": answer, "kl": kl, "entropy": entropy})
@@ -123,7 +127,7 @@ class Samples:
         ends = frozenset(self.sampling.end_ids)
         for kind, scored in (("rewards", self.rewards), ("judges", self.judges)):
             by_part = {
-                name: function(prompts=prompts, completions=answers, completion_ids=ids, log_metric=_unlogged)
+                name: function(prompts=prompts, completions=answers, completion_ids=ids, log_metric=_discard_metric)
                 for name, function in zip(scored.names, scored.functions, strict=True)
             }
             for i, row in enumerate(rows):
@@ -134,12 +138,12 @@ class Samples:
             row["tokens"] = len(row["answer_ids"])
 
 
-def _unlogged(name: str, value: float) -> None:
-    """These answers are no part of a training step, whose means TRL logs."""
+def _discard_metric(name: str, value: float) -> None:
+    """Ignores a metric: these answers belong to no training step, whose means TRL logs."""
 
 
 def _log_probabilities(model: Any, ids: torch.Tensor, n: int, temperature: float) -> tuple[torch.Tensor, float]:
-    """(log-probabilities (n,) of the last n tokens, mean entropy there), in fp32, at the temperature of sampling."""
+    """(log-probabilities (n,) of the last n tokens, their mean entropy), in fp32, at the sampling temperature."""
     logits_NV = model(input_ids=ids[None], logits_to_keep=n + 1).logits[0, :-1].float() / temperature
     logp_NV = torch.log_softmax(logits_NV, dim=-1)
     entropy = float(-(logp_NV.exp() * logp_NV).sum(-1).mean())
@@ -152,36 +156,43 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def measures(row: dict[str, Any]) -> dict[str, float]:
-    """The numbers of an answer by which steps are compared. kl_per_token weighs each answer alike."""
-    found = {f"rewards/{name}": value for name, value in row["rewards"].items()}
-    found |= {f"judges/{name}": value for name, value in row["judges"].items()}
-    found |= {f"observed/{name}": value for name, value in row["observed"].items()}
-    found["entropy"] = row["entropy"]
+    """The numbers of an answer that steps are compared by. kl_per_token weighs all answers equally."""
+    values = {f"rewards/{name}": value for name, value in row["rewards"].items()}
+    values |= {f"judges/{name}": value for name, value in row["judges"].items()}
+    values |= {f"observed/{name}": value for name, value in row["observed"].items()}
+    values["entropy"] = row["entropy"]
     if row["kl"] is not None:
-        found["kl_per_token"] = row["kl"] / row["tokens"]
-    return found
+        values["kl_per_token"] = row["kl"] / row["tokens"]
+    return values
 
 
 def summarise(folder: Path) -> dict[str, Any]:
-    """{"steps": [{"step", "n_prompts", "mean": {measure: value}, "change": {measure: [value, low, high]}}]} of what is
-    in `folder`: the change since step 0, paired by prompt, with Student's 95% interval over prompts.
+    """Summarises the steps in `folder`.
+
+    Changes since step 0 are paired by prompt, with Student's 95% interval over prompts.
+
+    Returns:
+        {"steps": [{"step", "n_prompts", "mean": {measure: value}, "change": {measure: [value, low, high]}}]}.
     """
-    drawn = {int(path.stem.removeprefix("step-")): read_rows(path) for path in sorted(folder.glob("step-*.jsonl"))}
-    columns = {step: [measures(row) for row in rows] for step, rows in drawn.items()}
+    rows_by_step = {
+        int(path.stem.removeprefix("step-")): read_rows(path) for path in sorted(folder.glob("step-*.jsonl"))
+    }
+    measures_by_step = {step: [measures(row) for row in rows] for step, rows in rows_by_step.items()}
     steps = []
-    for step, rows in columns.items():
+    for step, rows in measures_by_step.items():
         mean = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
         entry: dict[str, Any] = {"step": step, "n_prompts": len(rows), "mean": mean}
-        if step > 0 and 0 in columns and len(columns[0]) == len(rows):
+        if step > 0 and 0 in measures_by_step and len(measures_by_step[0]) == len(rows):
             entry["change"] = {
-                name: paired([row[name] for row in columns[0]], [row[name] for row in rows]) for name in mean
+                name: paired_change([row[name] for row in measures_by_step[0]], [row[name] for row in rows])
+                for name in mean
             }
         steps.append(entry)
     return {"steps": steps}
 
 
-def paired(before: Sequence[float], after: Sequence[float]) -> list[float | None]:
-    """[mean of after - before, low, high]: Student's 95% interval; no interval for fewer than two pairs."""
+def paired_change(before: Sequence[float], after: Sequence[float]) -> list[float | None]:
+    """[mean of after - before, low, high] with Student's 95% interval; no interval for fewer than two pairs."""
     from scipy.stats import ttest_1samp
 
     changes = np.asarray(after) - np.asarray(before)
@@ -195,5 +206,5 @@ def paired(before: Sequence[float], after: Sequence[float]) -> list[float | None
 
 
 def last_summary(folder: Path) -> list[dict[str, Any]]:
-    """The steps of OUTPUT/samples/summary.json; empty where nothing was sampled."""
+    """The steps of OUTPUT/samples/summary.json; empty if nothing was sampled."""
     return (read_json(folder / "summary.json") or {}).get("steps", [])

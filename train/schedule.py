@@ -11,17 +11,19 @@ from eval.errors import InputError
 log = logging.getLogger(__name__)
 
 PAPER = (0, 50, *range(100, 1001, 100))
-"""Ganguli et al. 2023, section 3.1: 50 and 100, 200 ... 1000 RLHF steps. Step 0, the policy before, is added."""
+"""Ganguli et al. 2023, section 3.1: 50 and 100, 200 ... 1000 RLHF steps. Step 0, before RLHF, is added."""
 
 
-def check_schedule(given: Sequence[str | int], config: Any) -> list[int]:
-    """The steps in order: `given`, or for "paper" those of PAPER up to max_steps. Raises InputError, before training,
-    for a step that cannot be a checkpoint of this run.
+def check_schedule(requested: Sequence[str | int], config: Any) -> list[int]:
+    """The checkpoint steps in order: those `requested`, or for "paper" those of PAPER up to max_steps.
 
     A checkpoint inside a generation buffer (completions that serve several updates) could not be resumed exactly:
     step * gradient_accumulation_steps must be a multiple of steps_per_generation * num_iterations.
+
+    Raises:
+        InputError: a step cannot be a checkpoint of this run. This is checked before training.
     """
-    if not given:
+    if not requested:
         raise InputError("checkpoint_steps is empty; list at least one step, such as 0, or say paper")
     if config.max_steps < 1:
         raise InputError(f"max_steps must be set to the last step, it is {config.max_steps}")
@@ -29,7 +31,7 @@ def check_schedule(given: Sequence[str | int], config: Any) -> list[int]:
         raise InputError(
             f"save_strategy must be 'no', not '{config.save_strategy}': checkpoint_steps says when to save"
         )
-    steps = numbers(given, config.max_steps)
+    steps = parse_steps(requested, config.max_steps)
     buffer = getattr(config, "steps_per_generation", 1) * getattr(config, "num_iterations", 1)
     for step in steps:
         if step < 0:
@@ -51,20 +53,20 @@ def check_schedule(given: Sequence[str | int], config: Any) -> list[int]:
     return steps
 
 
-def numbers(given: Sequence[str | int], last: int) -> list[int]:
-    """checkpoint_steps as it was given -> steps in order. Raises InputError for anything but numbers or "paper"."""
-    if list(given) == ["paper"]:
+def parse_steps(requested: Sequence[str | int], last: int) -> list[int]:
+    """Turns checkpoint_steps into steps in order. Raises InputError for anything but numbers or "paper"."""
+    if list(requested) == ["paper"]:
         return [step for step in PAPER if step <= last]
     try:
-        return sorted({int(step) for step in given})
+        return sorted({int(step) for step in requested})
     except ValueError as error:
         raise InputError(
-            f"checkpoint_steps must be numbers, or the one word paper, not '{' '.join(map(str, given))}'"
+            f"checkpoint_steps must be numbers, or the one word paper, not '{' '.join(map(str, requested))}'"
         ) from error
 
 
 def per_step(config: Any, processes: int) -> dict[str, int]:
-    """How much one optimizer update is: {"samples_per_step": answers, "prompts_per_step": prompts}."""
+    """The size of one optimizer update: {"samples_per_step": answers, "prompts_per_step": prompts}."""
     rows = config.per_device_train_batch_size * processes * config.gradient_accumulation_steps
     if not hasattr(config, "num_generations"):  # online DPO's rows are prompts, with two answers each
         return {"samples_per_step": 2 * rows, "prompts_per_step": rows}

@@ -1,13 +1,13 @@
 """Supervised fine-tuning: accelerate launch -m train.sft --config configs/sft/answer-format.yaml
 
-TRL's SFTTrainer on prompts and completions, the loss being that of the completion alone; in full, with LoRA, or with
-LoRA on a quantised model (QLoRA, Dettmers et al. 2023). A checkpoint is kept at every step of checkpoint_steps (none
-named = the end alone) and evaluated when saved where an evaluation is given. Steps are training steps, not RLHF steps.
+Uses TRL's SFTTrainer on prompts and completions, with the loss of the completion alone; in full, with LoRA, or with
+LoRA on a quantised model (QLoRA, Dettmers et al. 2023). A checkpoint is kept at every step of checkpoint_steps (empty:
+at the end only) and, with an evaluation, evaluated when saved. Steps are training steps, not RLHF steps.
 
-OUTPUT/model     the merged, self-contained model, which RL can start from
-OUTPUT/sft.json  what was trained on what, and the loss and exact match on held-out examples before and after; written
+OUTPUT/model     the merged, self-contained model, from which RL can start
+OUTPUT/sft.json  training data and settings, and the loss and exact match on held-out examples before and after; written
                  last
-The same command goes on after a kill and does nothing where all is done.
+The same command resumes after a kill, and does nothing if all is done.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from eval.models.target import TRAINING_STEP
 from eval.runner.plan import Plan, plan
 from eval.runner.provenance import command, git_commit, machine, versions
 from eval.scorers.local.memory import keep_freed_memory
-from reward.stage import Stage, alone, built, check_batches, check_tokenizer_options, settings_of
+from reward.stage import Stage, build_trainer, check_batches, check_tokenizer_options, lock_training_folder, settings_of
 from train.arguments import CheckpointOptions
 from train.chat_template import EndTokens
 from train.examples import Example
-from train.schedule import numbers
+from train.schedule import parse_steps
 
 log = logging.getLogger(__name__)
 ALGORITHM = "sft"
@@ -41,7 +41,7 @@ ALGORITHM = "sft"
 
 @dataclass
 class SFTArguments(CheckpointOptions):
-    """Our few fields beside TRL's SFTConfig and ModelConfig."""
+    """Options of this project beside TRL's SFTConfig and ModelConfig."""
 
     checkpoint_steps: list[str] = field(
         default_factory=list, metadata={"help": "training steps at which a checkpoint is kept; none = at the end"}
@@ -61,7 +61,7 @@ class SFTArguments(CheckpointOptions):
 
 
 def train(arguments: SFTArguments, config: Any, model_args: Any) -> dict[str, Any]:
-    """Checks everything, trains, measures what was saved, and returns the content of OUTPUT/sft.json."""
+    """Checks everything, trains, measures the saved model, and returns the content of OUTPUT/sft.json."""
     from reward.training_run import check_training
     from train.checks import check_options
 
@@ -73,21 +73,21 @@ def train(arguments: SFTArguments, config: Any, model_args: Any) -> dict[str, An
     evaluation = arguments.evaluation_config()
     planned = plan(evaluation) if evaluation else None
     prepare_output(output)
-    with alone(output):
-        return _trained(arguments, config, model_args, evaluation, planned)
+    with lock_training_folder(output):
+        return _train_locked(arguments, config, model_args, evaluation, planned)
 
 
-def _trained(
+def _train_locked(
     arguments: SFTArguments, config: Any, model_args: Any, evaluation: EvaluationConfig | None, planned: Plan | None
 ) -> dict[str, Any]:
-    """What is left to check, and the training, its folder being held alone."""
+    """The remaining checks and the training, with the folder locked."""
     from accelerate import PartialState
 
     from eval.data.readers import data_folder, data_name
     from eval.models.checkpoints import base_parameters, weights_id
     from eval.tracking.ledger import training_policy
     from reward.model import lora_config
-    from reward.training_run import publish_finished, tracked
+    from reward.training_run import publish_finished, track_on_wandb
     from train.callbacks import resume_from
     from train.chat_template import policy_tokenizer
     from train.checks import quantisation
@@ -95,23 +95,25 @@ def _trained(
     from train.policy import make_room, starting_model
 
     output = Path(config.output_dir)
-    model, merged = starting_model(model_args, output, taught=True)
-    tokenizer, ends = policy_tokenizer(model, model_args.model_revision, taught=True)
-    read = read_examples(arguments.examples, arguments.data_dir)
-    fitting, left_out = fit_examples(read.examples, tokenizer, config.max_length)
+    model, merged = starting_model(model_args, output, supervised=True)
+    tokenizer, ends = policy_tokenizer(model, model_args.model_revision, supervised=True)
+    examples = read_examples(arguments.examples, arguments.data_dir)
+    fitting, left_out = fit_examples(examples.examples, tokenizer, config.max_length)
     training, held_out = split_examples(fitting, arguments.held_out, config.seed)
     steps = check_steps(arguments.checkpoint_steps, config, len(training))
     make_room(output, steps, arguments, model_args, model, merged=True)
     peft_config = lora_config(model_args, model, arguments.lora_top_layers)
-    hashes = {"base_weights": weights_id(model, model_args.model_revision), "example_data": read.identity}
-    settings = settings_of(config, model_args, arguments, processes=config.world_size, **hashes, **ends.setting())
+    hashes = {"base_weights": weights_id(model, model_args.model_revision), "example_data": examples.identity}
+    settings = settings_of(
+        config, model_args, arguments, processes=config.world_size, **hashes, **ends.settings_fields()
+    )
     stage = Stage(output, "sft.json", settings)
     if result := stage.begin():
         log.info("fine-tuning finished already: %s", output / "model")
         publish_finished(output, config.report_to)
         return result
-    trainer = built(lambda: _trainer(model, config, model_args, tokenizer, training, peft_config))
-    ends.keep(trainer.accelerator.unwrap_model(trainer.model))
+    trainer = build_trainer(lambda: _trainer(model, config, model_args, tokenizer, training, peft_config))
+    ends.save_to(trainer.accelerator.unwrap_model(trainer.model))
     stage.record()
     policy = {
         "policy": training_policy(output, stage.settings, config.run_name),
@@ -126,31 +128,31 @@ def _trained(
         "data": "named files" if arguments.examples else data_name(data_folder(arguments.data_dir)),
         "examples": len(training),
         "held_out_examples": len(held_out),
-        "unreadable_examples": read.unreadable,
+        "unreadable_examples": examples.unreadable,
         "left_out": left_out,
         "seed": config.seed,
         "git_commit": git_commit(),
         "checkpoint_steps": steps,
-        **ends.recorded(tokenizer),
+        **ends.policy_fields(tokenizer),
         **hashes,
         "settings": stage.settings,
         "result": stage.result_path.name,
     }
     resumed = resume_from(output)
-    with tracked(trainer, output, policy["policy"], policy, resumed):
+    with track_on_wandb(trainer, output, policy["policy"], policy, resumed):
         result = _run(trainer, stage, policy, evaluation, planned, arguments, resumed)
         if PartialState().is_main_process:
             _save_merged(trainer, output, quantisation(model_args) is not None, ends)
             del trainer
             gc.collect()
-            measured = _measured(output / "model", model, model_args, str(config.device), held_out, ends.ids)
+            measured = _measure_held_out(output / "model", model, model_args, str(config.device), held_out, ends.ids)
             stage.finish(result | measured)
     PartialState().wait_for_everyone()
     return read_json(stage.result_path) or {}
 
 
-def check_steps(given: Sequence[str | int], config: Any, examples: int) -> list[int]:
-    """The checkpoint steps in order; the last step alone where none is named. InputError for what cannot be one."""
+def check_steps(requested: Sequence[str | int], config: Any, n_examples: int) -> list[int]:
+    """The checkpoint steps in order; only the last step if none is requested. Raises InputError for impossible ones."""
     if getattr(config.save_strategy, "value", config.save_strategy) != "no":
         raise InputError(
             f"save_strategy must be 'no', not '{config.save_strategy}': checkpoint_steps says when to save"
@@ -158,16 +160,16 @@ def check_steps(given: Sequence[str | int], config: Any, examples: int) -> list[
     check_tokenizer_options(config)
     if config.packing and config.max_steps < 1:
         raise InputError("packing needs max_steps, since how many sequences it makes is not known before")
-    if not config.packing:  # which makes other rows of them
-        check_batches(examples, config)
+    if not config.packing:  # packing makes other rows of them
+        check_batches(n_examples, config)
     last = config.max_steps
     if last < 1:
-        at_once, rounded = config.per_device_train_batch_size * config.world_size, math.ceil
+        batch, rounded = config.per_device_train_batch_size * config.world_size, math.ceil
         if config.dataloader_drop_last:
             rounded = math.floor
-        updates = math.ceil(rounded(examples / at_once) / config.gradient_accumulation_steps)
+        updates = math.ceil(rounded(n_examples / batch) / config.gradient_accumulation_steps)
         last = math.ceil(config.num_train_epochs * updates)
-    steps = numbers(given, last)
+    steps = parse_steps(requested, last)
     for step in steps:
         if not 0 <= step <= last:
             raise InputError(f"checkpoint step {step} is not one of this run's, 0 to {last}; change checkpoint_steps")
@@ -199,18 +201,18 @@ def _run(
     trainer: Any, stage: Stage, policy: dict[str, Any], evaluation: EvaluationConfig | None, planned: Plan | None,
     arguments: SFTArguments, resumed: Path | None,
 ) -> dict[str, Any]:  # fmt: skip
-    from train.callbacks import CheckpointEvaluator, ScheduledCheckpoints, go_on
-    from train.run import announce, evaluate_afterwards
+    from train.callbacks import CheckpointEvaluator, ScheduledCheckpoints, train_or_finish_checkpoint
+    from train.run import evaluate_afterwards, write_run_files
 
     output = stage.folder
-    announce(trainer, output, policy, evaluation)
+    write_run_files(trainer, output, policy, evaluation)
     saved = []
     if evaluation is not None and planned is not None and arguments.evaluate == "in_process":
         saved = [CheckpointEvaluator(evaluation, planned, output, policy)]
     keep = arguments.keep_optimizer_states
     checkpoints = ScheduledCheckpoints(trainer, policy, saved, keep)
     trainer.add_callback(checkpoints)
-    go_on(trainer, resumed, checkpoints)
+    train_or_finish_checkpoint(trainer, resumed, checkpoints)
     if evaluation is not None and arguments.evaluate == "afterwards" and trainer.accelerator.is_main_process:
         evaluate_afterwards(trainer, output, evaluation)
     trainer.accelerator.wait_for_everyone()
@@ -226,7 +228,7 @@ def _run(
 
 
 def _save_merged(trainer: Any, output: Path, quantised: bool, ends: EndTokens) -> None:
-    """The adapter merged into its base, that of a quantised model into the base as it was before."""
+    """Merges the adapter into its base and saves the model. A quantised base is merged into its original weights."""
     from eval.models.checkpoints import load_checkpoint
 
     model = trainer.accelerator.unwrap_model(trainer.model)
@@ -237,32 +239,32 @@ def _save_merged(trainer: Any, output: Path, quantised: bool, ends: EndTokens) -
             name, str(output / "adapter"), options["revision"], options["dtype"], "cpu", adapter_base_differs=True
         ).model
     merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
-    ends.keep(merged)  # those of a quantised model's base are as they were
+    ends.save_to(merged)  # a quantised model's base was loaded anew, without them
     merged.save_pretrained(output / "model")
     trainer.processing_class.save_pretrained(output / "model")
 
 
-def _measured(
+def _measure_held_out(
     folder: Path, start: str, model_args: Any, device: str, held_out: list[Example], end_ids: Sequence[int]
 ) -> dict[str, Any]:
-    """The held-out examples asked of the model that training started from and of the saved one."""
+    """Measures the held-out examples with the model that training started from, and with the saved one."""
     from eval.models.checkpoints import load_checkpoint, load_tokenizer
     from train.held_out import measure
 
     revision, dtype = model_args.model_revision, model_args.dtype or "float32"
     before = load_checkpoint(start, revision=revision, dtype=dtype, device=device)
     tokenizer = load_tokenizer(str(folder))
-    found = {"before": measure(before.model, tokenizer, held_out, end_ids)}
+    metrics = {"before": measure(before.model, tokenizer, held_out, end_ids)}
     del before
     after = load_checkpoint(str(folder), device=device)
-    found["after"] = measure(after.model, tokenizer, held_out, end_ids)
-    if not found["after"]["finished"]:
+    metrics["after"] = measure(after.model, tokenizer, held_out, end_ids)
+    if not metrics["after"]["finished"]:
         log.warning(
             "no answer of %s to %d held-out prompts ended within %d tokens: it has not learned to stop, and RL from it "
-            "would be cut off at every step; train longer or on more examples", folder, found["after"]["answers"],
-            found["after"]["answer_tokens"],
+            "would be cut off at every step; train longer or on more examples", folder, metrics["after"]["answers"],
+            metrics["after"]["answer_tokens"],
         )  # fmt: skip
-    return {"model_weights": after.provenance["weights"], "held_out": found}
+    return {"model_weights": after.provenance["weights"], "held_out": metrics}
 
 
 def main() -> None:
@@ -280,7 +282,7 @@ def main() -> None:
 
 
 def summary(result: dict[str, Any]) -> str:
-    """The held-out examples before and after."""
+    """A line about the held-out examples before and after training."""
     before, after = result["held_out"]["before"], result["held_out"]["after"]
     losses = ["not finite" if part["loss"] is None else f"{part['loss']:.4f}" for part in (before, after)]
     return (

@@ -1,38 +1,38 @@
-"""What an RL run came to, in a few lines."""
+"""Summarises an RL run in a few lines."""
 
 from __future__ import annotations
 
 from typing import Any
 
-SHOWN = 5
+WINDOW = 5
 """Steps averaged at the beginning and at the end, since one step is noise."""
 
 
 def summary(result: dict[str, Any]) -> str:
-    """The reward at the beginning and at the end, each part by itself, KL, and the answers to prompts kept out."""
+    """The reward at the beginning and the end, also by part, the KL, and answers to prompts kept out of training."""
     log, parts = result["log"], result["rewards"]
     if not log:
         return f"{result['steps']} RLHF steps"
-    n = min(SHOWN, len(log))
+    n = min(WINDOW, len(log))
 
-    def mean(key: str, part: list[dict[str, Any]]) -> str:
-        known = [entry[key] for entry in part if entry[key] is not None]  # None: it was not finite
-        return f"{sum(known) / len(known):.3f}" if known else "not finite"
+    def mean(key: str, entries: list[dict[str, Any]]) -> str:
+        values = [entry[key] for entry in entries if entry[key] is not None]  # None: not finite
+        return f"{sum(values) / len(values):.3f}" if values else "not finite"
 
     def rise(key: str) -> str:
         return f"{mean(key, log[:n])} (first {n} steps) -> {mean(key, log[-n:])} (last {n})"
 
-    kl = log[-1].get("kl")  # TRL has none for beta 0
+    kl = log[-1].get("kl")  # TRL logs none for beta 0
     total = f"{result['steps']} RLHF steps: {'learned' if len(parts) == 1 else 'whole'} reward {rise('reward')}"
-    told = [total + ("" if kl is None else f", KL to the starting policy {kl:.3f} per token")]
+    lines = [total + ("" if kl is None else f", KL to the starting policy {kl:.3f} per token")]
     if len(parts) > 1 and f"rewards/{parts[0]['name']}/mean" in log[0]:
-        told += [f"  {p['name']}, weight {p['weight']:g}: {rise('rewards/' + p['name'] + '/mean')}" for p in parts]
+        lines += [f"  {p['name']}, weight {p['weight']:g}: {rise('rewards/' + p['name'] + '/mean')}" for p in parts]
     if result["stopped"]:
-        told.append(f"stopped {result['stopped']}: alerts.jsonl")
-    return "\n".join([*told, *sampled(result["samples"])])
+        lines.append(f"stopped {result['stopped']}: alerts.jsonl")
+    return "\n".join([*lines, *describe_samples(result["samples"])])
 
 
-def sampled(steps: list[dict[str, Any]]) -> list[str]:
+def describe_samples(steps: list[dict[str, Any]]) -> list[str]:
     """A line for each reward of the last checkpoint's answers to prompts kept out of training."""
     if not steps or "change" not in steps[-1]:
         return []

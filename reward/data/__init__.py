@@ -1,1 +1,1 @@
-"""Templates of the probe, of our own writing."""
+"""Templates of the probe, written for this project."""

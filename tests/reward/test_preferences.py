@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from eval.errors import InputError
-from reward.dialogues import Pair, beginnings, token_ids
-from reward.formats import NoPair, pair_of
+from reward.dialogues import Pair, prefix_ids, token_ids
+from reward.formats import InvalidPairError, parse_pair
 from reward.preferences import fit_pairs, preference_files, read_preferences, split_by_prompt
 from reward.sources import hub_rows
 from train.prompts import rl_prompts
@@ -76,17 +76,17 @@ def test_small_set(tiny: Path) -> None:
     ],
 )
 def test_every_form_gives_the_same_pair(row: dict[str, Any], pair: Pair) -> None:
-    assert pair_of(row, "s", "w") == pair
+    assert parse_pair(row, "s", "w") == pair
 
 
 def test_the_label_that_decides_the_subset_column_and_a_system_message() -> None:
-    safer = pair_of(PKU, "s", "w", "safer")
+    safer = parse_pair(PKU, "s", "w", "safer")
     assert (safer.chosen, safer.rejected) == (ONE.rejected, ONE.chosen)
-    assert pair_of({**PKU, "subset": "own"}, "s", "w").subset == "own"
+    assert parse_pair({**PKU, "subset": "own"}, "s", "w").subset == "own"
     system = {"role": "system", "content": "Be brief."}
-    assert pair_of({**ULTRA, "system": "Be brief."}, "s", "w").prompt == [system, user("Why?")]
+    assert parse_pair({**ULTRA, "system": "Be brief."}, "s", "w").prompt == [system, user("Why?")]
     whole = {name: [system, *ULTRA[name]] for name in ("chosen", "rejected")}
-    assert pair_of(whole, "s", "w").prompt == [system, user("Why?")]
+    assert parse_pair(whole, "s", "w").prompt == [system, user("Why?")]
 
 
 @pytest.mark.parametrize(
@@ -118,8 +118,8 @@ def test_the_label_that_decides_the_subset_column_and_a_system_message() -> None
     ],
 )
 def test_rows_that_are_no_pairs_say_why(row: object, reason: str) -> None:
-    with pytest.raises(NoPair, match=reason):
-        pair_of(row, "s", "w")
+    with pytest.raises(InvalidPairError, match=reason):
+        parse_pair(row, "s", "w")
 
 
 def write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -268,7 +268,7 @@ def test_pairs_are_cut_by_turns_or_refused(tiny: Path) -> None:
     assert [p.where for p in kept] == ["w", "long"]
     assert [p.was_cut for p in kept] == [False, True]
     assert kept[1].prompt == long.prompt[-3:]
-    assert kept[1].prompt_ids == beginnings(long.prompt)
+    assert kept[1].prompt_ids == prefix_ids(long.prompt)
     assert left_out == {f"longer than {length} tokens in the last turn and answer alone": 1}
     kept, left_out = fit_pairs([ONE, long, hopeless], tokenizer, length - 1)
     assert kept[1].prompt == long.prompt[-1:]
@@ -289,7 +289,7 @@ def random_pairs(rng: random.Random) -> list[Pair]:
         prompt = [(user, assistant)[k % 2](word) for k, word in enumerate(words)]
         ids = ()
         if len(prompt) > 1 and rng.random() < 0.3:
-            prompt, ids = prompt[2:], beginnings(prompt)
+            prompt, ids = prompt[2:], prefix_ids(prompt)
         pairs.append(Pair(prompt, [assistant("x")], [assistant("y")], rng.choice("st"), str(i), ids))
     return pairs
 
@@ -308,8 +308,8 @@ def test_no_prompt_stands_on_both_sides_and_learning_curves_are_nested() -> None
         assert len(held_out) <= 0.3 * len(pairs) + 1
         for a in training:
             for b in held_out:
-                ids = [{beginnings(p.prompt)[-1], (p.prompt_ids or beginnings(p.prompt))[-1]} for p in (a, b)]
-                started = [{*beginnings(p.prompt), *p.prompt_ids} for p in (a, b)]
+                ids = [{prefix_ids(p.prompt)[-1], (p.prompt_ids or prefix_ids(p.prompt))[-1]} for p in (a, b)]
+                started = [{*prefix_ids(p.prompt), *p.prompt_ids} for p in (a, b)]
                 assert not ids[0] & started[1]
                 assert not ids[1] & started[0]
         assert split_by_prompt(pairs, 0.3, seed) == (training, held_out)
@@ -319,9 +319,9 @@ def test_no_prompt_stands_on_both_sides_and_learning_curves_are_nested() -> None
 
 
 def test_the_ids_of_prompts_do_not_depend_on_case_or_white_space() -> None:
-    assert beginnings([user(" Why\n not?")]) == beginnings([user("why not?")])
-    assert beginnings(PROMPT)[0] == beginnings(PROMPT[:1])[0]
-    assert len({*beginnings(PROMPT), *beginnings([user("Hi Hello And?")])}) == 3
+    assert prefix_ids([user(" Why\n not?")]) == prefix_ids([user("why not?")])
+    assert prefix_ids(PROMPT)[0] == prefix_ids(PROMPT[:1])[0]
+    assert len({*prefix_ids(PROMPT), *prefix_ids([user("Hi Hello And?")])}) == 3
 
 
 def test_split_holds_out_a_share_of_each_subset_and_says_where_it_cannot() -> None:

@@ -13,7 +13,7 @@ import pytest
 from eval.errors import InputError
 from tests.support.rl_runs import run
 from train.arguments import PolicyArguments
-from train.budget import MOST, AdaptiveKL, Alerts, alerted_steps, departures
+from train.budget import MAX_BETA_FACTOR, AdaptiveKL, Alerts, alerted_steps, limit_violations
 
 HEALTHY = {
     "samples": 1, "kl": 0.05, "entropy": 2.8, "observed/repetition": 0.05, "observed/tokens": 20.0,
@@ -42,11 +42,13 @@ def test_beta_follows_the_kl_within_its_bounds() -> None:
     assert followed(controller, -0.3) == 0.02
     assert followed(controller, *[0.2] * 5) == pytest.approx(0.02 * 64)
     assert followed(controller, 9.0, *[0.11] * 5) == pytest.approx(0.02 * 1.1**6), "the last five steps"
-    assert followed(controller, *[9.0] * 5) == pytest.approx(0.02 * MOST)
+    assert followed(controller, *[9.0] * 5) == pytest.approx(0.02 * MAX_BETA_FACTOR)
     assert followed(controller, *[9.0] * 5, *[0.01] * 5) == 0.02, "nothing is summed up"
     controller.on_log(None, SimpleNamespace(log_history=[{"train_runtime": 3.0}]), None)
     assert controller.trainer.beta == 0.02
-    assert followed(controller, 9.0, math.nan) == pytest.approx(0.02 * MOST), "NaN is no KL, and makes no beta"
+    assert followed(controller, 9.0, math.nan) == pytest.approx(0.02 * MAX_BETA_FACTOR), (
+        "NaN is no KL, and makes no beta"
+    )
 
 
 def test_a_simulated_policy_is_held_at_the_budget() -> None:
@@ -63,8 +65,8 @@ def test_a_simulated_policy_is_held_at_the_budget() -> None:
 
 
 def test_a_healthy_run_raises_no_alert() -> None:
-    assert departures(entries({}), options()) == {}
-    assert departures(entries({"kl": 0.29, "entropy": 1.5, "observed/repetition": 0.2}), options()) == {}
+    assert limit_violations(entries({}), options()) == {}
+    assert limit_violations(entries({"kl": 0.29, "entropy": 1.5, "observed/repetition": 0.2}), options()) == {}
 
 
 @pytest.mark.parametrize(
@@ -83,15 +85,15 @@ def test_a_healthy_run_raises_no_alert() -> None:
     ],
 )
 def test_each_departure_is_found_and_can_be_switched_off(change: dict[str, float], name: str, said: str) -> None:
-    found = departures(entries(change), options())
+    found = limit_violations(entries(change), options())
     assert list(found) == [name]
     assert said in found[name]
-    assert departures(entries(change), options(**{f"{name}_alert": 0})) == {}
+    assert limit_violations(entries(change), options(**{f"{name}_alert": 0})) == {}
 
 
 def test_one_bad_step_is_no_departure() -> None:
-    assert departures([*entries(), HEALTHY | {"kl": 1.0}], options()) == {}
-    assert departures([HEALTHY | {"kl": 9.0}] * 4, options()) == {}, "too few steps to tell"
+    assert limit_violations([*entries(), HEALTHY | {"kl": 1.0}], options()) == {}
+    assert limit_violations([HEALTHY | {"kl": 9.0}] * 4, options()) == {}, "too few steps to tell"
 
 
 def test_an_alert_is_told_once_for_each_crossing_with_answers(tmp_path: Path) -> None:

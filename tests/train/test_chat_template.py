@@ -18,7 +18,7 @@ from eval.models.checkpoints import load_tokenizer
 from tests.support.rl_runs import run
 from tests.support.sft_runs import sft
 from tests.support.tiny_models import CHAT_TEMPLATE, ROOT
-from train.budget import FIRST
+from train.budget import WINDOW
 from train.chat_template import EndTokens, policy_tokenizer
 from train.checks import check_end_token
 from train.policy import starting_model
@@ -206,7 +206,7 @@ def test_an_adapter_is_not_merged_before_its_template_is_refused(
     tokenizer.save_pretrained(base)
     given = SimpleNamespace(model_name_or_path=str(output / "checkpoint-2"), dtype=None, model_revision="main")
     with pytest.raises(InputError, match="no answer would ever end"):
-        starting_model(given, tmp_path / "rl", taught=True)
+        starting_model(given, tmp_path / "rl", supervised=True)
     assert not (tmp_path / "rl").exists()
 
 
@@ -216,23 +216,23 @@ def test_a_token_that_the_model_does_not_have_is_refused(variant: Callable[..., 
     tokenizer.add_special_tokens({"extra_special_tokens": ["<|im_end|>"]})
     tokenizer.save_pretrained(folder)
     with pytest.raises(InputError, match=r"'<\|im_end\|>', token 600, and the model has tokens 0 to 599 only"):
-        policy_tokenizer(str(folder), None, taught=False)
+        policy_tokenizer(str(folder), None, supervised=False)
 
 
 def test_a_prompt_that_ends_within_a_token_is_not_taught(variant: Callable[..., Path]) -> None:
     """'assistant: ' and 'Green' are other tokens than 'assistant: Green'; RL samples after the former, and may."""
     folder = str(variant(TRAILING_SPACE))
     with pytest.raises(InputError, match="ends a prompt with ' ', which in the dialogue is a part of another token"):
-        policy_tokenizer(folder, None, taught=True)
-    assert policy_tokenizer(folder, None, taught=False)[1] == EndTokens([PAD], None)
+        policy_tokenizer(folder, None, supervised=True)
+    assert policy_tokenizer(folder, None, supervised=False)[1] == EndTokens([PAD], None)
 
 
 def test_what_begins_the_next_turn_may_end_a_sampled_answer_and_no_taught_one(variant: Callable[..., Path]) -> None:
     """As GLM-4's <|user|>."""
     folder = str(variant(UNCLOSED, ends=[PAD, USER]))
-    assert policy_tokenizer(folder, None, taught=False)[1] == EndTokens([PAD, USER], None)
+    assert policy_tokenizer(folder, None, supervised=False)[1] == EndTokens([PAD, USER], None)
     with pytest.raises(InputError, match="closes an answer with ''"):
-        policy_tokenizer(folder, None, taught=True)
+        policy_tokenizer(folder, None, supervised=True)
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_what_begins_the_next_turn_may_end_a_sampled_answer_and_no_taught_one(va
 def test_end_tokens_of_templates(
     template: str, eos: str | None, ends: Any, wanted: EndTokens, variant: Callable[..., Path]
 ) -> None:
-    tokenizer, found = policy_tokenizer(str(variant(template, eos, ends)), None, taught=True)
+    tokenizer, found = policy_tokenizer(str(variant(template, eos, ends)), None, supervised=True)
     assert found == wanted
     assert tokenizer.eos_token_id == wanted.ids[0]
     assert tokenizer.pad_token_id == PAD
@@ -269,14 +269,14 @@ def test_an_ordinary_added_token_becomes_a_special_one(variant: Callable[..., Pa
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     assert "<|im_end|>" in load_tokenizer(str(folder)).decode([10, 600], skip_special_tokens=True)
-    found, ends = policy_tokenizer(str(folder), None, taught=True)
+    found, ends = policy_tokenizer(str(folder), None, supervised=True)
     assert ends == EndTokens([600, PAD], "<|im_end|>")
     assert found.decode([10, 600], skip_special_tokens=True) == found.decode([10])
 
 
 def test_the_real_models_template_is_right(real_model: Path) -> None:
-    tokenizer, ends = policy_tokenizer(str(real_model), None, taught=True)
-    assert ends.recorded(tokenizer) == {"end_tokens": ["<|im_end|>"], "end_token_added": None}
+    tokenizer, ends = policy_tokenizer(str(real_model), None, supervised=True)
+    assert ends.policy_fields(tokenizer) == {"end_tokens": ["<|im_end|>"], "end_token_added": None}
 
 
 def test_vllm_reads_the_files_where_the_token_is_not_set() -> None:
@@ -300,10 +300,10 @@ def test_a_model_that_has_not_learned_to_stop_is_warned_of(
 def test_a_run_whose_answers_are_all_cut_off_alerts_and_stops(
     tiny: Path, tiny_reward: Path, tmp_path: Path, capsys: Any
 ) -> None:
-    more = ("--max_steps", FIRST + 3, "--checkpoint_steps", 0, "--kl_target", 0, "--max_completion_length", 2)
+    more = ("--max_steps", WINDOW + 3, "--checkpoint_steps", 0, "--kl_target", 0, "--max_completion_length", 2)
     result = run("rloo", tiny, tiny_reward, tmp_path / "out", *more, "--learning_rate", 0, "--stop_on_alert", "true")
     lines = [x for x in capsys.readouterr().out.splitlines() if x.startswith("step ")]
     assert all("  finished 0.0%  " in x for x in lines)
     (alert,) = [json.loads(line) for line in (tmp_path / "out" / "alerts.jsonl").read_text().splitlines()]
-    assert (alert["alert"], alert["step"]) == ("finished", FIRST)
-    assert (result["steps"], result["stopped"]) == (FIRST, "at an alert")
+    assert (alert["alert"], alert["step"]) == ("finished", WINDOW)
+    assert (result["steps"], result["stopped"]) == (WINDOW, "at an alert")

@@ -16,7 +16,7 @@ from eval.runner.evaluate import evaluate
 from eval.runner.plan import plan
 from eval.validation.oracle import Oracle, Preferences
 from tests.support.rl_runs import run
-from train.console import Bar, Console, block, line
+from train.console import Bar, Console, bias_lines, step_line
 
 ASKED = EvaluationConfig(orders=1, conditions=["Q", "Q+IF"], categories=["Age", "SES"])
 MAIN = SimpleNamespace(is_world_process_zero=True, global_step=7, max_steps=60)
@@ -47,14 +47,14 @@ def value(summary: dict[str, Any], experiment: str, condition: str, name: str) -
 
 def test_a_step_is_one_line_with_the_latest_bias(output: Path) -> None:
     written = "step 7/60  reward 6.123  KL 0.210  entropy 2.30  tokens 14.0  finished 62.5%  loss 0.01"
-    assert line(LOGS, 7, 60, None) == written
+    assert step_line(LOGS, 7, 60, None) == written
     summary = json.loads((output / "eval" / "step-000000" / "summary.json").read_text())
-    said = line(LOGS, 7, 60, summary)
+    said = step_line(LOGS, 7, 60, summary)
     q, instructed = (value(summary, "admissions", c, "gap") for c in ("Q", "Q+IF"))
     assert f"gap {q:+.4f} -> {instructed:+.4f}" in said and "\n" not in said
     rho = [value(summary, "winogender", c, "rho") for c in ("Q", "Q+IF")]
     assert "| step 0: BBQ +" in said and f"rho {rho[0]:.2f} -> {rho[1]:.2f}" in said
-    assert line({"kl": None, "loss": 1.0}, 1, 2, None) == "step 1/2  loss 1"
+    assert step_line({"kl": None, "loss": 1.0}, 1, 2, None) == "step 1/2  loss 1"
 
 
 def test_a_watchers_results_are_told_once_each_with_intervals(output: Path, tmp_path: Path, capsys: Any) -> None:
@@ -84,11 +84,11 @@ def test_a_watchers_results_are_told_once_each_with_intervals(output: Path, tmp_
 def test_what_means_little_is_marked(tmp_path: Path) -> None:
     """A model that reads no context answers disambiguated questions at chance."""
     summary = evaluated(tmp_path, 0, Preferences(reads=0.0))
-    said = line(LOGS, 1, 2, summary)
+    said = step_line(LOGS, 1, 2, summary)
     before, _, after = said.partition("  rho")
     assert before.endswith("?") and "?" not in after
-    assert "? Q: accuracy on the disambiguated questions (" in "\n".join(block(summary))
-    assert "?" not in line(LOGS, 1, 2, evaluated(tmp_path, 1, Preferences(reads=0.9)))
+    assert "? Q: accuracy on the disambiguated questions (" in "\n".join(bias_lines(summary))
+    assert "?" not in step_line(LOGS, 1, 2, evaluated(tmp_path, 1, Preferences(reads=0.9)))
 
 
 def test_marks_stand_behind_the_numbers_that_they_are_of(tmp_path: Path) -> None:
@@ -99,8 +99,8 @@ def test_marks_stand_behind_the_numbers_that_they_are_of(tmp_path: Path) -> None
     summary = evaluated(tmp_path, 0, Preferences(), config)
     (q,) = [m for m in summary["metrics"] if (m["condition"], m["name"], m["category"]) == ("Q", "rho", "all")]
     q |= {"value": None, "low": None, "high": None, "note": "p(female) hardly varies"}
-    assert re.search(r"rho undefined\? -> -?\d\.\d\d -> -?\d\.\d\d\*$", line(LOGS, 1, 2, summary))
-    said = "\n".join(block(summary))
+    assert re.search(r"rho undefined\? -> -?\d\.\d\d -> -?\d\.\d\d\*$", step_line(LOGS, 1, 2, summary))
+    said = "\n".join(bias_lines(summary))
     assert "? Q: rho is undefined" in said
     assert "* conditions were asked on different numbers of items (Winogender: Q: 40, Q+IF: 40, Q+IF+CoT: 8)" in said
 

@@ -19,7 +19,7 @@ from trl import SFTConfig
 from eval.errors import InputError
 from eval.files import write_json
 from eval.models.checkpoints import weights_id
-from reward.stage import Stage, built, check_batches, check_trainer, settings_of
+from reward.stage import Stage, build_trainer, check_batches, check_trainer, settings_of
 from tests.support.reward_training import trained
 from tests.support.rl_runs import Killed, run
 from tests.support.sft_runs import sft
@@ -173,7 +173,7 @@ def test_an_optimizer_of_the_whole_model_is_not_tried_on_one_parameter(own: str,
     args = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
     trainer = SimpleNamespace(args=args, model=None)
     trainer.get_optimizer_cls_and_kwargs = lambda *_: (torch.optim.SGD, {"lr": 0.1, own: []})
-    assert built(lambda: trainer) is trainer
+    assert build_trainer(lambda: trainer) is trainer
 
 
 @pytest.mark.parametrize(
@@ -315,7 +315,7 @@ def test_a_sharded_model_is_not_asked_in_a_process(how: str, asked: str, tmp_pat
     rest: Any = [trainer, SimpleNamespace(folder=tmp_path), {}, None, [], None, [], Prompts([], samples, {})]
     planned: Any = object() if asked == "evaluation" else None
     with pytest.raises(InputError, match=f"^{asked} at each checkpoint need the whole model in a process"):
-        Run(*rest)._when_saved(planned, planned)
+        Run(*rest)._checkpoint_actions(planned, planned)
 
 
 @pytest.mark.parametrize("trainer", ["sft", "reward"])

@@ -258,7 +258,7 @@ def test_a_number_that_is_not_finite_is_null_and_told(
     """It kept the stage from ever finishing."""
     from train.summary import summary
 
-    real = train.online.logged
+    real = train.online.log_step_counts
 
     def with_inf(base: type) -> type:
         class Odd(real(base)):

@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from eval.errors import InputError
-from reward.dialogues import Pair, beginnings
+from reward.dialogues import Pair, prefix_ids
 from reward.preferences import in_share
 from tests.support.rl_runs import run
 from train.prompts import rl_prompts, seen_prompts
@@ -47,7 +47,7 @@ def test_shares_apart_have_no_beginning_in_common_and_make_up_the_whole() -> Non
 
 def test_a_cut_prompt_stays_in_its_share() -> None:
     whole = pair("Where is cup 1?", "On the shelf.", "And the plate?")
-    cut = Pair(whole.prompt[2:], whole.chosen, whole.rejected, "ours", "1", beginnings(whole.prompt))
+    cut = Pair(whole.prompt[2:], whole.chosen, whole.rejected, "ours", "1", prefix_ids(whole.prompt))
     assert cut.origin == whole.origin != pair("And the plate?").origin
 
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from eval.errors import InputError
 from reward.functions import RewardOptions, build_rewards, check_rewards
 from tests.support.rl_runs import run
-from train.samples import Samples, Sampling, paired, read_rows, summarise
+from train.samples import Samples, Sampling, paired_change, read_rows, summarise
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("Which bread keeps longest?", "Hi", "How far is it?")]
 
@@ -98,8 +98,8 @@ def test_the_change_is_paired_by_prompt(tmp_path: Path) -> None:
     half = t.ppf(0.975, 39) * d.std(ddof=1) / np.sqrt(40)
     assert (value, low, high) == pytest.approx((d.mean(), d.mean() - half, d.mean() + half))
     assert later["mean"]["kl_per_token"] == pytest.approx(0.1)
-    assert paired([1.0], [2.0]) == [1.0, None, None]
-    assert paired([1.0, 2.0], [2.0, 3.0]) == [1.0, 1.0, 1.0]
+    assert paired_change([1.0], [2.0]) == [1.0, None, None]
+    assert paired_change([1.0, 2.0], [2.0, 3.0]) == [1.0, 1.0, 1.0]
 
 
 def test_a_run_samples_each_checkpoint_and_training_stays_as_it_is(

@@ -22,7 +22,7 @@ from eval.runner.store import Store
 from eval.types import Prompt, Turn
 from tests.support.sft_runs import ROWS, sft
 from train.data.answer_format import answer_format_rows
-from train.examples import example_of, fit_examples, read_examples, split_examples
+from train.examples import fit_examples, parse_example, read_examples, split_examples
 from train.held_out import completion_tokens, measure
 
 
@@ -142,7 +142,7 @@ def test_the_tokens_are_those_of_the_evaluation(model: str, request: pytest.Fixt
     for row in ROWS[::5]:
         turns = (Turn("human", row["prompt"]), Turn("assistant", words.BBQ_PREFILL))
         (asked,) = encode([Prompt(turns, CANDIDATES)], tokenizer, style)
-        trained, start = completion_tokens(tokenizer, example_of(row, "here"))
+        trained, start = completion_tokens(tokenizer, parse_example(row, "here"))
         wanted = asked.context + asked.candidates[row["label"]]
         assert tuple(trained[: len(wanted)]) == wanted
         assert tokenizer.decode(trained[start:]).startswith(row["completion"])
@@ -155,7 +155,7 @@ def test_texts_and_messages_give_the_same_tokens(tiny: Path) -> None:
         "prompt": [{"role": "user", "content": ROWS[0]["prompt"]}],
         "completion": [{"role": "assistant", "content": ROWS[0]["completion"]}],
     }
-    texts, messages = (completion_tokens(tokenizer, example_of(row, "here")) for row in (ROWS[0], as_messages))
+    texts, messages = (completion_tokens(tokenizer, parse_example(row, "here")) for row in (ROWS[0], as_messages))
     assert texts == messages
 
 
@@ -188,17 +188,17 @@ def test_the_greedy_completion_is_found_without_generating(tiny: Path) -> None:
             break
     else:
         pytest.fail("no prompt has a readable answer")
-    example = example_of({"prompt": prompt, "completion": text}, "here")
+    example = parse_example({"prompt": prompt, "completion": text}, "here")
     trained, start = completion_tokens(tokenizer, example)
     assert trained[start : start + 2] == made
-    other = example_of({"prompt": prompt, "completion": "no" + text}, "here")
+    other = parse_example({"prompt": prompt, "completion": "no" + text}, "here")
     found = measure(loaded.model, tokenizer, [example, other], [made[1]])
     assert (found["exact_match"], found["n"]) == (0.5, 2)
 
 
 def test_no_prompt_stands_on_both_sides() -> None:
     rows = [{"prompt": f"{case} {i // 3}", "completion": str(i)} for i in range(30) for case in ("A", "a  ")]
-    read = [example_of(row, str(i)) for i, row in enumerate(rows)]
+    read = [parse_example(row, str(i)) for i, row in enumerate(rows)]
     training, held_out = split_examples(read, 0.3, seed=1)
     sides = [{" ".join(e.prompt[0]["content"].split()).lower() for e in side} for side in (training, held_out)]
     assert not sides[0] & sides[1]
@@ -236,7 +236,7 @@ def test_rows_that_are_no_examples_are_counted_with_their_place(
 
 def test_over_long_examples_are_counted_and_left_out(tiny: Path) -> None:
     tokenizer = load_tokenizer(str(tiny))
-    read = [example_of({"prompt": "word " * n, "completion": "a"}, "here") for n in (1, 2, 300)]
+    read = [parse_example({"prompt": "word " * n, "completion": "a"}, "here") for n in (1, 2, 300)]
     kept, left_out = fit_examples(read, tokenizer, 200)
     assert kept == read[:2]
     assert left_out == {"longer than 200 tokens": 1}

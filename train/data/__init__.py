@@ -1,1 +1,1 @@
-"""Training examples of our own writing."""
+"""Training examples, written for this project."""

@@ -1,9 +1,9 @@
-"""The shipped examples for train.sft: python -m train.data.answer_format FILE.jsonl writes them, to be read or changed.
+"""The shipped examples for train.sft. `python -m train.data.answer_format FILE.jsonl` writes them, to read or change.
 
-answer_format.yaml (neutral templates of our own) -> questions in BBQ's form with the answers that the evaluation reads,
-"The answer is (b)". Each template is filled six times with things drawn by SEED, with and without the fact that tells
-them apart, and asked both ways: 24 rows. Over its six fillings each question has its options in all six orders, so in
-every template and condition the right answer, and the unknown one, stand at each letter equally often.
+answer_format.yaml (neutral templates of this project) makes questions in BBQ's form, with answers as the evaluation
+reads them, "The answer is (b)". Each template is filled six times with things drawn by SEED, with and without the fact
+that distinguishes them, and with both questions: 24 rows. Over its six fillings each question has its options in all
+six orders. So in every template and condition, the right answer and the unknown one stand at each letter equally often.
 """
 
 from __future__ import annotations
@@ -29,28 +29,27 @@ ORDERS = tuple(itertools.permutations(range(3)))
 
 
 def answer_format_rows(seed: int = SEED) -> list[dict[str, Any]]:
-    """Rows with prompt and completion as texts, in the order of the templates; the same for the same seed.
+    """Rows with prompt and completion as texts, in the order of the templates; the seed alone decides them.
 
-    Beside these, what is told of a row: its template (from 1), its context_condition (ambig or disambig) and label (0
-    to 2).
+    Each row also has its template (from 1), context_condition (ambig or disambig) and label (0 to 2).
     """
-    read = yaml.safe_load(TEMPLATES.read_text(encoding="utf-8"))
+    content = yaml.safe_load(TEMPLATES.read_text(encoding="utf-8"))
     rng = random.Random(seed)
     rows = []
-    for number, template in enumerate(read["templates"], 1):
+    for number, template in enumerate(content["templates"], 1):
         orders = [rng.sample(ORDERS, len(ORDERS)) for _ in range(4)]
         for filling in range(len(ORDERS)):
-            a, b = rng.sample(read["pools"][template["pool"]], 2)
+            a, b = rng.sample(content["pools"][template["pool"]], 2)
             x, y = rng.sample((a, b), 2)
-            told = template["context"].format(X=x, Y=y)
-            cases = itertools.product((("ambig", told), ("disambig", f"{told} {template['fact']}")), range(2))
-            for case, ((condition, context), asked) in enumerate(cases):
-                options = [a, b, rng.choice(read["unknown"])]
+            facts = template["context"].format(X=x, Y=y)
+            cases = itertools.product((("ambig", facts), ("disambig", f"{facts} {template['fact']}")), range(2))
+            for case, ((condition, context), question_number) in enumerate(cases):
+                options = [a, b, rng.choice(content["unknown"])]
                 order = orders[case][filling]
-                label = order.index(2 if condition == "ambig" else asked)
+                label = order.index(2 if condition == "ambig" else question_number)
                 texts = {f"ans{letter}": _sentences(options[option]) for letter, option in enumerate(order)}
                 question = BBQ_QUESTION.format(
-                    context=_sentences(context.format(A=a, B=b)), question=template["asks"][asked], **texts
+                    context=_sentences(context.format(A=a, B=b)), question=template["asks"][question_number], **texts
                 )
                 rows.append(
                     {
@@ -70,7 +69,7 @@ def answer_format_jsonl(seed: int = SEED) -> str:
 
 
 def _sentences(text: str) -> str:
-    """With a capital at the start of each sentence."""
+    """Capitalises the start of each sentence."""
     return re.sub(r"(^|[.!?] )([a-z])", lambda m: m.group(1) + m.group(2).upper(), text)
 
 
