@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Opened:
+class OpenedTarget:
     """A checkpoint that is about to be asked.
 
     known: what is known of its results without the weights: the policy's provenance, dtype_asked, tokenizer_sha256,
@@ -33,6 +33,6 @@ class Opened:
     load: Callable[[], tuple[Scorer, dict[str, Any]]]
 
 
-def open_target(target: Target, config: ScorerConfig, planned: Plan) -> Opened:
+def open_target(target: Target, config: ScorerConfig, plan: Plan) -> OpenedTarget:
     """The checkpoint, opened by the scorer that the configuration names."""
-    return import_module(SCORERS[config.scorer]).open_target(target, config, planned)
+    return import_module(SCORERS[config.scorer]).open_target(target, config, plan)

@@ -23,7 +23,7 @@ from eval.errors import InputError, nearest
 from eval.models import checkpoints
 from eval.models.hub import commit_of
 from eval.models.prompt_format import CHAT_ROLES, Encoded, Format, encode, paper_text
-from eval.scorers.endpoint.http_client import Client, GaveUp, Refused
+from eval.scorers.endpoint.http_client import Client, RefusedError, RetryError
 from eval.scorers.options import ScorerConfig
 from eval.types import Prompt
 
@@ -34,20 +34,20 @@ BEGIN = "\n\nBegin your answer with: "
 """Put, with the assistant's beginning, at the end of the user's turn where the server continues no beginning."""
 NEUTRAL = {"temperature": 1.0, "top_p": 1.0}
 """With every request: the model's own probabilities, neither sharpened nor cut off."""
-DESCRIBED = ("root", "parent", "owned_by", "max_model_len", "meta")
-CANNOT = (400, 404, 405, 415, 422, 500, 501)
+INFO_FIELDS = ("root", "parent", "owned_by", "max_model_len", "meta")
+UNSUPPORTED_STATUSES = (400, 404, 405, 415, 422, 500, 501)
 """Statuses with which servers refuse what they do not know; others say nothing of what a server can do."""
-PART = "\ufffd"
+REPLACEMENT = "\ufffd"
 """Stands for bytes that are no whole character."""
 ROUNDING = 1e-3  # a log-probability may be above 0, or a sum of probabilities above 1, by so much
 
 
-class Lacking(Exception):
+class UnsupportedError(Exception):
     """The server cannot do it, and why, as its answers show."""
 
 
 @dataclass
-class Served:
+class ServedModel:
     """A model that the server has. tokenizer and style where a tokenizer is here; info: what /v1/models says of the
     model; server: its version, as far as told.
     """
@@ -60,26 +60,26 @@ class Served:
     server: dict[str, Any] = field(default_factory=dict)
 
     @staticmethod
-    def reach(config: ScorerConfig, model: str, key: str | None, tokenizer: Any, style: Format) -> Served:
+    def connect(config: ScorerConfig, model: str, key: str | None, tokenizer: Any, style: Format) -> ServedModel:
         """The model, once the server has answered. InputError where it does not, or does not serve it."""
         assert config.base_url is not None  # endpoint.check has seen to it
         client = Client(
             config.base_url, key, config.api_key_env, config.concurrency, config.timeout, config.retries, config.seed
         )
-        served = Served(client, model, tokenizer, style)
-        client.one(served._find())
+        served = ServedModel(client, model, tokenizer, style)
+        client.run(served._read_info())
         return served
 
-    async def _find(self) -> None:
+    async def _read_info(self) -> None:
         def read(answer: Any) -> dict[str, dict[str, Any]]:
-            found = {str(entry["id"]): entry for entry in answer["data"]}
-            json.dumps([e[name] for e in found.values() for name in DESCRIBED if name in e], allow_nan=False)
-            return found
+            models = {str(entry["id"]): entry for entry in answer["data"]}
+            json.dumps([e[name] for e in models.values() for name in INFO_FIELDS if name in e], allow_nan=False)
+            return models
 
         try:
             models = await self.client.get(f"{self.client.base_url}/models", read)
-        except Refused as error:
-            if error.status not in CANNOT:
+        except RefusedError as error:
+            if error.status not in UNSUPPORTED_STATUSES:
                 raise
             log.info("%s has no list of its models; %s is taken to be there", self.client.base_url, self.model)
             return
@@ -90,12 +90,12 @@ class Served:
                 f"{self.client.base_url} does not serve '{self.model}'{nearest(self.model, names)}; it serves "
                 f"{', '.join(names[:20]) or 'no model'}{more}; give one of them as --model"
             )
-        found = models[self.model]
-        self.info = {name: found[name] for name in DESCRIBED if found.get(name) is not None}
+        entry = models[self.model]
+        self.info = {name: entry[name] for name in INFO_FIELDS if entry.get(name) is not None}
         try:
             root = self.client.base_url.removesuffix("/v1")
             self.server = {"version": await self.client.get(f"{root}/version", lambda a: str(a["version"]), tries=1)}
-        except (Refused, GaveUp):
+        except (RefusedError, RetryError):
             pass  # only some servers say it
 
     def encode(self, prompt: Prompt) -> Encoded:
@@ -115,7 +115,7 @@ class Route:
     """A way to put a dialogue to the model. flags: what a request of /chat/completions needs so that it continues."""
 
     name: RouteName
-    served: Served
+    served: ServedModel
     flags: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -153,7 +153,7 @@ class Route:
         messages[-1]["content"] += BEGIN + beginning
         return {"messages": messages}
 
-    async def ask(self, body: dict[str, Any], read: Any, **settings: Any) -> Any:
+    async def request(self, body: dict[str, Any], read: Any, **settings: Any) -> Any:
         path = "/chat/completions" if self.chat else "/completions"
         return await self.served.client.post(path, {"model": self.served.model} | NEUTRAL | body | settings, read)
 
@@ -169,10 +169,10 @@ def load_tokenizer(config: ScorerConfig) -> Any:
 
 def choices(answer: Any, n: int) -> list[Any]:
     """The n choices of an answer, in the order of their index."""
-    found = sorted(answer["choices"], key=lambda c: c["index"])
-    if len(found) != n:
-        raise ValueError(f"{len(found)} choices instead of {n}")
-    return found
+    ordered = sorted(answer["choices"], key=lambda c: c["index"])
+    if len(ordered) != n:
+        raise ValueError(f"{len(ordered)} choices instead of {n}")
+    return ordered
 
 
 def prompt_tokens(answer: Any) -> int | None:
@@ -189,7 +189,7 @@ def logprob(value: Any) -> float:
 
 
 @dataclass(frozen=True)
-class Listed:
+class TopTokens:
     """The most probable next tokens, each text with its log-probability; bound: no other token's is above it; count:
     of how many texts.
 
@@ -199,12 +199,12 @@ class Listed:
 
     logprobs: dict[str, float]
     bound: float
-    doubled: frozenset[str]
+    ambiguous: frozenset[str]
     prompt_tokens: int | None
     count: int
 
 
-def read_listed(answer: Any, chat: bool) -> Listed:
+def read_top_tokens(answer: Any, chat: bool) -> TopTokens:
     """The list of the first generated token. The sampled token may stand in it instead of the least of the others."""
     (choice,) = choices(answer, 1)
     if chat:
@@ -212,16 +212,16 @@ def read_listed(answer: Any, chat: bool) -> Listed:
         entries = [(_text(e), logprob(e["logprob"])) for e in first["top_logprobs"]]
         sampled = _text(first)
     else:
-        given = choice["logprobs"]
-        entries = [(text, logprob(value)) for text, value in given["top_logprobs"][0].items()]
-        sampled = given["tokens"][0]
+        listing = choice["logprobs"]
+        entries = [(text, logprob(value)) for text, value in listing["top_logprobs"][0].items()]
+        sampled = listing["tokens"][0]
     others = [value for text, value in entries if text != sampled]
     if not others or sum(math.exp(value) for _, value in entries) > 1 + ROUNDING:
         raise ValueError("no list of the most probable tokens")
     texts = [text for text, _ in entries]
-    doubled = frozenset(text for text in texts if texts.count(text) > 1 or PART in text)
-    known = {text: value for text, value in entries if text not in doubled}
-    return Listed(known, min(others), doubled, prompt_tokens(answer), len(entries))
+    ambiguous = frozenset(text for text in texts if texts.count(text) > 1 or REPLACEMENT in text)
+    logprobs = {text: value for text, value in entries if text not in ambiguous}
+    return TopTokens(logprobs, min(others), ambiguous, prompt_tokens(answer), len(entries))
 
 
 def _text(entry: Any) -> str:
@@ -232,39 +232,39 @@ def _text(entry: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Said:
+class SampledText:
     """A sampled answer. null: there is no text at all, not even an empty one (all went into a reasoning kept apart)."""
 
     text: str
     cut_off: bool
     refused: bool
-    null: bool = False
+    missing: bool = False
 
 
-def read_said(answer: Any, chat: bool, n: int) -> tuple[list[Said], int | None]:
+def read_sampled(answer: Any, chat: bool, n: int) -> tuple[list[SampledText], int | None]:
     """The n sampled texts, and the prompt's tokens."""
-    found = []
+    sampled = []
     for choice in choices(answer, n):
         finish = choice.get("finish_reason")
         refused = finish == "content_filter"
         if chat:
             message = choice["message"]
             text, refused = message.get("content"), refused or bool(message.get("refusal"))
-            null, text = text is None, text or ""
+            missing, text = text is None, text or ""
         else:
-            text, null = choice["text"], False
+            text, missing = choice["text"], False
         if not isinstance(text, str):
             raise TypeError("a text that is none")
-        found.append(Said(text, finish == "length", refused, null))
-    return found, prompt_tokens(answer)
+        sampled.append(SampledText(text, finish == "length", refused, missing))
+    return sampled, prompt_tokens(answer)
 
 
 def read_echo(answer: Any, n: int) -> tuple[list[list[tuple[str, float | None]]], int | None]:
     """(token, log-probability; None for the first) of every token of n echoed prompts, and all their tokens' count."""
     rows = []
     for choice in choices(answer, n):
-        given = choice["logprobs"]
-        tokens: Sequence[str] = given["tokens"]
-        values: Sequence[Any] = given["token_logprobs"]
+        listing = choice["logprobs"]
+        tokens: Sequence[str] = listing["tokens"]
+        values: Sequence[Any] = listing["token_logprobs"]
         rows.append([(token, None if v is None else logprob(v)) for token, v in zip(tokens, values, strict=True)])
     return rows, prompt_tokens(answer)

@@ -25,18 +25,18 @@ def describe(target: Target, config: ScorerConfig) -> tuple[Described, Format, d
         config.trust_remote_code,
     )  # fmt: skip
     style = choose_format(config.format, described.tokenizer, config.system_turn)
-    known = {
+    provenance = {
         **described.provenance,
         "tokenizer_sha256": tokenizer_sha256(described.tokenizer),
         "format": style.name,
         "system_turn": style.system_turn,
         "scorer": config.scorer,
     }
-    return described, style, known
+    return described, style, provenance
 
 
-def check(described: Described, style: Format, target: Target, config: ScorerConfig, planned: Plan) -> None:
+def check(described: Described, style: Format, target: Target, config: ScorerConfig, plan: Plan) -> None:
     """What is checked before weights are read: that every question can be asked. Raises InputError."""
     if config.format == "auto" and style.name == "paper":
         log.warning("%s: the tokenizer has no chat template, so questions are in the paper's format", target.model)
-    check_questions(planned, config, described.tokenizer, style, described.config, target.model)
+    check_questions(plan, config, described.tokenizer, style, described.config, target.model)

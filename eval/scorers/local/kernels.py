@@ -39,42 +39,45 @@ class TorchKernels:
             return x_NH * scale_N1
         return wide_NH.mul_(scale_N1).to(x_NH.dtype)
 
-    def turn(self, qkv_NW: Tensor, turn: Tensor, heads: Heads, layer: Layer) -> None:
+    def turn(self, qkv_NW: Tensor, rotation: Tensor, heads: Heads, layer: Layer) -> None:
         """Norms queries and keys where the layer does, and turns them, in place.
 
         turn: cos + i sin of each pair of neighbours, (N, 1, D / 2).
         """
-        turned = (heads.queries + heads.keys) * heads.size
-        qk = qkv_NW[:, :turned].unflatten(1, (-1, heads.size)).float()
+        rotated_width = (heads.queries + heads.keys) * heads.size
+        qk = qkv_NW[:, :rotated_width].unflatten(1, (-1, heads.size)).float()
         if layer.head_scales:
             parts = qk.split([heads.queries, heads.keys], dim=1)
             scaled = zip(parts, layer.head_scales, strict=True)
             qk = torch.cat([F.rms_norm(p, (heads.size,), s, e) for p, (s, e) in scaled], dim=1)
-        pairs = torch.view_as_complex(qk.unflatten(2, (-1, 2))).mul_(turn)
+        pairs = torch.view_as_complex(qk.unflatten(2, (-1, 2))).mul_(rotation)
         if not (qkv_NW.dtype == torch.float32 and not layer.head_scales):  # there it was turned in place
-            qkv_NW[:, :turned] = torch.view_as_real(pairs).flatten(1)
+            qkv_NW[:, :rotated_width] = torch.view_as_real(pairs).flatten(1)
 
     def layout(self, piece: Slice, width: int, windows: set[int | None], dtype: torch.dtype) -> Any:
         """How the slice's blocks attend, for `attend`; width: the slice's nodes and padding.
 
         Padding is seen by nobody and sees at least itself, or has no block at all.
         """
-        n, before, block = len(piece.tokens_N), piece.path, piece.block
-        last_P = np.concatenate([piece.last_P, np.arange(before + n, before + width)])
-        depth_P = np.concatenate([np.arange(before), piece.depth_N, np.zeros(width - n, dtype=np.int64)])
-        sizes = np.array([-(-(len(a) + block) // KEYS_STEP) * KEYS_STEP for a in piece.above])
+        n, n_path, block = len(piece.tokens_N), piece.path, piece.block
+        last_P = np.concatenate([piece.last_P, np.arange(n_path + n, n_path + width)])
+        depth_P = np.concatenate([np.arange(n_path), piece.depth_N, np.zeros(width - n, dtype=np.int64)])
+        sizes = np.array([-(-(len(a) + block) // KEYS_STEP) * KEYS_STEP for a in piece.ancestors])
         groups: list[Group] = []
         for size in np.unique(sizes):
             which = np.flatnonzero(sizes == size)
             keys_BK = np.full((len(which), size), -1)
             for row, b in enumerate(which):
-                keys = np.concatenate([piece.above[b], np.arange(block) + before + b * block])
+                keys = np.concatenate([piece.ancestors[b], np.arange(block) + n_path + b * block])
                 keys_BK[row, : len(keys)] = keys
-            nodes_BC1 = (before + which[:, None] * block + np.arange(block))[..., None]
-            known_B1K, keys_BK = (keys_BK >= 0)[:, None], np.maximum(keys_BK, 0)
-            seen = known_B1K & (keys_BK[:, None] <= nodes_BC1) & (nodes_BC1 <= last_P[keys_BK][:, None])
-            far = depth_P[nodes_BC1] - depth_P[keys_BK][:, None]
-            masks = {w: additive(torch.from_numpy(seen if w is None else seen & (far < w)), dtype) for w in windows}
+            nodes_BC1 = (n_path + which[:, None] * block + np.arange(block))[..., None]
+            valid_B1K, keys_BK = (keys_BK >= 0)[:, None], np.maximum(keys_BK, 0)
+            visible = valid_B1K & (keys_BK[:, None] <= nodes_BC1) & (nodes_BC1 <= last_P[keys_BK][:, None])
+            distance = depth_P[nodes_BC1] - depth_P[keys_BK][:, None]
+            masks = {
+                w: additive(torch.from_numpy(visible if w is None else visible & (distance < w)), dtype)
+                for w in windows
+            }
             groups.append((torch.from_numpy(which), torch.from_numpy(keys_BK), masks))
         return block, groups
 
@@ -84,8 +87,8 @@ class TorchKernels:
         """Attention of every node on its ancestors, (N, query heads * D). path_PW: keys and values before the slice."""
         block, groups = layout
         kv, d = heads.keys, heads.size
-        own_NW = qkv_NW[:, heads.queries * d :]
-        pool_PW = own_NW if path_PW is None else torch.cat([path_PW, own_NW])
+        kv_NW = qkv_NW[:, heads.queries * d :]
+        pool_PW = kv_NW if path_PW is None else torch.cat([path_PW, kv_NW])
         q_BCW = qkv_NW[:, : heads.queries * d].unflatten(0, (-1, block))
         out_BCW = torch.empty(len(q_BCW), block, heads.queries * d, dtype=qkv_NW.dtype)
         out_BCW[sum(len(which_B) for which_B, _, _ in groups) :] = 0  # padding without a block
@@ -108,12 +111,12 @@ class TorchKernels:
         """
         slots = -(-int(lengths_R.max()) // SLOTS) * SLOTS  # for a row's result the number of slots matters
         q_RHD = qkv_RW[: len(lengths_R), : heads.queries * heads.size].unflatten(1, (heads.queries, heads.size))
-        at_T = torch.arange(slots)
-        seen_RT = at_T < lengths_R[:, None]
+        slot_T = torch.arange(slots)
+        visible_RT = slot_T < lengths_R[:, None]
         if window is not None:
-            seen_RT &= at_T >= lengths_R[:, None] - window
+            visible_RT &= slot_T >= lengths_R[:, None] - window
         key, value = (cache[: len(lengths_R), :, :slots] for cache in (keys, values))
-        mask = additive(seen_RT[:, None], qkv_RW.dtype)
+        mask = additive(visible_RT[:, None], qkv_RW.dtype)
         a = F.scaled_dot_product_attention(q_RHD[:, :, None], key, value, mask, scale=scaling, enable_gqa=True)
         return a.flatten(1)
 

@@ -14,17 +14,17 @@ import torch
 
 from eval.scorers.local.portable import ROW_TOKENS
 
-ON_CPU = 2048
+CPU_TOKENS = 2048
 """Beyond it a CPU gains nothing (docs/scoring.md), and the activations stay small beside the weights."""
-LEAST, MOST = 256, 65536
-USED = 0.5  # of the free memory: the rest for what the count leaves out
-WANTED = 0.25  # of the positions have logits, at most
+MIN_TOKENS, MAX_TOKENS = 256, 65536
+MEMORY_SHARE = 0.5  # of the free memory: the rest for what the count leaves out
+LOGIT_SHARE = 0.25  # of the positions have logits, at most
 
 
 def default_batch_tokens(model: Any, device: torch.device) -> int:
     """The batch_tokens of a loaded model: by the free memory on CUDA, fixed on a CPU."""
     if device.type != "cuda":
-        return ON_CPU
+        return CPU_TOKENS
     free, _ = torch.cuda.mem_get_info(device)
     free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # PyTorch's own, and unused
     return affordable_tokens(free, model.config.get_text_config(), model.get_input_embeddings().weight.element_size())
@@ -38,21 +38,21 @@ def affordable_tokens(free: int, config: Any, element: int) -> int:
     hidden, vocabulary = getattr(config, "hidden_size", None), getattr(config, "vocab_size", None)
     heads = getattr(config, "num_attention_heads", None)
     if not hidden or not vocabulary or not heads:
-        return ON_CPU
+        return CPU_TOKENS
     inner = getattr(config, "intermediate_size", None) or 4 * hidden
     layer = element * (8 * hidden + 3 * inner)
     attention = ROW_TOKENS * (heads * (4 + element) + element)
-    logits = WANTED * vocabulary * 4 * 3  # fp32, once more in log-softmax, and its result
+    logits = LOGIT_SHARE * vocabulary * 4 * 3  # fp32, once more in log-softmax, and its result
     head = 4 * vocabulary * hidden  # the output layer in fp32
-    tokens = int((free * USED - head) / (layer + attention + logits))
-    return min(max(1 << max(tokens, 1).bit_length() - 1, LEAST), MOST)
+    tokens = int((free * MEMORY_SHARE - head) / (layer + attention + logits))
+    return min(max(1 << max(tokens, 1).bit_length() - 1, MIN_TOKENS), MAX_TOKENS)
 
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether this is what torch or Python raise where memory runs out."""
-    said = str(error)
+    message = str(error)
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
-        words in said for words in ("not enough memory", "can't allocate memory", "out of memory")
+        words in message for words in ("not enough memory", "can't allocate memory", "out of memory")
     )
 
 

@@ -72,23 +72,23 @@ class NativeKernels(TorchKernels):
         self._call("normed", x_NH, c_int64(len(x_NH)), c_int64(x_NH.shape[1]), c_float(eps), out_NH)
         return out_NH
 
-    def turn(self, qkv_NW: Tensor, turn: Tensor, heads: Heads, layer: Layer) -> None:
+    def turn(self, qkv_NW: Tensor, rotation: Tensor, heads: Heads, layer: Layer) -> None:
         if layer.head_scales:
-            super().turn(qkv_NW, turn, heads, layer)
+            super().turn(qkv_NW, rotation, heads, layer)
             return
         sizes = (qkv_NW.shape[1], len(qkv_NW), heads.queries + heads.keys, heads.size)
-        self._call("turn", qkv_NW, *map(c_int64, sizes), torch.view_as_real(turn))
+        self._call("turn", qkv_NW, *map(c_int64, sizes), torch.view_as_real(rotation))
 
     def layout(self, piece: Slice, width: int, windows: set[int | None], dtype: torch.dtype) -> Layout:
-        n, before, block = len(piece.tokens_N), piece.path, piece.block
-        firsts = before + block * np.arange(len(piece.above))
+        n, n_path, block = len(piece.tokens_N), piece.path, piece.block
+        firsts = n_path + block * np.arange(len(piece.ancestors))
         keys = [
-            np.concatenate([above, np.arange(first, min(first + block, before + n))])
-            for above, first in zip(piece.above, firsts, strict=True)
+            np.concatenate([ancestors, np.arange(first, min(first + block, n_path + n))])
+            for ancestors, first in zip(piece.ancestors, firsts, strict=True)
         ]
-        depth_P = np.concatenate([np.arange(before), piece.depth_N])
+        depth_P = np.concatenate([np.arange(n_path), piece.depth_N])
         starts_B = np.cumsum([0, *map(len, keys)], dtype=np.int64)
-        return Layout(before, block, _int32(np.concatenate(keys)), starts_B, _int32(piece.last_P), _int32(depth_P))
+        return Layout(n_path, block, _int32(np.concatenate(keys)), starts_B, _int32(piece.last_P), _int32(depth_P))
 
     def attend(
         self, layout: Layout, window: int | None, scaling: float, heads: Heads, qkv_NW: Tensor, path_PW: Tensor | None
@@ -146,8 +146,8 @@ def _library() -> ctypes.CDLL | None:
     try:
         return ctypes.CDLL(str(build()))
     except (OSError, subprocess.SubprocessError) as error:
-        told = getattr(error, "stderr", None) or error
-        log.warning("scoring without compiled kernels, slower: %s", " ".join(str(told).split())[:300])
+        message = getattr(error, "stderr", None) or error
+        log.warning("scoring without compiled kernels, slower: %s", " ".join(str(message).split())[:300])
         return None
 
 
@@ -156,23 +156,23 @@ def build() -> Path:
 
     Raises OSError where there is no compiler or no place for the file, subprocess.SubprocessError where it fails.
     """
-    named = shlex.split(os.environ.get("CXX", ""))
-    command = named or [found for found in map(shutil.which, COMPILERS) if found][:1]
+    configured = shlex.split(os.environ.get("CXX", ""))
+    command = configured or [compiler for compiler in map(shutil.which, COMPILERS) if compiler][:1]
     if not command:
         raise FileNotFoundError(f"there is no C++ compiler ($CXX, {', '.join(COMPILERS)})")
     version = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True, timeout=BUILD_SECONDS)
     lines = CPU_INFO.read_text(encoding="utf-8").splitlines() if CPU_INFO.is_file() else []
     processor = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
-    made_of = (SOURCE.read_text(encoding="utf-8"), *FLAGS, version.stdout, *processor)
+    identity = (SOURCE.read_text(encoding="utf-8"), *FLAGS, version.stdout, *processor)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "selfcorrect"
-    path = cache / f"native-{hashlib.sha256(chr(0).join(made_of).encode()).hexdigest()[:16]}.so"
+    path = cache / f"native-{hashlib.sha256(chr(0).join(identity).encode()).hexdigest()[:16]}.so"
     if not path.is_file():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as folder:  # another process may build it too
-            built = Path(folder) / path.name
+            compiled = Path(folder) / path.name
             subprocess.run(
-                [*command, *FLAGS, "-o", str(built), str(SOURCE)],
+                [*command, *FLAGS, "-o", str(compiled), str(SOURCE)],
                 capture_output=True, text=True, check=True, timeout=BUILD_SECONDS,
             )  # fmt: skip
-            built.replace(path)
+            compiled.replace(path)
     return path

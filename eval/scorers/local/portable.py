@@ -20,9 +20,9 @@ from eval.scorers.local.prefix_tree import Pack, pack
 ROW_TOKENS = 512
 """Nodes of one packed row: a longer row saves few tokens and costs attention, which grows with its square."""
 
-Wanted = dict[tuple[int, ...], set[int]]
+RequestedTokens = dict[tuple[int, ...], set[int]]
 """Sequences, and the tokens whose log-probability after each is asked."""
-Found = dict[tuple[int, ...], dict[int, float]]
+TokenLogprobs = dict[tuple[int, ...], dict[int, float]]
 
 
 class Portable:
@@ -62,38 +62,38 @@ class Portable:
         finally:
             del head.forward  # the class's own again
 
-    def tree(self, wanted: Wanted, batch_tokens: int) -> Iterator[Found]:
+    def tree(self, requested: RequestedTokens, batch_tokens: int) -> Iterator[TokenLogprobs]:
         """Packed rows of at most ROW_TOKENS nodes (a longer sequence alone), several in a batch."""
         with self.leaf_head():
-            sequences = list(wanted)
+            sequences = list(requested)
             packs = pack(sequences, min(ROW_TOKENS, batch_tokens))
-            at = 0
-            while at < len(packs):
-                width = len(packs[at].tokens_N)
-                rows = packs[at : at + max(1, batch_tokens // max(width, ROW_TOKENS))]
-                at += len(rows)
+            start = 0
+            while start < len(packs):
+                width = len(packs[start].tokens_N)
+                rows = packs[start : start + max(1, batch_tokens // max(width, ROW_TOKENS))]
+                start += len(rows)
                 logprobs_SV = self._forward_trees(rows)
                 ended = [sequences[i] for p in rows for i in p.sequences]
-                yield {s: _pick(row, wanted[s]) for s, row in zip(ended, logprobs_SV, strict=True)}
+                yield {s: _pick(row, requested[s]) for s, row in zip(ended, logprobs_SV, strict=True)}
 
-    def stock(self, wanted: Wanted, batch_tokens: int) -> Iterator[Found]:
+    def stock(self, requested: RequestedTokens, batch_tokens: int) -> Iterator[TokenLogprobs]:
         """As `plain`, with the model's own output layer in its own dtype: what any other program would get from it."""
-        return self.plain(wanted, batch_tokens, own_head=True)
+        return self.plain(requested, batch_tokens, stock_head=True)
 
-    def plain(self, wanted: Wanted, batch_tokens: int, own_head: bool = False) -> Iterator[Found]:
+    def plain(self, requested: RequestedTokens, batch_tokens: int, stock_head: bool = False) -> Iterator[TokenLogprobs]:
         """Every sequence a row of its own, those of one length in a batch."""
-        with nullcontext() if own_head else self.leaf_head():
-            sequences = sorted(wanted, key=len)
-            at = 0
-            while at < len(sequences):
-                length = len(sequences[at])
-                rows = [s for s in sequences[at : at + max(1, batch_tokens // length)] if len(s) == length]
-                at += len(rows)
+        with nullcontext() if stock_head else self.leaf_head():
+            sequences = sorted(requested, key=len)
+            start = 0
+            while start < len(sequences):
+                length = len(sequences[start])
+                rows = [s for s in sequences[start : start + max(1, batch_tokens // length)] if len(s) == length]
+                start += len(rows)
                 self.leaves = torch.arange(1, len(rows) + 1, device=self.device) * length - 1
                 logits = self.model(input_ids=torch.tensor(rows, device=self.device), use_cache=False).logits
-                logits_BV = logits[0] if self.linear_head and not own_head else logits[:, -1]
+                logits_BV = logits[0] if self.linear_head and not stock_head else logits[:, -1]
                 logprobs_BV = torch.log_softmax(logits_BV.float(), dim=-1)
-                yield {s: _pick(row, wanted[s]) for s, row in zip(rows, logprobs_BV, strict=True)}
+                yield {s: _pick(row, requested[s]) for s, row in zip(rows, logprobs_BV, strict=True)}
 
     def _forward_trees(self, packs: list[Pack]) -> torch.Tensor:
         """Log-probabilities after each of the packs' sequences, in their order; one pack is one row of the batch."""

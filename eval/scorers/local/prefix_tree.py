@@ -61,19 +61,19 @@ class _Builder:
         self.sequences: list[int] = []
         self.last: list[int] = []
 
-    def _shared(self, sequence: tuple[int, ...]) -> int:
+    def _shared_length(self, sequence: tuple[int, ...]) -> int:
         n = 0
         while n < min(len(self.path), len(sequence)) and self.tokens[self.path[n]] == sequence[n]:
             n += 1
         return n
 
     def new_nodes(self, sequence: tuple[int, ...]) -> int:
-        return len(sequence) - self._shared(sequence)
+        return len(sequence) - self._shared_length(sequence)
 
     def add(self, index: int, sequence: tuple[int, ...]) -> None:
-        shared = self._shared(sequence)
-        self.path = self.path[:shared]
-        for depth in range(shared, len(sequence)):
+        n_shared = self._shared_length(sequence)
+        self.path = self.path[:n_shared]
+        for depth in range(n_shared, len(sequence)):
             self.parent.append(self.path[-1] if self.path else -1)
             self.path.append(len(self.tokens))
             self.tokens.append(sequence[depth])
@@ -103,9 +103,9 @@ class Slice:
     depth_N: np.ndarray
     last_P: np.ndarray
     block: int
-    above: tuple[np.ndarray, ...]
+    ancestors: tuple[np.ndarray, ...]
     sequences: tuple[int, ...]
-    ways: tuple[np.ndarray, ...]
+    node_paths: tuple[np.ndarray, ...]
     keep: np.ndarray
 
     @property
@@ -125,29 +125,29 @@ def slices(
     are its ancestors by depth, whatever else is in the tree. keep_last: the last slice keeps the last sequence.
     """
     order = sorted(range(len(sequences)), key=lambda i: sequences[i])
-    before: tuple[int, ...] = sequences[order[0]][:root] if order else ()
+    previous: tuple[int, ...] = sequences[order[0]][:root] if order else ()
     current = _SliceBuilder(root, block)
     for i in order:
         sequence = sequences[i]
-        at = shared(before, sequence)
+        start = shared_length(previous, sequence)
         while True:
-            current.go_to(at)
-            if aligned and at < len(sequence):
+            current.go_to(start)
+            if aligned and start < len(sequence):
                 current.align()
             room = max(0, max_tokens - len(current.tokens))
-            part = sequence[at : at + room]
-            current.extend(part, at)
-            at += len(part)
-            if at == len(sequence):
+            part = sequence[start : start + room]
+            current.extend(part, start)
+            start += len(part)
+            if start == len(sequence):
                 break
-            yield current.build(keep=at)
-            current = _SliceBuilder(at, block)
+            yield current.build(keep=start)
+            current = _SliceBuilder(start, block)
         current.end(i)
-        before = sequence
-    yield current.build(keep=len(before) if keep_last else 0)
+        previous = sequence
+    yield current.build(keep=len(previous) if keep_last else 0)
 
 
-def shared(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+def shared_length(a: tuple[int, ...], b: tuple[int, ...]) -> int:
     """How many tokens a and b begin with in common."""
     n = min(len(a), len(b))
     if a[:n] == b[:n]:
@@ -165,40 +165,40 @@ def shared(a: tuple[int, ...], b: tuple[int, ...]) -> int:
 class _SliceBuilder:
     """path: the pool's nodes from the root to where the next token is added."""
 
-    def __init__(self, before: int, block: int) -> None:
-        self.path = list(range(before))
-        self.before = before
+    def __init__(self, n_path: int, block: int) -> None:
+        self.path = list(range(n_path))
+        self.n_path = n_path
         self.block = block
         self.tokens: list[int] = []
         self.depth: list[int] = []
-        self.last: list[int] = [-1] * before  # set when the path leaves the node
-        self.above: list[np.ndarray] = []
+        self.last: list[int] = [-1] * n_path  # set when the path leaves the node
+        self.ancestors: list[np.ndarray] = []
         self.sequences: list[int] = []
-        self.ways: list[np.ndarray] = []
+        self.node_paths: list[np.ndarray] = []
 
     def go_to(self, depth: int) -> None:
         """Up the path to where `depth` tokens are above the next one."""
-        here = self.before + len(self.tokens) - 1
+        last_node = self.n_path + len(self.tokens) - 1
         for node in self.path[depth:]:
-            self.last[node] = here
+            self.last[node] = last_node
         del self.path[depth:]
 
     def align(self) -> None:
         """Padding up to the next block, unless the next token follows the last one."""
-        here = self.before + len(self.tokens)
-        if self.tokens and not (self.path and self.path[-1] == here - 1):
+        next_node = self.n_path + len(self.tokens)
+        if self.tokens and not (self.path and self.path[-1] == next_node - 1):
             n = -len(self.tokens) % self.block
             self.tokens += [0] * n
             self.depth += [0] * n
-            self.last += range(here, here + n)
+            self.last += range(next_node, next_node + n)
 
     def extend(self, tokens: tuple[int, ...], depth: int) -> None:
         """A chain of tokens below the path's end."""
         first, n = len(self.tokens), len(tokens)
         for k in range(-first % self.block, n, self.block):  # a block begins within this chain
-            chain = range(self.before + first, self.before + first + k)
-            self.above.append(np.array([*self.path, *chain], dtype=np.int64))
-        self.path += range(self.before + first, self.before + first + n)
+            chain = range(self.n_path + first, self.n_path + first + k)
+            self.ancestors.append(np.array([*self.path, *chain], dtype=np.int64))
+        self.path += range(self.n_path + first, self.n_path + first + n)
         self.tokens += tokens
         self.depth += range(depth, depth + n)
         self.last += [-1] * n
@@ -206,11 +206,13 @@ class _SliceBuilder:
     def end(self, sequence: int) -> None:
         """The sequence ends at the path's end."""
         self.sequences.append(sequence)
-        self.ways.append(np.array(self.path, dtype=np.int64))
+        self.node_paths.append(np.array(self.path, dtype=np.int64))
 
     def build(self, keep: int) -> Slice:
         """The slice; the next one goes on below `keep` tokens of the path."""
         kept = np.array(self.path[:keep], dtype=np.int64)
         self.go_to(0)
         tokens, depth, last = (np.array(x, dtype=np.int64) for x in (self.tokens, self.depth, self.last))
-        return Slice(tokens, depth, last, self.block, tuple(self.above), tuple(self.sequences), tuple(self.ways), kept)
+        return Slice(
+            tokens, depth, last, self.block, tuple(self.ancestors), tuple(self.sequences), tuple(self.node_paths), kept
+        )

@@ -26,11 +26,11 @@ from eval.scorers.local import selfcheck
 from eval.scorers.local.fused import ROWS, FusedDecoder
 from eval.scorers.local.generation import Sampler
 from eval.scorers.local.memory import default_batch_tokens, keep_freed_memory, out_of_memory
-from eval.scorers.local.portable import Found, Portable, SeededDraw, Wanted, sliding_window
+from eval.scorers.local.portable import Portable, RequestedTokens, SeededDraw, TokenLogprobs, sliding_window
 from eval.scorers.local.selfcheck import Run, Tier, Verdict
 from eval.scorers.local.widen import HALF
 from eval.scorers.options import ScorerConfig
-from eval.scorers.registry import Opened
+from eval.scorers.registry import OpenedTarget
 from eval.types import Answer, Prompt
 
 log = logging.getLogger(__name__)
@@ -114,54 +114,54 @@ class TransformersScorer:
     def score(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
         """Yields (index, Answer) batch by batch. Raises InputError where a single small batch needs too much memory."""
         encoded = encode(prompts, self.tokenizer, self.style)
-        self._check(encoded)
+        self._choose_tier(encoded)
         # wanted[sequence] = tokens whose log-probability after that sequence is asked
-        wanted: Wanted = {}
+        requested: RequestedTokens = {}
         waiting: dict[tuple[int, ...], list[int]] = {}
         open_parts = [0] * len(encoded)
         for i, e in enumerate(encoded):
             for sequence, token in parts(e):
-                wanted.setdefault(sequence, set()).add(token)
+                requested.setdefault(sequence, set()).add(token)
                 users = waiting.setdefault(sequence, [])
                 if i not in users[-1:]:
                     users.append(i)
                     open_parts[i] += 1
-        known: Found = {}
-        for done in self._found(wanted):
-            known |= done
-            for sequence in done:
+        logprobs: TokenLogprobs = {}
+        for batch in self._logprobs(requested):
+            logprobs |= batch
+            for sequence in batch:
                 for i in waiting[sequence]:
                     open_parts[i] -= 1
                     if open_parts[i] == 0:
-                        yield i, answer_of(encoded[i], known)
+                        yield i, answer_of(encoded[i], logprobs)
 
-    def _found(self, wanted: Wanted) -> Iterator[Found]:
+    def _logprobs(self, requested: RequestedTokens) -> Iterator[TokenLogprobs]:
         """All wanted log-probabilities; what a batch that ran out of memory left is done in smaller ones."""
-        left = dict(wanted)
-        while left:
+        pending = dict(requested)
+        while pending:
             try:
-                for found in self._run(left):
-                    for sequence in found:
-                        del left[sequence]
-                    yield found
+                for batch in self._run_tier(pending):
+                    for sequence in batch:
+                        del pending[sequence]
+                    yield batch
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
-                self._less_memory(error)
+                self._halve_batch(error)
 
-    def _run(self, wanted: Wanted) -> Iterator[Found]:
+    def _run_tier(self, requested: RequestedTokens) -> Iterator[TokenLogprobs]:
         if self.tier == "fused" and self._sampler is not None:
             sampler, self._sampler = self._sampler, None
             if sampler.decoder is self._decoder():
                 answered: set[tuple[int, ...]] = set()
-                for found in sampler.answer(wanted, self.batch_tokens):
-                    answered |= found.keys()
-                    yield found
-                wanted = {s: tokens for s, tokens in wanted.items() if s not in answered}
-        if wanted:
-            yield from self._make(self.tier or "plain")(False)(wanted, self.batch_tokens)
+                for batch in sampler.logprobs(requested, self.batch_tokens):
+                    answered |= batch.keys()
+                    yield batch
+                requested = {s: tokens for s, tokens in requested.items() if s not in answered}
+        if requested:
+            yield from self._tier_run(self.tier or "plain")(False)(requested, self.batch_tokens)
 
-    def _less_memory(self, error: BaseException) -> None:
+    def _halve_batch(self, error: BaseException) -> None:
         if self.batch_tokens // 2 < LEAST_BATCH_TOKENS:
             raise InputError(
                 f"out of memory with batches of {self.batch_tokens} tokens: the model needs more memory than there is, "
@@ -172,7 +172,7 @@ class TransformersScorer:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _make(self, tier: str) -> Any:
+    def _tier_run(self, tier: str) -> Any:
         """eval.scorers.local.selfcheck.Tier.make of a tier."""
 
         def make(fp32: bool) -> Run:
@@ -194,9 +194,9 @@ class TransformersScorer:
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Chooses the tier on these prompts, as asking them would."""
         encoded = encode(prompts, self.tokenizer, self.style)
-        self._check([e if e.candidates else _sampled_from(e) for e in encoded])
+        self._choose_tier([e if e.candidates else _as_scored(e) for e in encoded])
 
-    def _check(self, encoded: list[Encoded]) -> None:
+    def _choose_tier(self, encoded: list[Encoded]) -> None:
         """Chooses the tier, and again where prompts are longer than those it was checked on; then only downwards."""
         if self.forced or not encoded:
             return
@@ -209,18 +209,19 @@ class TransformersScorer:
             ):  # fmt: skip
                 return
             tiers = TIERS[TIERS.index(self.verdict.tier) : -1]
-        wanted: Wanted = {}
-        for i in selfcheck.some([e.context for e in encoded]):  # the first token of every candidate tells enough
-            wanted[encoded[i].context] = {candidate[0] for candidate in encoded[i].candidates}
+        requested: RequestedTokens = {}
+        for i in selfcheck.representative([e.context for e in encoded]):
+            # the first token of every candidate is enough for the comparison
+            requested[encoded[i].context] = {candidate[0] for candidate in encoded[i].candidates}
         if not self.portable.linear_head:
             self.verdict = Verdict("plain", "the model's output layer is not linear", longest)
             return
         if self.device.type != "cpu":
             tiers = tuple(t for t in tiers if t != "fused")
-        others = [Tier(t, self._make(t)) for t in tiers]
-        plain = Tier("plain", lambda fp32: self._make("plain")(True) if fp32 else self.portable.stock)
+        others = [Tier(t, self._tier_run(t)) for t in tiers]
+        plain = Tier("plain", lambda fp32: self._tier_run("plain")(True) if fp32 else self.portable.stock)
         try:
-            self.verdict = selfcheck.choose(self.model, self.dtype in HALF, plain, others, wanted)
+            self.verdict = selfcheck.choose(self.model, self.dtype in HALF, plain, others, requested)
         finally:
             self.portable.widened = False
             if self.tier != "fused":
@@ -234,31 +235,31 @@ class TransformersScorer:
         """
         encoded = encode([Prompt(p.turns) for p in prompts], self.tokenizer, self.style)
         ids = [e.context for e in encoded]
-        self._check([_sampled_from(e) for e in encoded])
+        self._choose_tier([_as_scored(e) for e in encoded])
         order = sorted(range(len(prompts)), key=lambda i: len(ids[i]))  # alike in length: little padding
         rows_at_once = min(self.sample_batch, ROWS) if self.tier == "fused" else self.sample_batch
-        waiting = [order[at : at + rows_at_once] for at in range(0, len(order), rows_at_once)]
+        waiting = [order[start : start + rows_at_once] for start in range(0, len(order), rows_at_once)]
         while waiting:
             batch, done = waiting.pop(0), set()
-            rows, of_rows = [ids[i] for i in batch], [seeds[i] for i in batch]
+            rows, row_seeds = [ids[i] for i in batch], [seeds[i] for i in batch]
             generate = self._sample_fused if self.tier == "fused" else self._generate
             try:
-                for row, text in generate(rows, of_rows, max_new_tokens):
+                for row, text in generate(rows, row_seeds, max_new_tokens):
                     done.add(batch[row])
                     yield batch[row], text
             except (RuntimeError, MemoryError) as error:
-                left = [i for i in batch if i not in done]
+                remaining = [i for i in batch if i not in done]
                 if not out_of_memory(error):
                     raise
-                if len(left) < 2:
+                if len(remaining) < 2:
                     raise InputError("out of memory while sampling one answer: lower --cot_max_new_tokens") from error
-                log.warning("out of memory: sampling %d at a time", len(left) // 2)
-                waiting = [left[: len(left) // 2], left[len(left) // 2 :], *waiting]
+                log.warning("out of memory: sampling %d at a time", len(remaining) // 2)
+                waiting = [remaining[: len(remaining) // 2], remaining[len(remaining) // 2 :], *waiting]
 
     def _sample_fused(
         self, rows: list[tuple[int, ...]], seeds: list[int], new_tokens: int
     ) -> Iterator[tuple[int, str]]:
-        def ended(new: list[int]) -> bool:
+        def is_finished(new: list[int]) -> bool:
             if new[-1] in self.stop_ids:
                 return True
             if self.style.name != "paper":
@@ -267,7 +268,7 @@ class TransformersScorer:
             return any(mark in text for mark in TURN_MARKS)  # the model began a further turn
 
         self._sampler = Sampler(self._decoder(), rows, new_tokens)
-        for row, new in self._sampler.sample(seeds, new_tokens, ended):
+        for row, new in self._sampler.sample(seeds, new_tokens, is_finished):
             yield row, clean(str(self.tokenizer.decode(new, skip_special_tokens=True)))
 
     def _generate(
@@ -299,12 +300,12 @@ class TransformersScorer:
         yield from enumerate(clean(t) for t in texts)
 
 
-def open_target(target: Target, config: ScorerConfig, planned: Plan) -> Opened:
+def open_target(target: Target, config: ScorerConfig, plan: Plan) -> OpenedTarget:
     """eval.scorers.registry.open_target."""
-    described, style, known = local.describe(target, config)
+    described, style, provenance = local.describe(target, config)
 
     def load_scorer() -> tuple[TransformersScorer, dict[str, Any]]:
-        local.check(described, style, target, config, planned)
+        local.check(described, style, target, config, plan)
         loaded = checkpoints.load(described, config.device)
         scorer = TransformersScorer(
             loaded.model, loaded.tokenizer, config.format, config.most_batch_tokens, config.sample_batch,
@@ -312,10 +313,10 @@ def open_target(target: Target, config: ScorerConfig, planned: Plan) -> Opened:
         )  # fmt: skip
         return scorer, loaded.provenance
 
-    return Opened(known, load_scorer)
+    return OpenedTarget(provenance, load_scorer)
 
 
-def _sampled_from(prompt: Encoded) -> Encoded:
+def _as_scored(prompt: Encoded) -> Encoded:
     """A prompt to sample from as one to score: its last token as the candidate after the others."""
     return Encoded(prompt.context[:-1], (prompt.context[-1:],), 0)
 

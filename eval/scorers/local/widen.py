@@ -23,8 +23,8 @@ def in_fp32(model: torch.nn.Module) -> Iterator[None]:
         widened: list[tuple[Any, torch.Tensor]] = []
 
         def widen(module: torch.nn.Module, _: Any, __: Any, widened: list = widened) -> None:
-            whole = hasattr(module, "base_layer")
-            tensors = [*module.parameters(recurse=whole), *module.buffers(recurse=whole)]
+            with_children = hasattr(module, "base_layer")
+            tensors = [*module.parameters(recurse=with_children), *module.buffers(recurse=with_children)]
             for tensor in {id(t): t for t in tensors if t.dtype in HALF}.values():
                 widened.append((tensor, tensor.data))
                 tensor.data = tensor.data.float()
@@ -45,11 +45,11 @@ def in_fp32(model: torch.nn.Module) -> Iterator[None]:
 
 def _units(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
     """The modules that are widened by themselves: with weights of their own, or adapters with all that is in them."""
-    whole = hasattr(module, "base_layer")
-    if any(p.dtype in HALF for p in module.parameters(recurse=whole)) or any(
-        b.dtype in HALF for b in module.buffers(recurse=whole)
+    with_children = hasattr(module, "base_layer")
+    if any(p.dtype in HALF for p in module.parameters(recurse=with_children)) or any(
+        b.dtype in HALF for b in module.buffers(recurse=with_children)
     ):
         yield module
-    if not whole:
+    if not with_children:
         for child in module.children():
             yield from _units(child)

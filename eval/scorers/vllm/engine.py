@@ -90,24 +90,26 @@ class VllmScorer:
     def score(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
         """Yields (index, Answer) as they are done."""
         encoded = encode(prompts, self.tokenizer, self.style)
-        wanted: dict[tuple[int, ...], set[int]] = {}
+        requested: dict[tuple[int, ...], set[int]] = {}
         users: dict[tuple[int, ...], set[int]] = {}
         for i, e in enumerate(encoded):
             for sequence, token in parts(e):
-                wanted.setdefault(sequence, set()).add(token)
+                requested.setdefault(sequence, set()).add(token)
                 users.setdefault(sequence, set()).add(i)
-        left = [len({sequence for sequence, _ in parts(e)}) for e in encoded]
-        sequences = sorted(wanted)  # those that begin alike beside each other: the first one's keys serve the others
-        requests = ((n, s, self._scoring(sorted(wanted[s]))) for n, s in enumerate(sequences) if self._fits(s, 1))
-        known: dict[tuple[int, ...], dict[int, float]] = {}
+        pending = [len({sequence for sequence, _ in parts(e)}) for e in encoded]
+        sequences = sorted(requested)  # those that begin alike beside each other: the first one's keys serve the others
+        requests = (
+            (n, s, self._scoring(sorted(requested[s]))) for n, s in enumerate(sequences) if self._check_fits(s, 1)
+        )
+        logprobs: dict[tuple[int, ...], dict[int, float]] = {}
         for number, output in self._run(requests):
             sequence = sequences[number]
-            (found,) = output.outputs[0].logprobs
-            known[sequence] = {token: found[token].logprob for token in wanted[sequence]}
+            (next_logprobs,) = output.outputs[0].logprobs
+            logprobs[sequence] = {token: next_logprobs[token].logprob for token in requested[sequence]}
             for i in sorted(users[sequence]):
-                left[i] -= 1
-                if not left[i]:
-                    yield i, answer_of(encoded[i], known)
+                pending[i] -= 1
+                if not pending[i]:
+                    yield i, answer_of(encoded[i], logprobs)
 
     def _scoring(self, tokens: list[int]) -> Any:
         return self.sampling_params(temperature=0.0, max_tokens=1, logprob_token_ids=tokens, detokenize=False)
@@ -118,7 +120,7 @@ class VllmScorer:
         requests = (
             (i, e.context, self._sampling(seeds[i], max_new_tokens))
             for i, e in enumerate(encoded)
-            if self._fits(e.context, max_new_tokens)
+            if self._check_fits(e.context, max_new_tokens)
         )
         for i, output in self._run(requests):
             yield i, clean(str(self.tokenizer.decode(output.outputs[0].token_ids, skip_special_tokens=True)))
@@ -130,35 +132,35 @@ class VllmScorer:
             stop=list(TURN_MARKS) if self.style.name == "paper" else None,
         )  # fmt: skip
 
-    def _fits(self, tokens: Sequence[int], more: int) -> bool:
+    def _check_fits(self, tokens: Sequence[int], new_tokens: int) -> bool:
         """True, or InputError: vLLM would cut a sample short without a word."""
-        if len(tokens) + more > self.context:
+        if len(tokens) + new_tokens > self.context:
             raise InputError(
-                f"a dialogue needs {len(tokens) + more} tokens, and vLLM was started for {self.context}; raise "
+                f"a dialogue needs {len(tokens) + new_tokens} tokens, and vLLM was started for {self.context}; raise "
                 "max_model_len in --vllm_options, or lower --cot_max_new_tokens"
             )
         return True
 
     def _run(self, requests: Iterable[Request]) -> Iterator[tuple[int, Any]]:
         """(number, vLLM's output) of each request when it is finished; at most IN_FLIGHT are in the engine."""
-        waiting, flying = iter(requests), set()
+        queue, in_flight = iter(requests), set()
         try:
             while True:
-                for number, tokens, parameters in islice(waiting, IN_FLIGHT - len(flying)):
-                    flying.add(str(number))
+                for number, tokens, parameters in islice(queue, IN_FLIGHT - len(in_flight)):
+                    in_flight.add(str(number))
                     prompt = self.tokens_input(list(tokens))
                     self.engine.add_request(str(number), prompt, parameters, lora_request=self.adapter)
-                if not flying:
+                if not in_flight:
                     return
                 for output in self.engine.step():
                     if output.finished:
-                        flying.remove(output.request_id)
+                        in_flight.remove(output.request_id)
                         yield int(output.request_id), output
         finally:
-            self.engine.abort_request(sorted(flying))  # of a caller that takes no more
+            self.engine.abort_request(sorted(in_flight))  # of a caller that takes no more
 
 
-def start(described: Described, style: Format, dtype: str, config: ScorerConfig) -> VllmScorer:
+def start_engine(described: Described, style: Format, dtype: str, config: ScorerConfig) -> VllmScorer:
     """Starts the engine on the checkpoint. Raises InputError for what vLLM does not take."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ["VLLM_LOGGING_STREAM"] = "ext://sys.stderr"
@@ -173,7 +175,7 @@ def start(described: Described, style: Format, dtype: str, config: ScorerConfig)
                 "in which it can"
             ) from error
         given = config.vllm_arguments()
-        _check_known(vllm, given)
+        _check_arguments(vllm, given)
         _check_device(config.device)
         try:
             llm = vllm.LLM(**_arguments(described, dtype, config), **_on_cpu(given), **given)
@@ -188,53 +190,55 @@ def start(described: Described, style: Format, dtype: str, config: ScorerConfig)
 
 
 def _arguments(described: Described, dtype: str, config: ScorerConfig) -> dict[str, Any]:
-    known = described.provenance
-    found: dict[str, Any] = {
-        "model": known["model"], "revision": known["commit"], "tokenizer_revision": known["commit"],
-        "trust_remote_code": known["trust_remote_code"], "dtype": dtype, "generation_config": "vllm",
+    provenance = described.provenance
+    arguments: dict[str, Any] = {
+        "model": provenance["model"], "revision": provenance["commit"], "tokenizer_revision": provenance["commit"],
+        "trust_remote_code": provenance["trust_remote_code"], "dtype": dtype, "generation_config": "vllm",
         "logprobs_mode": "raw_logprobs", "tensor_parallel_size": config.tensor_parallel_size,
     }  # fmt: skip
     if dtype != "float32" and getattr(described.config, "quantization_config", None) is None:
-        found["hf_overrides"] = {"head_dtype": "float32"}  # else logits come out rounded to half precision
+        arguments["hf_overrides"] = {"head_dtype": "float32"}  # else logits come out rounded to half precision
     if config.most_batch_tokens is not None:
-        found["max_num_batched_tokens"] = config.most_batch_tokens
-    if known["adapter"]:
-        found |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _lora_rank(known["adapter"])}
-    return found
+        arguments["max_num_batched_tokens"] = config.most_batch_tokens
+    if provenance["adapter"]:
+        arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _lora_rank(provenance["adapter"])}
+    return arguments
 
 
 def _on_cpu(given: dict[str, Any]) -> dict[str, Any]:
     """Arguments that `given` leaves out and that are better than vLLM's own on a CPU; prefix caching everywhere."""
-    found: dict[str, Any] = {"enable_prefix_caching": True}
+    arguments: dict[str, Any] = {"enable_prefix_caching": True}
     if _platform().is_cpu():
         import psutil
 
         keep_freed_memory()
         # vLLM's runner cannot put a CPU's seeded generator back after a part of a prompt, so prompts stay whole
-        found |= {"block_size": CPU_BLOCK, "enforce_eager": True, "enable_chunked_prefill": False}
-        sized = {"gpu_memory_utilization", "kv_cache_memory_bytes", "num_gpu_blocks_override"} & given.keys()
-        if not sized and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
-            found["kv_cache_memory_bytes"] = min(CPU_CACHE, psutil.virtual_memory().available // 4)
-    return {name: value for name, value in found.items() if name not in given}
+        arguments |= {"block_size": CPU_BLOCK, "enforce_eager": True, "enable_chunked_prefill": False}
+        cache_sized = {"gpu_memory_utilization", "kv_cache_memory_bytes", "num_gpu_blocks_override"} & given.keys()
+        if not cache_sized and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
+            arguments["kv_cache_memory_bytes"] = min(CPU_CACHE, psutil.virtual_memory().available // 4)
+    return {name: value for name, value in arguments.items() if name not in given}
 
 
 def _platform() -> Any:
     return import_module("vllm.platforms").current_platform
 
 
-def _check_known(vllm: Any, given: dict[str, Any]) -> None:
-    known = {f.name for f in dataclasses.fields(vllm.EngineArgs)} | {*inspect.signature(vllm.LLM.__init__).parameters}
+def _check_arguments(vllm: Any, given: dict[str, Any]) -> None:
+    accepted = {f.name for f in dataclasses.fields(vllm.EngineArgs)} | {
+        *inspect.signature(vllm.LLM.__init__).parameters
+    }
     for name in given:
-        if name not in known - {"self", "kwargs"}:
-            raise InputError(f"vllm_options: vLLM has no argument '{name}'{nearest(name, sorted(known))}")
+        if name not in accepted - {"self", "kwargs"}:
+            raise InputError(f"vllm_options: vLLM has no argument '{name}'{nearest(name, sorted(accepted))}")
 
 
 def _check_device(device: str) -> None:
-    there = _platform().device_type
-    if device not in ("auto", there):
+    device_type = _platform().device_type
+    if device not in ("auto", device_type):
         raise InputError(
-            f"device '{device}': this vLLM runs on {there} and takes the first devices that it sees; use --device "
-            "auto, and CUDA_VISIBLE_DEVICES to choose among GPUs"
+            f"device '{device}': this vLLM runs on {device_type} and takes the first devices that it sees; use "
+            "--device auto, and CUDA_VISIBLE_DEVICES to choose among GPUs"
         )
 
 
@@ -252,7 +256,7 @@ def _lora_rank(adapter: str) -> int:
     config: Any = PeftConfig.from_pretrained(adapter, **checkpoints.adapter_options(adapter))
     rank = max([config.r, *(config.rank_pattern or {}).values()])
     if rank > LORA_RANKS[-1]:
-        raise InputError(not_served(adapter, f"rank {rank}, and the highest that it takes is {LORA_RANKS[-1]}"))
+        raise InputError(adapter_error(adapter, f"rank {rank}, and the highest that it takes is {LORA_RANKS[-1]}"))
     return next(r for r in LORA_RANKS if r >= rank)
 
 
@@ -266,11 +270,11 @@ def _adapter_request(llm: Any, adapter: str) -> Any:
     try:
         llm.llm_engine.add_lora(request)
     except REFUSALS as error:
-        raise InputError(not_served(adapter, first_lines(error))) from error
+        raise InputError(adapter_error(adapter, first_lines(error))) from error
     return request
 
 
-def shortened(described: Described, context: Any) -> Described:
+def with_context(described: Described, context: Any) -> Described:
     """The description with a context of at most so many tokens, for the check of the questions."""
     if not isinstance(context, int) or context < 1:
         return described
@@ -280,31 +284,33 @@ def shortened(described: Described, context: Any) -> Described:
     return dataclasses.replace(described, config=config)
 
 
-def parameters(described: Described) -> int | None:
+def count_parameters(described: Described) -> int | None:
     """The base's number of parameters, as eval.models.checkpoints counts it. No weights are read.
 
     Raises InputError where weights are missing from the checkpoint: of a tensor that vLLM merges from several, it
     leaves what is missing unset and says nothing.
     """
-    known = described.provenance
+    provenance = described.provenance
     try:
         pair: Any = AutoModelForCausalLM.from_pretrained(
-            known["model"], revision=known["commit"], trust_remote_code=known["trust_remote_code"],
+            provenance["model"], revision=provenance["commit"], trust_remote_code=provenance["trust_remote_code"],
             device_map="meta", output_loading_info=True,
         )  # fmt: skip
     except checkpoints.UNREADABLE as error:
-        why = checkpoints.load_error(error, known["model"], known["revision"])
-        raise InputError(f"model {known['model']} cannot be loaded: {why}") from error
-    empty, found = pair
-    check_all_loaded(found, known["model"])
-    return checkpoints.base_parameters(empty)
+        why = checkpoints.load_error(error, provenance["model"], provenance["revision"])
+        raise InputError(f"model {provenance['model']} cannot be loaded: {why}") from error
+    empty_model, loading_info = pair
+    check_all_loaded(loading_info, provenance["model"])
+    return checkpoints.base_parameters(empty_model)
 
 
 def _stop_ids(described: Described) -> frozenset[int]:
     """The ends of sequence of the model's generation settings (else of its configuration) and of the tokenizer."""
-    known = described.provenance
+    provenance = described.provenance
     try:
-        configured: Any = GenerationConfig.from_pretrained(known["model"], revision=known["commit"]).eos_token_id
+        configured: Any = GenerationConfig.from_pretrained(
+            provenance["model"], revision=provenance["commit"]
+        ).eos_token_id
     except OSError:  # a model without such settings
         configured = getattr(described.config.get_text_config(), "eos_token_id", None)
     ids = configured if isinstance(configured, list) else [configured]
@@ -315,17 +321,17 @@ def _stop_ids(described: Described) -> frozenset[int]:
 def stdout_to_stderr() -> Iterator[None]:
     """Whatever is written to standard output meanwhile, also by programs that are started, goes to standard error."""
     sys.stdout.flush()
-    kept = os.dup(1)
+    saved_stdout = os.dup(1)
     os.dup2(2, 1)
     try:
         yield
     finally:
         sys.stdout.flush()
-        os.dup2(kept, 1)
-        os.close(kept)
+        os.dup2(saved_stdout, 1)
+        os.close(saved_stdout)
 
 
-def not_served(adapter: str, why: str) -> str:
+def adapter_error(adapter: str, why: str) -> str:
     """The line for an adapter that vLLM cannot serve."""
     return (
         f"adapter {adapter} cannot be served by vLLM ({why}); merge it into its base (peft's merge_and_unload, then "

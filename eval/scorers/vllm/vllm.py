@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.errors import InputError
-from eval.scorers.vllm.engine import not_served
+from eval.scorers.vllm.engine import adapter_error
 
 if TYPE_CHECKING:
     from eval.models.checkpoints import Described
     from eval.models.target import Target
     from eval.runner.plan import Plan
     from eval.scorers.options import ScorerConfig
-    from eval.scorers.registry import Opened
+    from eval.scorers.registry import OpenedTarget
     from eval.types import Scorer
 
 
-def open_target(target: Target, config: ScorerConfig, planned: Plan) -> Opened:
+def open_target(target: Target, config: ScorerConfig, plan: Plan) -> OpenedTarget:
     """eval.scorers.registry.open_target. Raises InputError for what vLLM is not there for, or cannot take."""
     if find_spec("vllm") is None:
         raise InputError(
@@ -35,9 +35,9 @@ def open_target(target: Target, config: ScorerConfig, planned: Plan) -> Opened:
             "--scorer transformers"
         )
     from eval.scorers.local import describe as local
-    from eval.scorers.registry import Opened
+    from eval.scorers.registry import OpenedTarget
 
-    described, style, known = local.describe(target, config)
+    described, style, provenance = local.describe(target, config)
     dtype = stored_dtype(described, target.model)
     if target.adapter:
         check_adapter(target.adapter)
@@ -46,23 +46,23 @@ def open_target(target: Target, config: ScorerConfig, planned: Plan) -> Opened:
         from eval.scorers.vllm import engine as vllm_engine
 
         context = config.vllm_arguments().get("max_model_len")
-        local.check(vllm_engine.shortened(described, context), style, target, config, planned)
-        size = vllm_engine.parameters(described)
-        scorer = vllm_engine.start(described, style, dtype, config)
+        local.check(vllm_engine.with_context(described, context), style, target, config, plan)
+        n_parameters = vllm_engine.count_parameters(described)
+        scorer = vllm_engine.start_engine(described, style, dtype, config)
         if scorer.context != context:  # vLLM's own limit may be lower than the one in the model's configuration
-            local.check(vllm_engine.shortened(described, scorer.context), style, target, config, planned)
-        return scorer, {**described.provenance, "model_params": size}
+            local.check(vllm_engine.with_context(described, scorer.context), style, target, config, plan)
+        return scorer, {**described.provenance, "model_params": n_parameters}
 
-    return Opened(known, load_scorer)
+    return OpenedTarget(provenance, load_scorer)
 
 
 def stored_dtype(described: Described, model: str) -> str:
     """The dtype in which the transformers scorer would have the model: the one asked for, for auto the one in its
     configuration (vLLM's own auto makes float16 of float32). Raises InputError where that names none.
     """
-    asked = described.provenance["dtype_asked"]
-    if asked != "auto":
-        return asked
+    requested = described.provenance["dtype_asked"]
+    if requested != "auto":
+        return requested
     stored = getattr(described.config, "dtype", None)
     if stored is None:
         raise InputError(
@@ -86,6 +86,6 @@ def check_adapter(adapter: str) -> None:
         "trainable_token_indices": getattr(config, "trainable_token_indices", None),
         "target_parameters": getattr(config, "target_parameters", None),
     }
-    for part, there in parts.items():
-        if there:
-            raise InputError(not_served(adapter, part))
+    for part, present in parts.items():
+        if present:
+            raise InputError(adapter_error(adapter, part))
