@@ -42,7 +42,17 @@ class EndpointOptions:
 
 
 def check_endpoint(config: ScorerConfig, adapter: str | None, revision: list[str]) -> None:
-    """Raises InputError for options that do not go with --scorer endpoint, or only with it, or not with each other."""
+    """Checks the options of --scorer endpoint.
+
+    Args:
+        config: All options of the scorer.
+        adapter: The value of --adapter, or None.
+        revision: The values of --revision.
+
+    Raises:
+        InputError: An option belongs to another scorer, does not apply to a served model, conflicts with another
+            option, or has an invalid value.
+    """
     defaults = EndpointOptions()
     changed = [name for name in vars(defaults) if getattr(config, name) != getattr(defaults, name)]
     if config.scorer != "endpoint":
@@ -85,7 +95,12 @@ NO_PRECISION = (
 
 
 def check_url(url: str) -> None:
-    """InputError, which does not repeat it, for an address that is none or has credentials in it."""
+    """Checks --base-url.
+
+    Raises:
+        InputError: `url` is malformed, or contains credentials, a query or a fragment. The message never repeats the
+            URL.
+    """
     import httpx
 
     try:
@@ -112,7 +127,7 @@ SET_BY_OPTION = {
     "tensor_parallel_size": "--tensor_parallel_size", "max_num_batched_tokens": "--batch_tokens",
     "enable_lora": "--adapter", "max_lora_rank": "--adapter", "max_loras": "--adapter",
 }  # fmt: skip
-"""Arguments of vLLM's that an option of `eval run` gives."""
+"""Arguments of vllm.LLM that an option of `eval run` sets."""
 
 
 RESULT_CHANGING = (
@@ -124,12 +139,12 @@ RESULT_CHANGING = (
     "diffusion_config", "speculative_config", "spec_method", "spec_model", "spec_tokens", "return_sampling_mask",
     "enable_trace_replay", "worker_cls", "worker_extension_cls", "scheduler_cls", "additional_config",
 )  # fmt: skip
-"""Arguments by which other numbers than this checkpoint's would come out, or numbers that are not read as they are."""
+"""Arguments of vllm.LLM that would change the checkpoint's probabilities, or how the scorer must read them."""
 
 
 @dataclass
 class VllmOptions:
-    """What `eval run --scorer vllm` takes beside the options of every scorer."""
+    """The options of --scorer vllm."""
 
     tensor_parallel_size: int = field(
         default=1, metadata={"help": "scorer vllm: number of GPUs that the model is spread over"}
@@ -149,7 +164,14 @@ class VllmOptions:
                 raise InputError(f"vllm_options: {name} is not taken, since it could change the numbers; leave it out")
 
     def vllm_arguments(self) -> dict[str, Any]:
-        """--vllm_options as a mapping. Raises InputError where it is none."""
+        """Parses --vllm_options.
+
+        Returns:
+            Argument names of vllm.LLM and their values.
+
+        Raises:
+            InputError: --vllm_options is not a mapping with string keys.
+        """
         try:
             arguments = yaml.safe_load(self.vllm_options)
         except yaml.YAMLError:
@@ -167,12 +189,12 @@ SCORERS = {
     "vllm": "eval.scorers.vllm.vllm",
     "endpoint": "eval.scorers.endpoint.endpoint",
 }
-"""The values of --scorer, each with its module."""
+"""The values of --scorer, each with the module that implements it."""
 
 
 @dataclass
 class ScorerConfig(EvaluationConfig, VllmOptions, EndpointOptions):
-    """What a scorer reads: the evaluation, how the model is loaded, and the options of the scorer itself."""
+    """Everything that a scorer reads: the evaluation, how the model is loaded, and the options of each scorer."""
 
     adapter_base_differs: bool = field(
         default=False, metadata={"help": "accept an adapter whose recorded base has another name than --model"}

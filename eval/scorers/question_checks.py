@@ -1,4 +1,4 @@
-"""Whether the tokenizer can ask every question and tell its answers apart, checked before anything is scored."""
+"""Checks, before anything is scored, that the tokenizer can encode every question and distinguish its answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from eval.models.prompt_format import Format, encode
 from eval.runner.plan import Plan, Question
 from eval.types import Prompt
 
-CHECKED_PER_CELL = 64  # questions of each experiment and condition that are encoded beforehand, the longest
+CHECKED_PER_CELL = 64  # the longest questions of each experiment and condition are encoded before scoring
 
 
 def check_questions(
@@ -26,8 +26,17 @@ def check_questions(
 ) -> None:
     """Encodes the longest questions of every experiment and condition.
 
-    Raises InputError where a token is outside the model's vocabulary, where the candidates cannot be told apart or are
-    unknown to the tokenizer, or where a question with the reasoning to be sampled is longer than the model's context.
+    Args:
+        plan: All questions of the evaluation.
+        evaluation: Its options; read here: cot_max_new_tokens.
+        tokenizer: The model's tokenizer.
+        style: The dialogue format.
+        model_config: The model's transformers configuration.
+        model: The model's name, for error messages.
+
+    Raises:
+        InputError: A token is outside the model's vocabulary, two candidates have the same tokens, the tokenizer does
+            not know a candidate, or a question with its sampled reasoning is longer than the model's context.
     """
     text_config = model_config.get_text_config()
     context = getattr(text_config, "max_position_embeddings", None)
@@ -55,7 +64,7 @@ def check_questions(
 
 
 def _longest(plan: Plan) -> Iterator[Question]:
-    """A few questions of each experiment and condition, those with the longest texts."""
+    """The CHECKED_PER_CELL questions with the longest texts, for each experiment and condition."""
     by_cell: dict[tuple[str, str], list[Question]] = {}
     for question in plan.questions:
         by_cell.setdefault((question.experiment, question.condition.name), []).append(question)

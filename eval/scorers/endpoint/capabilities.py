@@ -1,9 +1,8 @@
-"""What a server can do, found out at the start by asking it (probe.py): the best method and route for all planned
-questions.
+"""Finds the best answer method and route that a server supports for all planned questions, by test requests (probe.py).
 
-In this order: echo, top, sampling; each by the routes that the dialogue format and --tokenizer allow. Nothing is taken
-from the server's name: every ability is shown by an answer to a planned question, or it is not used, and why the better
-ones are not is recorded. A folder that holds records goes on by the method it holds.
+Methods are tried in the order echo, top, sampling, each on the routes that the dialogue format and --tokenizer allow.
+Nothing is assumed from the server's name: a method is used only if it answered a planned question. The reasons why
+better methods were rejected are recorded. If the results folder holds records, only their method is tried.
 """
 
 from __future__ import annotations
@@ -29,7 +28,15 @@ Method = Literal["echo", "top", "sampling"]
 
 @dataclass(frozen=True)
 class AllowedMethods:
-    """What may be used, the best first. style: the tokenizer's; held: the method of the records that are there."""
+    """The methods and routes that the options and earlier records allow.
+
+    Attributes:
+        choices: (method, route), best first.
+        tokenizer: The tokenizer of --tokenizer, or None.
+        style: The tokenizer's dialogue format, or None without a tokenizer.
+        recorded_method: "method/route" of the records in the results folder, or None if it holds none.
+        config: The scorer's options.
+    """
 
     choices: tuple[tuple[Method, RouteName], ...]
     tokenizer: Any
@@ -39,7 +46,11 @@ class AllowedMethods:
 
     @staticmethod
     def from_options(config: ScorerConfig, tokenizer: Any, recorded_method: str | None) -> AllowedMethods:
-        """What the options leave. Raises InputError where they leave nothing."""
+        """Lists the methods that the options allow.
+
+        Raises:
+            InputError: They allow none.
+        """
         style = choose_format(config.format, tokenizer, config.system_turn) if tokenizer else None
         methods: list[Method] = ["echo", "top", "sampling"]
         if config.answer_method != "auto":
@@ -56,7 +67,11 @@ class AllowedMethods:
         return AllowedMethods(tuple(choices), tokenizer, style, recorded_method, config)
 
     def known_provenance(self, recorded: dict[str, Any]) -> dict[str, Any]:
-        """What Opened.known can say before the server is reached; found: the provenance of the folder's records."""
+        """What OpenedTarget.known can contain before the server is contacted.
+
+        Args:
+            recorded: The provenance of the records in the results folder, or {} if it holds none.
+        """
         provenance: dict[str, Any] = {}
         if self.tokenizer is not None:
             provenance["tokenizer_sha256"] = tokenizer_sha256(self.tokenizer)
@@ -75,7 +90,7 @@ class AllowedMethods:
 
 
 def _matching_routes(method: str, format_name: str, style: Format | None, system_turn: str) -> tuple[RouteName, ...]:
-    """The routes that keep to the dialogue format, the most faithful first."""
+    """The routes that keep to the dialogue format, most faithful first."""
     chat_routes: dict[str, tuple[RouteName, ...]] = {"echo": (), "top": ("chat",), "sampling": ("chat", "instructed")}
     allowed_chat = chat_routes[method]
     if style is not None:
@@ -93,7 +108,15 @@ def _matching_routes(method: str, format_name: str, style: Format | None, system
 
 @dataclass(frozen=True)
 class Capability:
-    """What is used. scorer gives the answers, reasons draws texts; lacking: why nothing better is used, a line each."""
+    """What is used to evaluate the server.
+
+    Attributes:
+        method: The answer method.
+        route: The route of the requests.
+        scorer: Gets the answers.
+        reasoning_sampler: Samples the reasoning; None where none is planned.
+        rejected: Why no better method is used, one line for each.
+    """
 
     method: Method
     route: Route
@@ -103,7 +126,11 @@ class Capability:
 
 
 def detect_capability(served: ServedModel, allowed: AllowedMethods, plan: Plan) -> Capability:
-    """Asks the server. InputError where it can do nothing of what is wanted."""
+    """Tests the allowed methods on the server and returns the first that works.
+
+    Raises:
+        InputError: No allowed method works.
+    """
     probe = Probe(served, allowed.config, allowed.recorded_method, plan)
     rejected: list[str] = []
     for method, name in allowed.choices:

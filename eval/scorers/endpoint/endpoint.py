@@ -1,9 +1,11 @@
-"""--scorer endpoint: a model behind any server of the OpenAI routes (vLLM, SGLang, llama.cpp, hosted ones).
+"""--scorer endpoint: a model behind any server that speaks OpenAI's API (vLLM, SGLang, llama.cpp, hosted ones).
 
-What the server can do is found out at the start (eval.scorers.endpoint.capabilities), the best of it is used and
-recorded as `method`: exact log-probabilities of whole candidates by echo, or of their tokens by the most probable next
-ones (eval.scorers.endpoint.exact), else probabilities counted in sampled answers (eval.scorers.endpoint.sampled).
-Records of two methods are never mixed in a folder.
+The start of a run detects what the server can do (eval.scorers.endpoint.capabilities). The best method is used and
+recorded as `method`:
+- exact log-probabilities of whole candidates by echo, or of their tokens from the lists of the most probable next
+  tokens (eval.scorers.endpoint.exact);
+- else probabilities counted in sampled answers (eval.scorers.endpoint.sampled).
+One results folder never mixes records of two methods.
 """
 
 from __future__ import annotations
@@ -28,7 +30,15 @@ log = logging.getLogger(__name__)
 
 
 def read_api_key(config: ScorerConfig) -> str | None:
-    """The key in the environment. InputError, which shows no key, where the variable is asked for and not there."""
+    """Reads the API key from the environment variable that --api_key_env names.
+
+    Returns:
+        The key, or None if OPENAI_API_KEY, the default, is not set or the variable is empty.
+
+    Raises:
+        InputError: The variable's name is malformed, another variable than OPENAI_API_KEY is not set, or the key has
+            characters that an HTTP header cannot carry. The message never shows the key.
+    """
     name = config.api_key_env
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or (name not in os.environ and name != "OPENAI_API_KEY"):
         raise InputError(
@@ -47,7 +57,7 @@ def _is_local(url: str) -> bool:
 
 
 def open_target(target: Target, config: ScorerConfig, plan: Plan) -> OpenedTarget:
-    """eval.scorers.registry.open_target; the server is reached when the scorer is loaded."""
+    """Implements eval.scorers.registry.open_target. The server is contacted only when the scorer is loaded."""
     from eval.files import read_json
     from eval.models.prompt_format import Format
     from eval.scorers.endpoint.capabilities import AllowedMethods, detect_capability

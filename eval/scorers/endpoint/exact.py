@@ -1,13 +1,13 @@
-"""Log-probabilities of whole candidates from a server: by echo, or token by token from lists of the most probable.
+"""Log-probabilities of whole candidates from a server, by echo or from lists of the most probable next tokens.
 
-- echo: the server repeats prompt and candidate with the log-probability of each token. As token ids they are those of
-  eval.models.prompt_format.encode; as text the tokens that the prompt alone and the prompt with its candidates share
-  are the context, and what was moved across the boundary by a merge is counted as there.
-- top: what follows the prompt is looked up in the list of the most probable next tokens; then the candidate's first
-  token is put at the end of the prompt and the next one looked up, and so on; the probabilities are multiplied. Which
-  tokens a candidate is made of is known from the tokenizer, or found once by the server's counts of prompt tokens, and
-  checked by these counts at every prompt. A token that is not listed is less probable than those that are: it gets the
-  least listed probability, an upper bound; such candidates are named in the record (`bounded`) and counted.
+- echo: the server repeats prompt and candidate with the log-probability of each token. Sent as token ids, the tokens
+  are those of eval.models.prompt_format.encode. Sent as text, the context is the tokens that the prompt alone and the
+  prompt with each of its candidates share; tokens that a merge moved across the boundary are counted as there.
+- top: the candidate's first token is looked up in the list of the most probable next tokens. It is then appended to the
+  prompt and the next token looked up, and so on; the probabilities are multiplied. The tokenizer gives the tokens of a
+  candidate; without one they are found once from the server's counts of prompt tokens, and these counts check them
+  again at every prompt. A token that is not listed is less probable than the listed ones. It gets the least listed
+  probability, an upper bound; the record names such candidates (`bounded`) and they are counted.
 """
 
 from __future__ import annotations
@@ -26,14 +26,19 @@ from eval.types import Answer, Prompt
 TokenPath = tuple[str, ...]
 """The texts of a candidate's tokens."""
 EchoedRow = list[tuple[str, float | None]]
-"""An echoed text: (token, log-probability)."""
+"""The tokens of an echoed text: (token, log-probability, or None for the first token)."""
 WITHOUT_TOKENIZER = "give --tokenizer, the folder or hub id of the model's tokenizer, or --answer_method sampling"
 
 
 @dataclass(frozen=True)
 class Echo:
-    """together: several prompts go in one request. generated: 1 where the server cannot do without a new token.
-    settings: what else every request sends (see probe).
+    """Scores candidates by echo.
+
+    Attributes:
+        route: The route of the requests: ids or text.
+        batched: Several prompts go into one request.
+        generated: New tokens to generate: 0, or 1 where the server refuses 0.
+        settings: Further settings of every request (see probe.UNMODIFIED).
     """
 
     route: Route
@@ -42,7 +47,11 @@ class Echo:
     settings: dict[str, Any] = field(default_factory=dict)
 
     async def score(self, prompt: Prompt) -> Answer:
-        """The candidates' log-probabilities. InputError where their tokens cannot be told from the prompt's."""
+        """The candidates' log-probabilities.
+
+        Raises:
+            InputError: The echoed tokens do not show where a candidate begins.
+        """
         if self.route.name == "text":
             text = paper_text(prompt)
             rows = await self.rows([text, *(text + c for c in prompt.candidates)])
@@ -53,7 +62,11 @@ class Echo:
         return Answer(np.array(sums), len(encoded.context), encoded.boundary_moved)
 
     async def rows(self, prompts: list[Any]) -> list[EchoedRow]:
-        """Each prompt's tokens, without what was generated behind it."""
+        """Each prompt's echoed tokens, without any generated token.
+
+        Args:
+            prompts: Texts, or lists of token ids.
+        """
         if self.batched:
             return await self._request(prompts)
         return [rows[0] for rows in await asyncio.gather(*(self._request([p]) for p in prompts))]
@@ -90,7 +103,15 @@ def _total(row: EchoedRow) -> float:
 
 
 def split(prompt: Prompt, rows: list[EchoedRow]) -> Answer:
-    """The answer from the echoed prompt alone and with each candidate, as models.prompt_format splits token ids."""
+    """Computes the answer from the echoed tokens, splitting as eval.models.prompt_format splits token ids.
+
+    Args:
+        prompt: The prompt with its candidates.
+        rows: The echo of the prompt alone, then of the prompt with each candidate.
+
+    Raises:
+        InputError: The tokens do not show where a candidate begins.
+    """
     texts = [[token for token, _ in row] for row in rows]
     context, with_candidates = texts[0], texts[1:]
     shared = len(context)
@@ -109,8 +130,14 @@ def split(prompt: Prompt, rows: list[EchoedRow]) -> Answer:
 
 @dataclass(frozen=True)
 class Top:
-    """listed: how many of the next tokens are asked for; paths: of each set of candidates, without a tokenizer;
-    settings: what else every request sends (see probe); received: how many come, which may be fewer without a word.
+    """Scores candidates from the lists of the most probable next tokens.
+
+    Attributes:
+        route: The route of the requests.
+        requested: How many of the next tokens each request asks for.
+        paths: The candidates' tokens, by set of candidates; needed only without a tokenizer.
+        settings: Further settings of every request (see probe.UNMODIFIED).
+        received: How many tokens the server lists; it may silently list fewer than requested.
     """
 
     route: Route
@@ -120,7 +147,12 @@ class Top:
     received: int = 0
 
     async def score(self, prompt: Prompt) -> Answer:
-        """The candidates' log-probabilities, or their upper bounds (Answer.extra)."""
+        """The candidates' log-probabilities. Upper bounds among them are named in Answer.extra["bounded"].
+
+        Raises:
+            InputError: The server's tokenizer merges a candidate with the prompt, or lists two tokens with a
+                candidate's text.
+        """
         if self.route.name == "ids":
             return await self._by_ids(prompt)
         paths = self.paths[prompt.candidates]
@@ -151,7 +183,13 @@ class Top:
         return _multiply(steps, len(encoded.context), encoded.boundary_moved)
 
     async def request(self, prompt: Prompt, forced: str = "", require_count: bool = False) -> TopTokens:
-        """What follows the prompt and `forced`; must_count: an answer without the prompt's tokens is none."""
+        """The most probable tokens after the prompt and `forced`.
+
+        Args:
+            prompt: The prompt.
+            forced: Text to append to the prompt.
+            require_count: Reject an answer that does not count the prompt's tokens.
+        """
 
         def read(answer: Any) -> TopTokens:
             top_tokens = read_top_tokens(answer, self.route.chat)
@@ -166,7 +204,7 @@ class Top:
         )  # fmt: skip
 
     async def request_ids(self, encoded: Encoded, forced: tuple[int, ...]) -> TopTokens:
-        """What follows the context and the token ids `forced`."""
+        """The most probable tokens after the context and the token ids `forced`."""
         ids = [*encoded.context, *forced]
 
         def read(answer: Any) -> TopTokens:
@@ -181,7 +219,16 @@ class Top:
 
 
 def _multiply(steps: list[list[tuple[TopTokens, str]]], prompt_tokens: int, boundary_moved: int) -> Answer:
-    """The sums over each candidate's (list, token). InputError where a listed text may be either of two tokens."""
+    """Sums the log-probabilities along each candidate's steps.
+
+    Args:
+        steps: For each candidate the (list, token) of each of its tokens.
+        prompt_tokens: Number of tokens of the prompt.
+        boundary_moved: Number of prompt tokens that were moved into the candidates.
+
+    Raises:
+        InputError: The server lists two tokens with the same text as a candidate's token.
+    """
     sums, bounded = [], []
     for k, candidate_steps in enumerate(steps):
         for listed, token in candidate_steps:

@@ -1,10 +1,11 @@
-"""JSON over HTTP to a server that may be slow, busy or broken: many requests at a time, each tried again with patience.
+"""JSON over HTTP to a server that may be slow, busy or broken: many requests at a time, with patient retries.
 
-Tried again, waiting longer each time (with seeded jitter, or as long as the server's Retry-After says): connections
-that fail or break off, time-outs, the statuses in AGAIN, and, a few times, answers that are not what was asked for. Any
-other status ends at once with what the server says. The key goes into one header and nowhere else: no error and no log
-has it, what the server repeats of it, in whatever spelling JSON has for it, is masked, and redirects, which would carry
-it elsewhere, are not followed.
+Retried: connections that fail or break off, time-outs, the statuses in RETRY_STATUSES and, a few times, malformed
+answers. Each wait is longer than the last, with seeded jitter, or as long as the server's Retry-After says. Any other
+error status ends the run at once with the server's message.
+
+The key goes into one header and nowhere else. Errors and logs never contain it: where the server repeats it, in any
+spelling that JSON allows, it is masked. Redirects would carry it to another place and are not followed.
 """
 
 from __future__ import annotations
@@ -31,16 +32,16 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 RETRY_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds; doubled from try to try
-MAX_RETRY_AFTER = 600.0  # a longer Retry-After ends the command
-FEW_TRIES = 3  # of answers of another form; while it is found out what a server can do, of status 500
-LONG, TOLD_EVERY = 5.0, 30.0  # waits of so many seconds are told, one line in so many seconds
-MIN_MASKED_KEY = 8  # from this length on a key is masked in answers too, where a short one may be an ordinary word
+MAX_RETRY_AFTER = 600.0  # seconds; a longer Retry-After ends the command
+FEW_TRIES = 3  # of a request with malformed answers; of status 500 while the server's capabilities are probed
+LONG, TOLD_EVERY = 5.0, 30.0  # seconds: log a request's waits when they exceed LONG, at most once per TOLD_EVERY
+MIN_MASKED_KEY = 8  # characters: a shorter key is not masked in answers, where it may be an ordinary word
 MALFORMED = (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
-"""What reading an answer raises that has another form than the one asked for, or is nested too deeply."""
+"""What parsing raises for an answer that has another form than requested, or that is nested too deeply."""
 
 
 class RefusedError(InputError):
-    """The server refused a request with a status that another try would not change."""
+    """The server refused a request with a status that a retry would not change."""
 
     def __init__(self, line: str, status: int) -> None:
         super().__init__(line)
@@ -48,8 +49,9 @@ class RefusedError(InputError):
 
 
 class RetryError(InputError):
-    """A request that was tried as often as allowed. status: the last one, None without one; garbage: an answer of
-    another form.
+    """A request failed as often as retries allow.
+
+    status: the last HTTP status, or None without one. malformed: the last answer had another form than requested.
     """
 
     def __init__(self, line: str, status: int | None, malformed: bool = False) -> None:
@@ -58,7 +60,7 @@ class RetryError(InputError):
 
 
 class TransientError(Exception):
-    """A try that failed, and may be followed by another."""
+    """An attempt failed and may be retried. retry_after: the seconds that the server asks to wait, or None."""
 
     def __init__(
         self, reason: str, status: int | None = None, retry_after: float | None = None, malformed: bool = False
@@ -68,9 +70,23 @@ class TransientError(Exception):
 
 
 class Client:
-    """Requests to one server, at most `concurrency` at a time, a time-out of `timeout` seconds for each.
+    """Sends requests to one server.
 
-    used: requests, retries and tokens (as the server counts them) so far. key_from: the variable the key is from.
+    Attributes:
+        used: Requests, retries and tokens so far, tokens as the server counts them.
+        probing: Whether the server's capabilities are being probed; status 500 then gets FEW_TRIES tries only.
+
+    Args:
+        base_url: Address of the API, such as http://host:8000/v1.
+        key: The API key, or None.
+        key_from: The environment variable that the key is from, for error messages.
+        concurrency: Requests at a time.
+        timeout: Seconds that a request may take.
+        retries: Retries of a request.
+        seed: Seed of the jitter.
+
+    Raises:
+        InputError: The certificates or the proxy that the environment names cannot be used.
     """
 
     def __init__(
@@ -89,7 +105,7 @@ class Client:
         self.jitter = random.Random(seed)
         self.used = {"requests": 0, "retries": 0, "prompt_tokens": 0, "completion_tokens": 0}
         self.probing = False
-        self.last_warning = -math.inf  # when it was last said that it takes long
+        self.last_warning = -math.inf  # time.monotonic() of the last warning about a long wait
         try:
             self.http = httpx.AsyncClient(
                 headers={"Authorization": f"Bearer {key}"} if key else {},
@@ -107,9 +123,9 @@ class Client:
         weakref.finalize(self, _close, self.loop, self.http)
 
     def run_all(self, jobs: Sequence[Coroutine[Any, Any, T]]) -> Iterator[T]:
-        """Runs the jobs at the same time; yields what they return as they end.
+        """Runs the jobs concurrently and yields their results as they end.
 
-        The first that fails ends all, after what is done by then has been yielded; so does Ctrl-C, at once.
+        The first failure ends all jobs, after the results that are ready have been yielded. Ctrl-C ends them at once.
         """
         ended: asyncio.Queue[tuple[T | None, Exception | None]] = asyncio.Queue()
 
@@ -134,31 +150,45 @@ class Client:
             if failed is not None:
                 raise failed
         finally:
-            started = {*tasks, *asyncio.all_tasks(self.loop)}  # also what a job that failed has begun
+            started = {*tasks, *asyncio.all_tasks(self.loop)}  # including tasks that a failed job started
             for task in started:
                 task.cancel()
             self.loop.run_until_complete(asyncio.gather(*started, return_exceptions=True))
             for job in jobs:
-                job.close()  # of a task that had not begun
+                job.close()  # for tasks that never started
 
     def run(self, job: Coroutine[Any, Any, T]) -> T:
-        """Runs one job."""
+        """Runs one job and returns its result."""
         (result,) = self.run_all([job])
         return result
 
     async def post(self, path: str, body: dict[str, Any], read: Callable[[Any], T], tries: int | None = None) -> T:
-        """What `read` makes of the answer; it raises one of UNREADABLE for an answer of another form."""
+        """Sends a POST request.
+
+        Args:
+            path: Appended to the base URL.
+            body: The JSON body.
+            read: Parses the answer; raises one of MALFORMED for an answer of another form.
+            tries: The most tries; by default retries + 1.
+
+        Returns:
+            What `read` returns.
+
+        Raises:
+            RefusedError: The server refused the request.
+            RetryError: All tries failed.
+        """
         return await self._request("POST", self.base_url + path, body, read, tries)
 
     async def get(self, url: str, read: Callable[[Any], T], tries: int | None = None) -> T:
-        """The same of a GET of a whole address."""
+        """Sends a GET request to a full URL; otherwise like `post`."""
         return await self._request("GET", url, None, read, tries)
 
     async def _request(
         self, method: str, url: str, body: dict[str, Any] | None, read: Callable[[Any], T], tries: int | None
     ) -> T:
         waited = 0.0
-        async with self.slots:  # kept while waiting: a server in trouble is not asked by others meanwhile
+        async with self.slots:  # kept while waiting, so that other requests spare a server in trouble
             for attempt in itertools.count(1):
                 try:
                     return await self._attempt(method, url, body, read)
@@ -222,22 +252,23 @@ class Client:
             raise TransientError(f"{self.masked(reason)}: {masked[:120]!r}", malformed=True) from None
 
     def masked(self, text: str) -> str:
-        """The text without the key, also where JSON escapes it."""
+        """The text with the key masked, however JSON escapes it."""
         return self.key_pattern.sub("***", text) if self.key_pattern else text
 
     def _error_message(self, response: httpx.Response) -> str:
-        """What the server says of an error, shortened."""
+        """The server's error message, shortened, as ": message"; "" if there is none."""
         text = response.text
         try:
             body = json.loads(text)
             body = body.get("error", body)
             text = str(body if isinstance(body, str) else body.get("message") or body.get("detail") or text)
         except MALFORMED:
-            pass  # no JSON: the text itself
+            pass  # not JSON: use the text itself
         text = " ".join(self.masked(text).split())
         return f": {text[:200]}" if text else ""
 
     def _refusal(self, url: str, response: httpx.Response) -> str:
+        """The error line for a status that is not retried, with a remedy."""
         status, message = response.status_code, self._error_message(response)
         if status < 400:
             location = self.masked(response.headers.get("location", "an unnamed place"))
@@ -251,12 +282,12 @@ class Client:
 
 
 def _key_pattern(key: str) -> re.Pattern[str]:
-    """Of a printable key: each character as it is or as \\u and its number, behind any backslashes."""
+    """Matches a printable key. Each character may be escaped as \\uXXXX, behind any number of backslashes."""
     return re.compile("".join(rf"\\*(?:{re.escape(c)}|u(?i:{ord(c):04x}))" for c in key))
 
 
 def _map_strings(change: Callable[[str], str], value: Any) -> Any:
-    """A value of JSON with each of its strings changed."""
+    """Applies `change` to every string of a JSON value, keys included."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, list):
@@ -267,7 +298,7 @@ def _map_strings(change: Callable[[str], str], value: Any) -> Any:
 
 
 def _close(loop: asyncio.AbstractEventLoop, http: httpx.AsyncClient) -> None:
-    """Closes connections and loop, unless memory is being freed in the middle of another loop's work."""
+    """Closes connections and loop, unless the garbage collector calls this while another loop runs."""
     if asyncio._get_running_loop() is None and not loop.is_closed():
         loop.run_until_complete(http.aclose())
         loop.close()
@@ -282,7 +313,7 @@ def _remedy(error: TransientError) -> str:
 
 
 def _retry_after(response: httpx.Response) -> float | None:
-    """Seconds that the header asks to wait, given as a number or a date."""
+    """Seconds that the Retry-After header asks to wait, given as a number or a date; None without a valid one."""
     header = response.headers.get("retry-after", "")
     try:
         return max(0.0, float(header))

@@ -1,6 +1,4 @@
-"""The questions that are put to a server to find out what it can do (eval.scorers.endpoint.capabilities uses the best
-of it).
-"""
+"""Test requests that show what a server can do. eval.scorers.endpoint.capabilities then uses the best of it."""
 
 from __future__ import annotations
 
@@ -33,24 +31,33 @@ from eval.types import Prompt, Turn
 log = logging.getLogger(__name__)
 
 TOP_LOGPROBS = (1000, 20, 5)
-"""How many of the most probable tokens are asked for: the first number that the server takes (OpenAI: 20 and 5)."""
-MAX_BOUNDED_SHARE = 0.01  # of a question's probability may be owed to bounds, else the server is sampled from
-PROMPTS_PER_SET = 5  # questions of each set of candidates
+"""How many of the most probable tokens to request: the first number that the server accepts (OpenAI: 20 and 5)."""
+MAX_BOUNDED_SHARE = 0.01  # of a question's probability may come from upper bounds; beyond it answers are sampled
+PROMPTS_PER_SET = 5  # prompts to test for each set of candidates
 UNMODIFIED = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
-"""Turns off what a server may have as its default (vLLM takes a model's generation_config.json for one). Sent with
-every question, also where nothing is drawn: a server may list, or echo, what such settings have changed.
+"""Turns off settings that a server may have by default (vLLM takes them from a model's generation_config.json).
+
+Sent with every request, also where nothing is sampled: a server may list or echo probabilities that such settings have
+changed.
 """
 CONTINUE_FLAGS = {"continue_final_message": True, "add_generation_prompt": False}
 MAX_IDENTICAL = 16
-"""So many same answers at temperature 1 to OPEN_ENDED show that nothing is drawn."""
+"""So many identical answers to OPEN_ENDED at temperature 1 show that the server does not sample."""
 OPEN_ENDED = Prompt(
     (Turn("human", "Write down twenty random words."), Turn("assistant", "The words are")), (" a", " the")
 )
-"""What is asked where no planned question is needed; the same for every model."""
+"""The prompt for tests that need no planned question. It is the same for every model."""
 
 
 class Probe:
-    """Finds out what a server can do; Lacking is raised for what it cannot. held: method of the folder's records."""
+    """Tests what a server can do. Methods raise UnsupportedError for what it cannot do.
+
+    Args:
+        served: The model on its server.
+        config: The scorer's options.
+        recorded_method: The method of the results folder's records, or None.
+        plan: All questions of the evaluation.
+    """
 
     def __init__(self, served: ServedModel, config: ScorerConfig, recorded_method: str | None, plan: Plan) -> None:
         self.served, self.config, self.recorded_method = served, config, recorded_method
@@ -65,7 +72,11 @@ class Probe:
         self.tokenizer_checked = False
 
     def run(self, job: Coroutine[Any, Any, Any]) -> Any:
-        """What the job returns. Lacking where the server refuses what was asked, or answers something else."""
+        """Runs a job of the client and returns its result.
+
+        Raises:
+            UnsupportedError: The server refuses the request, or its answer has another form than requested.
+        """
         client = self.served.client
         client.probing = True
         try:
@@ -78,7 +89,11 @@ class Probe:
             client.probing = False
 
     def route(self, name: RouteName) -> Route:
-        """The route, where the server continues a beginning on /chat/completions if the route is chat."""
+        """The route by its name.
+
+        Raises:
+            UnsupportedError: The route is chat, and the server does not continue the beginning of an answer.
+        """
         if name != "chat":
             return Route(name, self.served)
         if self.flags is None:
@@ -86,7 +101,7 @@ class Probe:
         return Route(name, self.served, self.flags)
 
     def _neutral_settings(self, route: Route) -> dict[str, Any]:
-        """UNCUT, or nothing where the server takes requests without it only."""
+        """UNMODIFIED, or {} if the server accepts requests only without it."""
 
         async def request(settings: dict[str, Any]) -> None:
             await route.request(route.body(OPEN_ENDED), lambda a: choices(a, 1), max_tokens=1, **settings)
@@ -101,13 +116,13 @@ class Probe:
         return self.settings[route.name]
 
     def _check_tokenizer(self, route: Route) -> None:
-        """InputError where our token ids are other texts to the server; once."""
+        """Checks once whether --tokenizer is the served model's. Raises InputError if its ids are other texts there."""
         if route.name == "ids" and not self.tokenizer_checked:
             check_by_completions(self.served, str(self.config.tokenizer), self.run)
             self.tokenizer_checked = True
 
     def echo(self, route: Route) -> Echo:
-        """Echo: without a generated token and several prompts in a request, where the server does that."""
+        """Tests echo, preferably without a generated token and with several prompts in a request."""
         first_error: UnsupportedError | None = None
         settings = self._neutral_settings(route)
         for batched, generated in ((True, 0), (False, 0), (False, 1)):
@@ -124,7 +139,12 @@ class Probe:
         raise first_error
 
     def top(self, route: Route) -> Top:
-        """Lists of the most probable tokens, where every candidate's tokens are listed or nearly impossible."""
+        """Tests the lists of the most probable tokens.
+
+        Raises:
+            UnsupportedError: The server gives no usable lists, or a candidate's tokens are not listed although they may
+                be probable. With --answer_method top or records of this method, the latter is only a warning.
+        """
         scorer = self._longest_list(route)
         self._check_tokenizer(route)
         if not any(text.startswith(" ") for text in self.run(scorer.request(OPEN_ENDED)).logprobs):
@@ -147,6 +167,7 @@ class Probe:
         return scorer
 
     def _longest_list(self, route: Route) -> Top:
+        """The scorer with the first length of list in TOP_LOGPROBS that the server accepts."""
         first_error: UnsupportedError | None = None
         settings = self._neutral_settings(route)
         for n in TOP_LOGPROBS:
@@ -161,11 +182,11 @@ class Probe:
         raise first_error
 
     def _paths(self, scorer: Top, prompts: list[Prompt]) -> tuple[TokenPath, ...]:
-        """The tokens of each candidate."""
+        """The token texts of each candidate."""
         return tuple(self._path(scorer, prompts, k) for k in range(len(prompts[0].candidates)))
 
     def _path(self, scorer: Top, prompts: list[Prompt], k: int) -> TokenPath:
-        """The texts of the tokens of the k-th candidate: listed ones, each of which adds one to the prompt's tokens."""
+        """The token texts of the k-th candidate. Each must be listed and raise the count of prompt tokens by one."""
         candidate = prompts[0].candidates[k]
         for prompt in prompts:
             path: list[str] = []
@@ -188,9 +209,11 @@ class Probe:
         raise UnsupportedError(f"the tokens of {candidate!r} are not among the {scorer.requested} most probable")
 
     def sampling(self, route: Route) -> Sampling:
-        """Sampling, with what the server takes: seeds, several answers in a request.
+        """Tests sampling, with seeds and with several answers in a request where the server accepts them.
 
-        InputError where MOST_ALIKE answers to an open question are the same: then nothing is drawn.
+        Raises:
+            InputError: MAX_IDENTICAL answers to an open question are identical, so the server does not sample.
+            UnsupportedError: The server does not accept the requests.
         """
         scorer, first_error = None, None
         settings = self._neutral_settings(route)
@@ -207,7 +230,7 @@ class Probe:
             raise first_error
         while (
             len({t for (t,) in texts}) == 1 and len(texts) < MAX_IDENTICAL
-        ):  # a peaked model may say the same a few times
+        ):  # a peaked model may give the same answer a few times
             texts.append(self._draw_texts(scorer, 1, len(texts)))
         if len({t for (t,) in texts}) == 1:
             raise InputError(
@@ -215,7 +238,7 @@ class Probe:
                 f"({texts[0][0][:40]!r}): it does not sample (a cache, or a fixed temperature?)"
             )
         more: list[str] = []
-        with contextlib.suppress(UnsupportedError):  # then they are asked for one by one
+        with contextlib.suppress(UnsupportedError):  # then each answer takes its own request
             more = self._draw_texts(scorer, 4, MAX_IDENTICAL)
         batched = len(set(more)) > 1
         strips = not any(text[:1].isspace() for text in [*more, *(t for (t,) in texts)])
@@ -229,12 +252,15 @@ class Probe:
         return [s.text for s in sampled]
 
     def _continuation_flags(self) -> dict[str, Any]:
-        """The flags with which the server continues the beginning in the last message: CONTINUE, or none at all.
+        """The flags that make the server continue the beginning in the last message: CONTINUE_FLAGS or {}.
 
-        Shown by its counts of prompt tokens. CONTINUE is honoured where it takes away both the end of the last turn
-        (against add_generation_prompt alone) and the beginning of a new one (against no flag), and more words are more
-        tokens: a gateway may hand on the flags and drop the beginning. Without flags a server continues where each of
-        a beginning's words adds as many tokens and nothing else does.
+        The server's counts of prompt tokens show it. CONTINUE_FLAGS work if they remove both the end of the last turn
+        (compared with add_generation_prompt alone) and the start of a new one (compared with no flag), and if more
+        words give more tokens: a gateway may pass the flags on and drop the beginning. Without flags the server
+        continues if each word of a beginning adds the same number of tokens and nothing else adds any.
+
+        Raises:
+            UnsupportedError: The counts show neither.
         """
         with_flags = self._count(4, CONTINUE_FLAGS)
         closed = self._count(4, {"add_generation_prompt": False})
@@ -255,7 +281,7 @@ class Probe:
         )
 
     def _count(self, words: int, flags: dict[str, Any]) -> int | None:
-        """Prompt tokens of a question with a beginning of so many words; None where the flags are refused."""
+        """Prompt tokens of a question with a beginning of `words` words; None if the server refuses the flags."""
         messages = [{"role": "user", "content": "What is it?"}]
         if words:
             messages.append({"role": "assistant", "content": " ".join(["a"] * words)})

@@ -1,4 +1,4 @@
-"""The scorer of --scorer endpoint: questions to a served model by the method that abilities found."""
+"""The scorer of --scorer endpoint: evaluates a served model by the method that capabilities.py detected."""
 
 from __future__ import annotations
 
@@ -24,7 +24,14 @@ log = logging.getLogger(__name__)
 
 
 class EndpointScorer:
-    """eval.types.Scorer and AnswersAlone over a served model."""
+    """Implements eval.types.Scorer and AnswersAlone for a served model.
+
+    Args:
+        served: The model on its server.
+        capability: The method and route to use.
+        samples: Answers per question, where the method is sampling.
+        seed: The run's seed.
+    """
 
     def __init__(self, served: ServedModel, capability: Capability, samples: int, seed: int) -> None:
         self.served, self.capability, self.samples, self.seed = served, capability, samples, seed
@@ -53,15 +60,16 @@ class EndpointScorer:
 
     @property
     def method(self) -> str:
+        """ "method/route", as recorded."""
         return f"{self.capability.method}/{self.capability.route.name}"
 
     @property
     def standard_error(self) -> float:
-        """Of a probability of one half."""
+        """The standard error of a probability of one half, where the method is sampling."""
         return 0.5 / self.samples**0.5
 
     def describe(self) -> dict[str, Any]:
-        """Server, method and its cost, format; used: requests, retries and tokens of this process so far."""
+        """Server, method and its cost, format. used: requests, retries and tokens of this process so far."""
         route, sampler = self.capability.route, self.capability.reasoning_sampler
         description: dict[str, Any] = {
             "scorer": "endpoint",
@@ -96,7 +104,11 @@ class EndpointScorer:
         return description
 
     def score(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
-        """Yields answers as they are done. InputError where the server stays away or refuses."""
+        """Yields (index, Answer) as they are done.
+
+        Raises:
+            InputError: The server stays unreachable or refuses a request.
+        """
 
         async def score_one(i: int, prompt: Prompt) -> tuple[int, Answer]:
             return i, await self._answer(prompt)
@@ -104,8 +116,10 @@ class EndpointScorer:
         yield from self.served.client.run_all([score_one(i, p) for i, p in enumerate(prompts)])
 
     def sample(self, prompts: Sequence[Prompt], seeds: Sequence[int], max_new_tokens: int) -> Iterator[tuple[int, str]]:
-        """Yields sampled texts as they are done: temperature 1, nothing cut off, each with its own seed. InputError for
-        one that the server refused, or gave none of.
+        """Yields (index, text) as they are done, sampled at temperature 1 without truncation, each with its own seed.
+
+        Raises:
+            InputError: The server refused a prompt or gave no text for it.
         """
 
         async def sample_one(i: int, prompt: Prompt) -> tuple[int, str]:
@@ -119,9 +133,19 @@ class EndpointScorer:
     def reason(
         self, prompts: Sequence[Prompt], seeds: Sequence[int], max_new_tokens: int, then: Callable[[int, str], Prompt]
     ) -> Iterator[tuple[int, str, Answer]]:
-        """eval.types.AnswersAlone: each prompt is sampled from and its final prompt scored, as they are done.
+        """Implements eval.types.AnswersAlone: samples from each prompt, then scores the prompt that `then` returns.
 
-        What has no reasoning is not scored, which would be another condition: its reason is in Answer.extra.
+        A question without reasoning is not scored, since that would be another condition: Answer.extra holds the
+        reason.
+
+        Args:
+            prompts: The prompts to sample reasoning from.
+            seeds: A seed for each prompt.
+            max_new_tokens: Token limit of the reasoning.
+            then: Makes the final prompt from the index and the reasoning.
+
+        Yields:
+            (index, reasoning, Answer), as they are done.
         """
 
         async def reason_and_answer(i: int, prompt: Prompt) -> tuple[int, str, Answer]:
@@ -148,11 +172,11 @@ class EndpointScorer:
         return answer
 
     async def _draw(self, prompt: Prompt, seed: int, max_new_tokens: int) -> tuple[str, str | None]:
-        """The reasoning, and why there is none."""
+        """Samples the reasoning. Returns it, and None or why there is none."""
         sampler = self.capability.reasoning_sampler
-        assert sampler is not None  # abilities looked for it where reasoning is planned
+        assert sampler is not None  # detect_capability finds one where reasoning is planned
         route = sampler.route
         stop: dict[str, Any] = {"stop": list(TURN_MARKS)} if route.format == "paper" else {}
-        # 31 bits of the question's seed: some servers take no more
+        # 31 bits of the question's seed: some servers accept no more
         (sampled,), _ = await sampler.request(route.body(prompt), 1, seed & 0x7FFFFFFF, max_new_tokens, **stop)
         return read_reasoning(sampled, prompt.turns[-1].text if route.name == "instructed" else "")

@@ -1,10 +1,10 @@
 """A Llama-shaped decoder on a CPU: a whole tree of prompts in one flat row.
 
-What transformers computes layer by layer is computed here with few passes over memory (eval.scorers.local.llama_shape),
-each distinct beginning once (eval.scorers.local.prefix_tree.slices): attention runs on blocks of nodes against just
-their ancestors, and of the last layer only the ends of sequences are computed. Nothing here is trusted: the scorer uses
-it only where it agrees with plain forward passes (eval.scorers.local.selfcheck). Shapes: N nodes, P nodes of the pool,
-B blocks of C nodes, K keys, R rows of S tokens, T slots, H hidden, D head, W any other width, V vocabulary.
+It computes what transformers computes layer by layer, in few passes over memory (eval.scorers.local.llama_shape) and
+each distinct beginning once (eval.scorers.local.prefix_tree.slices). Attention runs on blocks of nodes against only
+their ancestors; the last layer is computed only at the ends of sequences. Nothing is taken on trust: the scorer uses
+this decoder only where it agrees with plain forward passes (eval.scorers.local.selfcheck). Shapes: N nodes, P nodes of
+the pool, B blocks of C nodes, K keys, R rows of S tokens, T slots, H hidden, D head, W any other width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -27,18 +27,24 @@ from eval.scorers.local.widen import in_fp32
 ROWS = 64
 """Matrix products run on a multiple of so many rows; on exactly so many where samples depend on them."""
 SLICE = 1024
-"""Nodes of a slice at most (in fp32 half as many): more would take more memory and save nothing."""
-MIN_TRUNK = 8  # tokens: a shorter beginning of all sequences is not worth a pass of its own
+"""The most nodes of a slice (half as many in fp32): more would take more memory and save nothing."""
+MIN_TRUNK = 8  # tokens: a shorter beginning of all sequences is not worth a separate pass
 MAX_TRUNKS = 4
 ENDS = 256  # ends of sequences whose logits are computed together
 VOCABULARY_PART = 4096
 
 
 class FusedDecoder:
-    """The decoder of a causal language model on a CPU, with weights as they are now. Raises Unsupported.
+    """The decoder of a causal language model on a CPU, with the weights as they are now.
 
-    lazy: layers are packed when they are used and not kept (for a check in another dtype). kernels: those of
-    eval.scorers.local.native unless others are given.
+    Args:
+        model: A transformers model.
+        dtype: The dtype to compute in.
+        lazy: Pack each layer when it is used and do not keep it (for a check in another dtype).
+        kernels: The kernels; by default those of eval.scorers.local.native.
+
+    Raises:
+        UnsupportedModelError: The model is not Llama-shaped or not on a CPU.
     """
 
     def __init__(self, model: Any, dtype: torch.dtype, lazy: bool = False, kernels: TorchKernels | None = None) -> None:
@@ -72,7 +78,7 @@ class FusedDecoder:
                 yield llama_shape.layer(module, self.dtype)
 
     def logprobs(self, requested: RequestedTokens, batch_tokens: int) -> Iterator[TokenLogprobs]:
-        """For each sequence the log-probabilities of the wanted next tokens, as they are done."""
+        """Yields the log-probabilities (nats) of the requested next tokens of each sequence, as they are done."""
         sequences = list(requested)
         root, path = self._trunk(sequences, batch_tokens)
         ended: list[tuple[int, ...]] = []
@@ -88,7 +94,11 @@ class FusedDecoder:
             yield self.token_logprobs(torch.cat(hidden), ended, requested)
 
     def _trunk(self, sequences: list[tuple[int, ...]], batch_tokens: int) -> tuple[int, list[Tensor]]:
-        """The beginning that all sequences share: its length, and its keys and values, which are kept between calls."""
+        """The beginning that all sequences share.
+
+        Returns:
+            Its length, and its keys and values, which are kept between calls.
+        """
         low, high = min(sequences), max(sequences)
         root = min(shared_length(low, high), min(map(len, sequences)) - 1)
         if root < MIN_TRUNK:
@@ -106,13 +116,19 @@ class FusedDecoder:
     def token_logprobs(
         self, hidden_SH: Tensor, ended: list[tuple[int, ...]], requested: RequestedTokens
     ) -> TokenLogprobs:
-        """The wanted log-probabilities over the full vocabulary, from normed hidden states; all in fp32."""
+        """The requested log-probabilities over the full vocabulary, computed in fp32.
+
+        Args:
+            hidden_SH: Normed hidden states at the ends of the sequences.
+            ended: The sequences, in the order of hidden_SH.
+            requested: The next tokens of each sequence.
+        """
         weight_VH, bias = self.head.weight.detach(), self.head.bias
         requests = [(row, token) for row, s in enumerate(ended) for token in sorted(requested[s])]
         rows_A, tokens_A = torch.tensor(requests).unbind(1)
         logits_A = torch.empty(len(requests))
         totals = []
-        for start in range(0, len(weight_VH), VOCABULARY_PART):  # never all logits at once
+        for start in range(0, len(weight_VH), VOCABULARY_PART):  # all logits at once would take too much memory
             part = slice(start, start + VOCABULARY_PART)
             bias_part = None if bias is None else bias[part].detach().float()
             logits_SV = F.linear(hidden_SH, weight_VH[part].float(), bias_part)
@@ -129,10 +145,17 @@ class FusedDecoder:
         self, piece: Slice, path: list[Tensor], on_layer_kv: Callable[[int, Tensor], None] | None = None,
         chunk_rows: int | None = None,
     ) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
-        """One slice. path: for each layer the keys and values (P, 2 * key heads * D) of the pool's path.
+        """Computes one slice.
 
-        Returns the normed hidden states (S, H), in fp32, at which the slice's sequences end, and the path of the next
-        slice. see(layer number, pool) is shown keys and values of the whole pool; at_once: rows of a product.
+        Args:
+            piece: The slice.
+            path: For each layer the keys and values (P, 2 * key heads * D) of the pool's path.
+            on_layer_kv: Called with (layer number, keys and values of the whole pool).
+            chunk_rows: Rows of each matrix product; by default all.
+
+        Returns:
+            The normed hidden states (S, H), in fp32, at which the slice's sequences end; and the path of the next
+            slice.
         """
         n, n_path = len(piece.tokens_N), piece.path
         width = -(-n // ROWS) * ROWS
@@ -166,12 +189,18 @@ class FusedDecoder:
         self, tokens_RS: Tensor, starts_R: Tensor, keys: list[Tensor], values: list[Tensor],
         rows: Tensor | None = None, tree: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:  # fmt: skip
-        """S tokens more for each of R dialogues, row r's in its slots from starts_R[r] on.
+        """Computes S more tokens for each of R dialogues, those of row r in its slots from starts_R[r] on.
 
-        keys, values: for each layer (rows, key heads, slots, D), with slots a multiple of SLOTS. They are those of the
-        first R rows and are written to; with `rows` (R,) copies of those rows are. The tokens are a chain, or a tree:
-        (position (R, S), which of the row's S tokens each sees (R, S, S)).
-        Returns the normed hidden states (R, S, H), in fp32.
+        Args:
+            tokens_RS: The tokens of each row: a chain, or a tree if `tree` is given.
+            starts_R: The first slot of each row.
+            keys: For each layer (rows, key heads, slots, D), slots a multiple of SLOTS; written to.
+            values: Like keys.
+            rows: (R,) rows of keys and values to use, which are copied and not written to; by default the first R.
+            tree: (position (R, S), which of the row's S tokens each one sees (R, S, S)).
+
+        Returns:
+            The normed hidden states (R, S, H), in fp32.
         """
         (r, s), kv, d = tokens_RS.shape, self.heads.keys, self.heads.size
         slot_RS = starts_R[:, None] + torch.arange(s)
@@ -205,11 +234,11 @@ class FusedDecoder:
         return self._final_norm(x_NH)[: r * s].view(r, s, -1)
 
     def slots(self, rows: int, length: int) -> tuple[list[Tensor], list[Tensor]]:
-        """Keys and values for `step`, with at least so many rows and slots: finite numbers, those of the last use."""
+        """Keys and values for `step`, with at least so many rows and slots: finite numbers, from the last use."""
         length = -(-length // SLOTS) * SLOTS
         if not self._slots[0] or self._slots[0][0].shape[0] < rows or self._slots[0][0].shape[2] < length:
             shape = (rows, self.heads.keys, length, self.heads.size)
-            self._slots = [], []  # the old ones first
+            self._slots = [], []  # frees the old ones first
             for kind in self._slots:
                 kind += [torch.zeros(shape, dtype=self.dtype) for _ in self.modules]
         return self._slots
@@ -231,7 +260,7 @@ class FusedDecoder:
         return F.rms_norm(x_NH.float(), x_NH.shape[-1:], self.final_scale, self.final_eps)
 
     def _turn(self, x_NH: Tensor, position_N: Tensor) -> Tensor:
-        """cos + i sin of every node's position, (N, 1, D / 2)."""
+        """The rotary embedding cos + i sin of every node's position, (N, 1, D / 2)."""
         cos, sin = self.rotary(x_NH[None, :1].float(), position_N[None])
         if cos.shape[-1] != self.heads.size:
             raise UnsupportedModelError("only a part of each head is turned")
@@ -239,7 +268,7 @@ class FusedDecoder:
         return torch.complex(cos[0, :, None, :half].float(), sin[0, :, None, :half].float())
 
     def _qkv(self, layer: Layer, x_NH: Tensor, rotation: Tensor, chunk_rows: int | None = None) -> Tensor:
-        """Queries, keys (both turned) and values, (N, (query heads + 2 * key heads) * D)."""
+        """Queries, keys (both rotated) and values, (N, (query heads + 2 * key heads) * D)."""
         qkv_NW = layer.qkv(self.kernels.normed(x_NH, layer.eps[0]), chunk_rows=chunk_rows)
         self.kernels.turn(qkv_NW, rotation, self.heads, layer)
         return qkv_NW
@@ -259,6 +288,6 @@ class FusedDecoder:
 
 
 def _copy_rows(slots_RT: Tensor, rows_R: Tensor, slots: int) -> Tensor:
-    """The rows' first slots, with empty ones behind where there are not so many."""
+    """The first slots of the rows, padded with empty ones up to `slots`."""
     copied = slots_RT[rows_R, :, :slots]
     return F.pad(copied, (0, 0, 0, slots - copied.shape[2]))

@@ -1,10 +1,10 @@
-"""Sampling by the fused decoder: distinct beginnings encoded once, finished dialogues leave the batch, and keys and
+"""Sampling by the fused decoder. Distinct beginnings are encoded once, and finished dialogues leave the batch. Keys and
 values are kept for the question that follows the reasoning.
 
-A sample must not depend on what is sampled beside it. Matrix products always run on ROWS rows (how oneDNN sums depends
-on their number) and attention on a row's own keys by position (by torch on SLOTS at a time): then a
-row's result is the same, bit for bit, whatever the other rows are (a test holds it).
-The draw uses the row's own uniform numbers.
+A sample must not depend on the other samples of its batch. So matrix products always run on ROWS rows, since the order
+in which oneDNN sums depends on their number, and attention runs on a row's own keys by position (in torch on SLOTS at a
+time). A row's result is then the same, bit for bit, whatever the other rows are (a test checks this). Each row is drawn
+with its own uniform numbers.
 Shapes: R rows, T slots, D head, H hidden, V vocabulary, W any other width.
 """
 
@@ -21,21 +21,24 @@ from eval.scorers.local.fused import ROWS, SLICE, FusedDecoder
 from eval.scorers.local.portable import RequestedTokens, TokenLogprobs
 from eval.scorers.local.prefix_tree import Pack, pack, shared_length, slices
 
-SMALL_BLOCK = 16  # each branch of the contexts' tree begins a block: little is padded
-PART = 256  # tokens of the vocabulary that are summed up together to find a draw
+SMALL_BLOCK = 16  # nodes: each branch of the contexts' tree begins a block, so small blocks need little padding
+PART = 256  # tokens of the vocabulary whose probabilities are summed together in `draw`
 
 
 class Sampler:
-    """At most ROWS dialogues, with keys and values in slots by position: (rows, key heads, T, D) for each layer."""
+    """Samples for at most ROWS dialogues.
+
+    Keys and values are in slots by position: (rows, key heads, T, D) for each layer.
+    """
 
     def __init__(self, decoder: FusedDecoder, contexts: Sequence[tuple[int, ...]], new_tokens: int) -> None:
         self.decoder = decoder
-        self.tokens: list[list[int]] = [list(c) for c in contexts]  # by row
-        self.origin = list(range(len(contexts)))  # which context a row is
+        self.tokens: list[list[int]] = [list(c) for c in contexts]  # tokens of each row
+        self.origin = list(range(len(contexts)))  # index of each row's context
         self.keys, self.values = decoder.slots(len(contexts), max(map(len, contexts)) + new_tokens)
 
     def encode(self) -> Tensor:
-        """Computes the contexts, each distinct beginning once; normed hidden states at their ends (R, H)."""
+        """Encodes the contexts, each distinct beginning once. Returns the normed hidden states at their ends (R, H)."""
         distinct = list(dict.fromkeys(tuple(t) for t in self.tokens))
         rows = {c: [r for r, t in enumerate(self.tokens) if tuple(t) == c] for c in distinct}
         hidden: dict[tuple[int, ...], Tensor] = {}
@@ -58,7 +61,16 @@ class Sampler:
     def sample(
         self, seeds: Sequence[int], new_tokens: int, is_finished: Callable[[list[int]], bool]
     ) -> Iterator[tuple[int, list[int]]]:
-        """Yields (context, its new tokens) as they end: at new_tokens, or where ended(new tokens) says so."""
+        """Samples all rows at temperature 1.
+
+        Args:
+            seeds: A seed for each context.
+            new_tokens: The most new tokens.
+            is_finished: Whether a sample ends with these new tokens.
+
+        Yields:
+            (index of the context, its new tokens), as they end.
+        """
         uniform_RT = np.stack([np.random.default_rng(s).random(new_tokens) for s in seeds])
         lengths = [len(t) for t in self.tokens]
         output = self.decoder.output()
@@ -91,9 +103,10 @@ class Sampler:
         self.origin[a], self.origin[b] = self.origin[b], self.origin[a]
 
     def logprobs(self, requested: RequestedTokens, batch_tokens: int) -> Iterator[TokenLogprobs]:
-        """Log-probabilities after those wanted sequences of which a row holds more than half, computed from there on.
+        """Yields log-probabilities of requested sequences that extend a sampled dialogue.
 
-        What no row holds is left to the caller.
+        Only sequences of which a row holds more than half are computed, from that point on; the caller computes the
+        others.
         """
         matches = sorted(self._matches(requested), key=lambda m: len(m[2].tokens_N))
         start = 0
@@ -110,7 +123,7 @@ class Sampler:
             yield self.decoder.token_logprobs(hidden_EH, ended, requested)
 
     def _extend(self, group: list[tuple[int, int, Pack, list[tuple[int, ...]]]]) -> Tensor:
-        """Hidden states (R, S, H) of the trees below the rows' first slots."""
+        """Hidden states (R, S, H) of the trees that continue the rows' first slots."""
         s = max(len(tree.tokens_N) for _, _, tree, _ in group)
         tokens_RS, depth_RS = (torch.zeros(len(group), s, dtype=torch.long) for _ in range(2))
         visible_RSS = torch.eye(s, dtype=torch.bool).repeat(len(group), 1, 1)
@@ -123,14 +136,18 @@ class Sampler:
         return self.decoder.step(tokens_RS, starts_R, self.keys, self.values, rows, (depth_RS, visible_RSS))
 
     def _matches(self, requested: RequestedTokens) -> Iterator[tuple[int, int, Pack, list[tuple[int, ...]]]]:
-        """(row, how many tokens of its slots are used, the tree of what follows, the sequences that end in it)."""
+        """Matches the requested sequences to rows.
+
+        Yields:
+            (row, how many of its slots are used, the tree of what follows, the sequences that end in the tree).
+        """
         rows = {tuple(t): row for row, t in enumerate(self.tokens)}
         contexts = sorted(rows)
         by_context: dict[tuple[int, ...], list[tuple[tuple[int, ...], int]]] = {}
         for sequence in requested:
             position = bisect_left(contexts, sequence)
             best = max(contexts[max(0, position - 1) : position + 1], key=lambda k: shared_length(k, sequence))
-            # the last token sampled was never put in, and one token at least is to be computed
+            # the last sampled token was never fed to the decoder, and at least one token must be computed
             start = min(shared_length(best, sequence), len(best) - 1, len(sequence) - 1)
             if start > len(sequence) // 2:
                 by_context.setdefault(best, []).append((sequence, start))
@@ -141,9 +158,9 @@ class Sampler:
 
 
 def draw(logits_RV: Tensor, u_R: Tensor) -> Tensor:
-    """The token (R,) at which each row's cumulative distribution passes u (temperature 1): a sample where u is uniform.
+    """The token (R,) at which each row's cumulative distribution passes u (temperature 1): a sample if u is uniform.
 
-    Summed by parts of the vocabulary first, then within the part.
+    Probabilities are summed by parts of the vocabulary first, then within the part.
     """
     p_RV = torch.softmax(logits_RV, dim=-1)
     p_RV = torch.nn.functional.pad(p_RV, (0, -p_RV.shape[1] % PART)).unflatten(1, (-1, PART))
@@ -154,6 +171,6 @@ def draw(logits_RV: Tensor, u_R: Tensor) -> Tensor:
     within_RW = p_RV[torch.arange(len(p_RV)), part_R1[:, 0]]
     ends_RW = within_RW.cumsum(dim=-1)
     token_R1 = torch.searchsorted(ends_RW, target_R1 - before_R1, right=True)
-    # rounding may point behind the part's last token that has a probability
+    # rounding may lead past the part's last token with a probability
     last_R1 = (within_RW > 0).int().mul(torch.arange(1, PART + 1)).argmax(dim=-1, keepdim=True)
     return (part_R1 * PART + torch.minimum(token_R1, last_R1))[:, 0]

@@ -1,6 +1,6 @@
-"""What lies between the matrix products of the fused tier: norms, turning of queries and keys, attention on a tree.
+"""The operations between the fused tier's matrix products: norms, rotary embeddings, attention on a tree.
 
-Here by torch's own operators; eval.scorers.local.native does the same in compiled code where there is a compiler.
+These use torch's operators. eval.scorers.local.native does the same in compiled code where there is a compiler.
 Shapes: N nodes, P nodes of the pool, B blocks of C nodes, K keys, H hidden, D head, W any other width.
 """
 
@@ -16,22 +16,27 @@ from torch.nn import functional as F
 from eval.scorers.local.llama_shape import Heads, Layer
 from eval.scorers.local.prefix_tree import Slice
 
-SLOTS = 64  # keys of dialogues stand in multiples of so many slots
+SLOTS = 64  # keys of dialogues are stored in multiples of so many slots
 KEYS_STEP = 16  # blocks are grouped by their number of keys, rounded up to this
 
 Group = tuple[Tensor, Tensor, dict[int | None, Tensor]]
-"""Blocks that have about as many keys: which (B,), their keys in the pool (B, K), and for each window the additive mask
-(B, 1, C, K)."""
+"""Blocks with about as many keys.
+
+Their indices (B,), their keys in the pool (B, K), and for each window the additive mask (B, 1, C, K).
+"""
 
 
 class TorchKernels:
-    """By torch's operators. block: nodes whose attention is computed together."""
+    """The kernels by torch's operators. block: nodes whose attention is computed together."""
 
     name = "torch"
     block = 32
 
     def normed(self, x_NH: Tensor, eps: float) -> Tensor:
-        """x over its root mean square: computed in fp32, given in x's dtype. The scale is in the matrix behind it."""
+        """x divided by its root mean square: computed in fp32, returned in x's dtype.
+
+        The norm's scale is in the matrix that follows.
+        """
         wide_NH = x_NH.float()
         square_N1 = torch.linalg.vector_norm(wide_NH, dim=-1, keepdim=True).square_()
         scale_N1 = torch.rsqrt(square_N1 / x_NH.shape[-1] + eps)
@@ -40,9 +45,9 @@ class TorchKernels:
         return wide_NH.mul_(scale_N1).to(x_NH.dtype)
 
     def turn(self, qkv_NW: Tensor, rotation: Tensor, heads: Heads, layer: Layer) -> None:
-        """Norms queries and keys where the layer does, and turns them, in place.
+        """Applies the norms of queries and keys, where the layer has them, and rotates both, in place.
 
-        turn: cos + i sin of each pair of neighbours, (N, 1, D / 2).
+        rotation: cos + i sin of each pair of neighbours, (N, 1, D / 2).
         """
         rotated_width = (heads.queries + heads.keys) * heads.size
         qk = qkv_NW[:, :rotated_width].unflatten(1, (-1, heads.size)).float()
@@ -51,13 +56,19 @@ class TorchKernels:
             scaled = zip(parts, layer.head_scales, strict=True)
             qk = torch.cat([F.rms_norm(p, (heads.size,), s, e) for p, (s, e) in scaled], dim=1)
         pairs = torch.view_as_complex(qk.unflatten(2, (-1, 2))).mul_(rotation)
-        if not (qkv_NW.dtype == torch.float32 and not layer.head_scales):  # there it was turned in place
+        if not (qkv_NW.dtype == torch.float32 and not layer.head_scales):  # in that case the rotation was in place
             qkv_NW[:, :rotated_width] = torch.view_as_real(pairs).flatten(1)
 
     def layout(self, piece: Slice, width: int, windows: set[int | None], dtype: torch.dtype) -> Any:
-        """How the slice's blocks attend, for `attend`; width: the slice's nodes and padding.
+        """Which keys the slice's blocks attend to, as input of `attend`.
 
-        Padding is seen by nobody and sees at least itself, or has no block at all.
+        Nothing attends to padding. Padding attends at least to itself, or has no block at all.
+
+        Args:
+            piece: The slice.
+            width: Number of its nodes with padding.
+            windows: The attention windows of the layers; None for full attention.
+            dtype: The dtype of the masks.
         """
         n, n_path, block = len(piece.tokens_N), piece.path, piece.block
         last_P = np.concatenate([piece.last_P, np.arange(n_path + n, n_path + width)])
@@ -84,7 +95,19 @@ class TorchKernels:
     def attend(
         self, layout: Any, window: int | None, scaling: float, heads: Heads, qkv_NW: Tensor, path_PW: Tensor | None
     ) -> Tensor:
-        """Attention of every node on its ancestors, (N, query heads * D). path_PW: keys and values before the slice."""
+        """Attention of every node on its ancestors.
+
+        Args:
+            layout: What `layout` returned.
+            window: How many positions a node sees; None for all.
+            scaling: Factor of the scores.
+            heads: Numbers of heads and their size.
+            qkv_NW: Queries, keys and values of the slice's nodes.
+            path_PW: Keys and values before the slice, or None.
+
+        Returns:
+            (N, query heads * D).
+        """
         block, groups = layout
         kv, d = heads.keys, heads.size
         kv_NW = qkv_NW[:, heads.queries * d :]
@@ -105,11 +128,21 @@ class TorchKernels:
         self, qkv_RW: Tensor, keys: Tensor, values: Tensor, lengths_R: Tensor, window: int | None, scaling: float,
         heads: Heads,
     ) -> Tensor:  # fmt: skip
-        """Attention of one token each of R dialogues on the first lengths_R[r] slots of its row, (R, query heads * D).
+        """Attention of one token each of R dialogues on the first lengths_R[r] slots of its row.
 
-        keys, values: (rows, key heads, slots, D), rows at least R and slots a multiple of SLOTS.
+        Args:
+            qkv_RW: Queries, keys and values of the tokens.
+            keys: (rows, key heads, slots, D), rows at least R and slots a multiple of SLOTS.
+            values: Like keys.
+            lengths_R: How many slots each row has filled.
+            window: How many positions a token sees; None for all.
+            scaling: Factor of the scores.
+            heads: Numbers of heads and their size.
+
+        Returns:
+            (R, query heads * D).
         """
-        slots = -(-int(lengths_R.max()) // SLOTS) * SLOTS  # for a row's result the number of slots matters
+        slots = -(-int(lengths_R.max()) // SLOTS) * SLOTS  # a row's result depends on the number of slots
         q_RHD = qkv_RW[: len(lengths_R), : heads.queries * heads.size].unflatten(1, (heads.queries, heads.size))
         slot_T = torch.arange(slots)
         visible_RT = slot_T < lengths_R[:, None]
@@ -122,6 +155,6 @@ class TorchKernels:
 
 
 def additive(allowed_BCK: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 or -inf, (B, 1, C, K)."""
+    """The additive mask (B, 1, C, K): 0 where allowed, else -inf."""
     mask = torch.zeros(allowed_BCK.shape, dtype=dtype)
     return mask.masked_fill_(~allowed_BCK, float("-inf"))[:, None]

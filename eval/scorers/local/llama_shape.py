@@ -1,8 +1,8 @@
 """The weights of a Llama-shaped decoder, joined and packed for CPUs.
 
-The weights of queries, keys and values become one matrix, the norms' scales are folded into the matrices behind them,
-and each matrix is packed once for oneDNN, whose products also do SwiGLU and the residual sums (the operators that
-torch's own compiler uses). Which models fit is seen from their modules, never from their names.
+The weights of queries, keys and values become one matrix. The norms' scales are folded into the matrices that follow.
+Each matrix is packed once for oneDNN, whose products also do SwiGLU and the residual sums (the operators that torch's
+own compiler uses). A model's modules decide whether it fits, never its name.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class UnsupportedModelError(Exception):
 
 
 class Product:
-    """x @ weight.T + bias; then swish, or `other *` or `other +`, in the same pass. packed: once, for oneDNN."""
+    """x @ weight.T + bias, followed in the same pass by swish, `other *` or `other +`. packed: pack once for oneDNN."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, packed: bool = True) -> None:
         self.weight = weight.to(dtype).contiguous()
@@ -33,13 +33,19 @@ class Product:
         self.bias = None if bias is None else bias.to(dtype)
 
     def __call__(self, x_NI: Tensor, activation: str = "none", chunk_rows: int | None = None) -> Tensor:
-        """at_once: in products of so many rows, which divide N: a row then does not depend on their number."""
+        """Computes the product.
+
+        Args:
+            x_NI: The inputs.
+            activation: "none" or "swish".
+            chunk_rows: Compute so many rows at a time, a divisor of N; a row's result then does not depend on N.
+        """
         if chunk_rows and len(x_NI) > chunk_rows:
             return torch.cat([self(part, activation) for part in x_NI.split(chunk_rows)])
         return torch.ops.mkldnn._linear_pointwise(x_NI, self.weight, self.bias, activation, [], "")
 
     def with_other(self, x_NI: Tensor, other_NO: Tensor, operation: str, chunk_rows: int | None = None) -> Tensor:
-        """how: 'add' or 'mul'."""
+        """Computes the product and adds other_NO or multiplies by it. operation: "add" or "mul". chunk_rows: see `__call__`."""
         if chunk_rows and len(x_NI) > chunk_rows:
             parts = zip(x_NI.split(chunk_rows), other_NO.split(chunk_rows), strict=True)
             return torch.cat([self.with_other(x, other, operation) for x, other in parts])
@@ -48,9 +54,12 @@ class Product:
 
 @dataclass
 class Layer:
-    """A layer's products. Queries and keys have the halves of each head interleaved: neighbours make a pair to turn.
+    """A layer's products. Each head's halves of queries and keys are interleaved: neighbours form a pair to rotate.
 
-    eps: of the two norms; head_scales: scale and eps of the norms of queries and keys, where the model has them.
+    Attributes:
+        eps: Those of the two norms.
+        head_scales: Scale and eps of the norms of queries and keys, where the model has them.
+        scaling: Factor of the attention scores.
     """
 
     qkv: Product
@@ -65,7 +74,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Heads:
-    """Numbers of query heads and of key heads, and their size."""
+    """Number of query heads, number of key heads, and their size."""
 
     queries: int
     keys: int
@@ -73,7 +82,11 @@ class Heads:
 
 
 def layer(module: Any, dtype: torch.dtype) -> Layer:
-    """The packed layer. Its modules must compute in fp32 (eval.scorers.local.widen.in_fp32). Raises Unsupported."""
+    """Packs a layer. Its modules must compute in fp32 (eval.scorers.local.widen.in_fp32).
+
+    Raises:
+        UnsupportedModelError: The layer is not attention with an MLP of SwiGLU and two RMSNorms.
+    """
     if {name for name, _ in module.named_children()} != PARTS:
         raise UnsupportedModelError("a layer is not attention, an MLP and two norms")
     attention, mlp = module.self_attn, module.mlp
@@ -89,7 +102,7 @@ def layer(module: Any, dtype: torch.dtype) -> Layer:
         weight, bias = matrix(linear)
         return Product(weight if scale is None else weight * scale, bias, dtype, packed)
 
-    fp32 = dtype == torch.float32  # in fp32 the model's own matrices serve where they can: a third less memory
+    fp32 = dtype == torch.float32  # the model's own matrices are used where possible: a third less memory
 
     return Layer(
         Product(qkv_weight * scale_in, qkv_bias, dtype), product(attention.o_proj, packed=not fp32),
@@ -123,9 +136,9 @@ def _qkv(attention: Any) -> tuple[Tensor, Tensor | None, tuple[tuple[Tensor, flo
 
 
 def matrix(linear: Any) -> tuple[Tensor, Tensor | None]:
-    """(weight (out, in), bias or None) of a linear module in fp32, adapters on top of it included.
+    """(weight (out, in), bias or None) of a linear module in fp32, including adapters on top of it.
 
-    Anything but nn.Linear itself (a LoRA layer, say) is asked for its matrix: what it makes of the unit vectors.
+    Of anything but nn.Linear itself (a LoRA layer, say) the matrix is what the module makes of the unit vectors.
     """
     if type(linear) is nn.Linear:
         return linear.weight.detach().float(), None if linear.bias is None else linear.bias.detach().float()
@@ -138,7 +151,11 @@ def matrix(linear: Any) -> tuple[Tensor, Tensor | None]:
 
 
 def heads(attention: Any) -> Heads:
-    """Raises Unsupported where attention is not q, k, v and o with one size of head."""
+    """The heads of an attention module.
+
+    Raises:
+        UnsupportedModelError: It is not q, k, v and o with one size of head.
+    """
     size = int(getattr(attention, "head_dim", 0))
     parts = [getattr(attention, f"{x}_proj", None) for x in "qkvo"]
     extra = {name for name, _ in attention.named_children()} - {f"{x}_proj" for x in "qkvo"} - {"q_norm", "k_norm"}
@@ -151,7 +168,7 @@ def heads(attention: Any) -> Heads:
 
 
 def norm(module: Any) -> tuple[Tensor, float]:
-    """(scale in fp32, eps) of an RMSNorm. Raises Unsupported for another norm."""
+    """(scale in fp32, eps) of an RMSNorm. Raises UnsupportedModelError for another norm."""
     eps = getattr(module, "variance_epsilon", None)
     if eps is None or getattr(module, "bias", None) is not None:
         raise UnsupportedModelError("a norm is not RMSNorm")

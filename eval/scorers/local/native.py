@@ -1,10 +1,9 @@
-"""Builds and calls eval/scorers/native.cpp: what lies between the matrix products of the fused tier, in few passes.
+"""Builds and calls native.cpp: the operations between the fused tier's matrix products, in few passes over memory.
 
-The file is compiled once for this processor by the C++ compiler that is there ($CXX, else c++, g++ or clang++) and kept
-in the user's cache folder ($XDG_CACHE_HOME, else ~/.cache). Without a compiler torch's own operators do the same,
-slower (eval.scorers.local.kernels). Nothing here is trusted either: the scorer checks the fused tier with these kernels
-in it (eval.scorers.local.selfcheck). Shapes: N nodes, P nodes of the pool, B blocks, K keys of all blocks together, H
-hidden, D head, W any other width.
+The first C++ compiler of $CXX, else c++, g++ or clang++, compiles the file once for this processor. The library is kept
+in the user's cache folder ($XDG_CACHE_HOME, else ~/.cache). Without a compiler torch's operators do the same, slower
+(eval.scorers.local.kernels). The scorer checks the fused tier with these kernels in it (eval.scorers.local.selfcheck).
+Shapes: N nodes, P nodes of the pool, B blocks, K keys of all blocks together, H hidden, D head, W any other width.
 """
 
 from __future__ import annotations
@@ -39,14 +38,14 @@ COMPILERS = ("c++", "g++", "clang++")
 BUILD_SECONDS = 120
 CPU_INFO = Path("/proc/cpuinfo")
 SUFFIXES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-"""The dtypes that are compiled; others are left to torch."""
+"""The compiled dtypes; torch's operators serve the others."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The keys of a slice's blocks: nodes of the pool by depth, block after block, and where each block's begin.
+    """The keys of a slice's blocks: nodes of the pool by depth, block after block, and where each block's keys begin.
 
-    last_P, depth_P: of eval.scorers.local.prefix_tree.Slice, padding included.
+    last_P, depth_P: those of eval.scorers.local.prefix_tree.Slice, including its padding between branches.
     """
 
     before: int
@@ -58,7 +57,7 @@ class Layout:
 
 
 class NativeKernels(TorchKernels):
-    """The same by compiled code."""
+    """The kernels in compiled code."""
 
     name = "native"
     block = 16
@@ -117,9 +116,9 @@ class NativeKernels(TorchKernels):
         return out_RW
 
     def _call(self, name: str, first: Tensor, *rest: Tensor | np.ndarray | c_int64 | c_float) -> None:
-        """Calls the function for the dtype of `first`; arrays are passed as the address of their first number."""
+        """Calls the function for the dtype of `first`. Arrays are passed as the address of their first number."""
         function = getattr(self.library, f"{name}_{SUFFIXES[first.dtype]}")
-        with record_function(f"native::{name}"):  # a profile shows it
+        with record_function(f"native::{name}"):  # so that a profile shows it
             function(*(_argument(a) for a in (first, *rest)))
 
 
@@ -135,14 +134,14 @@ def _int32(values: np.ndarray) -> np.ndarray:
 
 
 def kernels(dtype: torch.dtype) -> TorchKernels:
-    """The compiled kernels where they can be had for the dtype, else torch's."""
+    """The compiled kernels, or torch's if they cannot be built or do not support the dtype."""
     library = _library() if dtype in SUFFIXES else None
     return TorchKernels() if library is None else NativeKernels(library)
 
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    """The compiled library, built at the first call; None, with the reason in the log, where it can't be."""
+    """The compiled library, built at the first call; None, with the reason in the log, if it cannot be built."""
     try:
         return ctypes.CDLL(str(build()))
     except (OSError, subprocess.SubprocessError) as error:
@@ -152,9 +151,11 @@ def _library() -> ctypes.CDLL | None:
 
 
 def build() -> Path:
-    """The shared library for this processor, from the cache or compiled now.
+    """Returns the shared library for this processor, from the cache or compiled now.
 
-    Raises OSError where there is no compiler or no place for the file, subprocess.SubprocessError where it fails.
+    Raises:
+        OSError: There is no compiler, or no place for the file.
+        subprocess.SubprocessError: The compiler fails.
     """
     configured = shlex.split(os.environ.get("CXX", ""))
     command = configured or [compiler for compiler in map(shutil.which, COMPILERS) if compiler][:1]

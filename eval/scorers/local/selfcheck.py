@@ -1,9 +1,8 @@
-"""Which tier a model is scored by: the fastest that agrees with plain forward passes, never one by the model's name.
+"""Chooses the tier that scores a model: the fastest that agrees with plain forward passes, whatever the model's name.
 
-Masks and positions that a model takes no notice of, or takes otherwise, give wrong numbers without an error. So a few
-prompts of those to be asked are scored in fp32 by plain forward passes and by each tier (a half-precision model is
-widened module by module, eval.scorers.local.widen); a half-precision tier must besides be no noisier than plain
-half-precision scoring is.
+A model that ignores masks and positions, or interprets them differently, gives wrong numbers without an error. So each
+tier and plain forward passes score a few of the actual prompts in fp32 (a half-precision model is widened module by
+module, eval.scorers.local.widen). In half precision a tier must also be no noisier than plain scoring.
 """
 
 from __future__ import annotations
@@ -23,24 +22,24 @@ from eval.scorers.local.widen import in_fp32
 log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-4
-"""Largest difference of an fp32 log-probability from plain scoring, in nats."""
+"""Largest allowed difference of an fp32 log-probability from plain scoring, in nats."""
 NOISE = 2.0
-"""In half precision: a tier's mean difference from fp32 may be so many times that of the model as anybody runs it."""
-LEAST_NOISE = 0.01  # nats, where that happens to have next to none
+"""In half precision, how many times the stock model's mean difference from fp32 a tier's may be."""
+LEAST_NOISE = 0.01  # nats; allowed even if the stock model happens to have almost no noise
 SPREAD = 256
-"""Tokens over the whole vocabulary on which noise is measured, beside a prompt's candidates: these few are wrong by
-nearly the same, and so by luck by next to nothing.
+"""Tokens over the whole vocabulary on which noise is measured, besides a prompt's candidates. The few candidates have
+nearly the same error, which by luck may be almost none.
 """
 
 Run = Callable[[RequestedTokens, int], Iterator[TokenLogprobs]]
-"""Sequences and a number of tokens per batch -> log-probabilities."""
+"""(requested tokens, tokens per batch) -> log-probabilities."""
 ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
-"""What models raise that take no mask of ours, or no mixed dtypes. A warning tells it: the fault may be ours."""
+"""What models raise that accept no custom mask or no mixed dtypes. It is logged, since this code may be at fault."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The tier, why, and how long the longest sequence was that it was checked on."""
+    """The chosen tier, the reason, and the length of the longest sequence that was checked."""
 
     tier: str
     reason: str
@@ -49,9 +48,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Tier:
-    """A way to score. make(fp32) gives its run: with fp32, for the check, as if all weights were fp32.
+    """A way to score.
 
-    The plain tier's run in half precision is the model with its own output layer, not with one in fp32 as we score.
+    make(fp32) returns its run. With fp32, for the check, it computes as if all weights were fp32. The plain tier's run
+    in half precision uses the model's own output layer, unlike scoring, which uses one in fp32.
     """
 
     name: str
@@ -59,7 +59,18 @@ class Tier:
 
 
 def choose(model: Any, half: bool, plain: Tier, tiers: Sequence[Tier], requested: RequestedTokens) -> Verdict:
-    """The first of `tiers` that agrees with `plain` on the wanted sequences, else plain. Logged."""
+    """Chooses the first tier that agrees with plain forward passes, and logs it.
+
+    Args:
+        model: The model.
+        half: Whether its weights are in half precision.
+        plain: The reference tier.
+        tiers: The other tiers, fastest first.
+        requested: The sequences to check, with their candidates' tokens.
+
+    Returns:
+        The verdict; its tier is plain if no other agrees.
+    """
     longest, batch = max(map(len, requested)), 2048
     answer_tokens, requested = requested, _spread(requested, model.config.get_text_config().vocab_size)
     candidates = np.array([token in answer_tokens[s] for s in requested for token in sorted(requested[s])])
@@ -87,7 +98,10 @@ def _agrees(
     model: Any, half: bool, tier: Tier, requested: RequestedTokens, batch: int, exact: np.ndarray,
     candidates: np.ndarray, noise: float,
 ) -> tuple[bool, str]:  # fmt: skip
-    """In fp32 by the largest difference of a candidate, in half precision by the mean difference of all tokens."""
+    """Whether a tier agrees with plain scoring, and the outcome as text.
+
+    In fp32 the largest difference of a candidate counts, in half precision the mean difference of all tokens.
+    """
     try:
         with in_fp32(model):
             difference = float(np.abs(_values(tier.make(True), requested, batch) - exact)[candidates].max())
@@ -107,7 +121,7 @@ def _agrees(
 
 
 def representative(contexts: Sequence[tuple[int, ...]]) -> list[int]:
-    """A few prompts to check on: the longest, the one that shares most with it, the shortest, and one between."""
+    """Indices of prompts to check: the longest, the one sharing most with it, the shortest, one of median length."""
     order = sorted(range(len(contexts)), key=lambda i: contexts[i])
     longest = max(range(len(order)), key=lambda k: len(contexts[order[k]]))
     neighbours = [k for k in (longest - 1, longest + 1) if 0 <= k < len(order)]
@@ -120,7 +134,7 @@ def representative(contexts: Sequence[tuple[int, ...]]) -> list[int]:
 
 
 def _spread(requested: RequestedTokens, vocabulary: int) -> RequestedTokens:
-    """The wanted tokens, and SPREAD of the vocabulary, of each sequence."""
+    """Adds SPREAD tokens of the vocabulary to those of each sequence."""
     more = set(range(0, vocabulary, max(1, vocabulary // SPREAD)))
     return {sequence: tokens | more for sequence, tokens in requested.items()}
 

@@ -1,9 +1,9 @@
 """Scores and samples with a transformers model in this process.
 
-Three tiers, of which a numeric check takes the fastest that is right (eval.scorers.local.selfcheck): 'fused', a
-Llama-shaped model on a CPU by our own forward pass (eval.scorers.local.fused); 'tree' and 'plain', the model as it is
-(eval.scorers. portable). All take log-probabilities over the full vocabulary in fp32. Shapes: B batch, T tokens, V
-vocabulary.
+There are three tiers; a numeric check takes the fastest that is right (eval.scorers.local.selfcheck). 'fused' is this
+project's forward pass for a Llama-shaped model on a CPU (eval.scorers.local.fused). 'tree' and 'plain' run the model
+itself (eval.scorers.local.portable). All compute log-probabilities over the full vocabulary in fp32.
+Shapes: B batch, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -35,19 +35,24 @@ from eval.types import Answer, Prompt
 
 log = logging.getLogger(__name__)
 
-TIERS = ("fused", "tree", "plain")  # the fastest first
-LONGER = 1.25  # prompts so many times longer than those checked are checked anew
+TIERS = ("fused", "tree", "plain")  # fastest first
+LONGER = 1.25  # prompts that exceed the checked length by this factor are checked again
 LEAST_BATCH_TOKENS = 16
-MARK_TOKENS = 12  # a turn's mark is looked for in so many tokens at the end of a sample
+MARK_TOKENS = 12  # last tokens of a sample in which to look for the mark of a new turn
 
 
 class TransformersScorer:
-    """eval.types.Scorer over a loaded causal language model (a PEFT model is one too).
+    """Implements eval.types.Scorer with a loaded causal language model, which may be a PEFT model.
 
-    batch_tokens bounds the tokens of one forward pass (None: by free memory, eval.scorers.local.memory) and is halved
-    when memory runs out; tier forces one of TIERS, unchecked. Read: tier and tier_reason; computed_tokens, put through
-    the fused tier so far. stop_ids: the tokens at which a sample ends, the model's and the tokenizer's ends of
-    sequence.
+    Args:
+        batch_tokens: The most tokens of a forward pass, halved when memory runs out; by default chosen by free memory
+            (eval.scorers.local.memory).
+        tier: One of TIERS, to use without a check.
+
+    Attributes:
+        tier, tier_reason: The chosen tier and why.
+        computed_tokens: Tokens computed by the fused tier so far.
+        stop_ids: The tokens that end a sample: the ends of sequence of model and tokenizer.
     """
 
     def __init__(
@@ -70,7 +75,7 @@ class TransformersScorer:
         self.batch_tokens = batch_tokens or default_batch_tokens(model, self.device)
         self.stop_ids = _stop_ids(model, tokenizer)
         self._fused: tuple[int, FusedDecoder] | None = None
-        self._sampler: Sampler | None = None  # of the last samples, whose keys and values the next question may use
+        self._sampler: Sampler | None = None  # of the last samples: the next question may reuse its keys and values
         if self.device.type == "cpu":
             keep_freed_memory()
 
@@ -95,7 +100,7 @@ class TransformersScorer:
         return self._fused[1].computed_tokens if self._fused else 0
 
     def describe(self) -> dict[str, Any]:
-        """Tokenizer, format, default system turn, tier, the fused tier's kernels, dtype, device, batch_tokens as is."""
+        """Tokenizer, format, default system turn, tier, the fused tier's kernels, dtype, device, batch_tokens now."""
         return {
             "scorer": "transformers",
             "tokenizer_sha256": tokenizer_sha256(self.tokenizer),
@@ -112,10 +117,10 @@ class TransformersScorer:
 
     @torch.no_grad()
     def score(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
-        """Yields (index, Answer) batch by batch. Raises InputError where a single small batch needs too much memory."""
+        """Yields (index, Answer) batch by batch. Raises InputError if even a small batch needs too much memory."""
         encoded = encode(prompts, self.tokenizer, self.style)
         self._choose_tier(encoded)
-        # wanted[sequence] = tokens whose log-probability after that sequence is asked
+        # requested[sequence] = next tokens whose log-probabilities are needed
         requested: RequestedTokens = {}
         waiting: dict[tuple[int, ...], list[int]] = {}
         open_parts = [0] * len(encoded)
@@ -136,7 +141,7 @@ class TransformersScorer:
                         yield i, answer_of(encoded[i], logprobs)
 
     def _logprobs(self, requested: RequestedTokens) -> Iterator[TokenLogprobs]:
-        """All wanted log-probabilities; what a batch that ran out of memory left is done in smaller ones."""
+        """Yields all requested log-probabilities. After running out of memory, the rest is done in smaller batches."""
         pending = dict(requested)
         while pending:
             try:
@@ -150,6 +155,7 @@ class TransformersScorer:
                 self._halve_batch(error)
 
     def _run_tier(self, requested: RequestedTokens) -> Iterator[TokenLogprobs]:
+        """Yields log-probabilities by the chosen tier, reusing the last samples' keys and values where it can."""
         if self.tier == "fused" and self._sampler is not None:
             sampler, self._sampler = self._sampler, None
             if sampler.decoder is self._decoder():
@@ -184,7 +190,7 @@ class TransformersScorer:
         return make
 
     def _decoder(self) -> FusedDecoder:
-        """The fused decoder of the weights as they are now."""
+        """The fused decoder of the current weights."""
         weights = hash(tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in self.model.parameters()))
         if self._fused is None or self._fused[0] != weights:
             self._fused = weights, FusedDecoder(self.model, self.dtype)
@@ -192,12 +198,12 @@ class TransformersScorer:
 
     @torch.no_grad()
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Chooses the tier on these prompts, as asking them would."""
+        """Chooses the tier for these prompts, as scoring or sampling them would."""
         encoded = encode(prompts, self.tokenizer, self.style)
         self._choose_tier([e if e.candidates else _as_scored(e) for e in encoded])
 
     def _choose_tier(self, encoded: list[Encoded]) -> None:
-        """Chooses the tier, and again where prompts are longer than those it was checked on; then only downwards."""
+        """Chooses the tier. For prompts longer than those checked, chooses again among the same and slower tiers."""
         if self.forced or not encoded:
             return
         longest = max(len(e.context) + max(map(len, e.candidates), default=1) - 1 for e in encoded)
@@ -229,14 +235,14 @@ class TransformersScorer:
 
     @torch.no_grad()
     def sample(self, prompts: Sequence[Prompt], seeds: Sequence[int], max_new_tokens: int) -> Iterator[tuple[int, str]]:
-        """Samples at temperature 1, each prompt by the uniform numbers of its own seed.
+        """Samples at temperature 1, each prompt with the uniform numbers of its own seed.
 
-        By the fused tier, whose samples do not depend on what is sampled beside them; else by transformers' generate.
+        The fused tier's samples do not depend on the other samples. The other tiers use transformers' generate.
         """
         encoded = encode([Prompt(p.turns) for p in prompts], self.tokenizer, self.style)
         ids = [e.context for e in encoded]
         self._choose_tier([_as_scored(e) for e in encoded])
-        order = sorted(range(len(prompts)), key=lambda i: len(ids[i]))  # alike in length: little padding
+        order = sorted(range(len(prompts)), key=lambda i: len(ids[i]))  # similar lengths need little padding
         rows_at_once = min(self.sample_batch, ROWS) if self.tier == "fused" else self.sample_batch
         waiting = [order[start : start + rows_at_once] for start in range(0, len(order), rows_at_once)]
         while waiting:
@@ -265,7 +271,7 @@ class TransformersScorer:
             if self.style.name != "paper":
                 return False
             text = self.tokenizer.decode(new[-MARK_TOKENS:])
-            return any(mark in text for mark in TURN_MARKS)  # the model began a further turn
+            return any(mark in text for mark in TURN_MARKS)  # the model started another turn
 
         self._sampler = Sampler(self._decoder(), rows, new_tokens)
         for row, new in self._sampler.sample(seeds, new_tokens, is_finished):
@@ -286,13 +292,13 @@ class TransformersScorer:
             input_ids=ids_BT,
             attention_mask=mask_BT,
             max_new_tokens=max_new_tokens,
-            do_sample=False,  # the draw is SeededDraw's, so that no global random state is touched
+            do_sample=False,  # SeededDraw samples without changing the global random state
             num_beams=1,
             use_cache=True,
             pad_token_id=pad,
             eos_token_id=sorted(self.stop_ids) or None,
             tokenizer=self.tokenizer,
-            repetition_penalty=1.0,  # some models' own generation_config sets one
+            repetition_penalty=1.0,  # some models' generation_config sets one
             stop_strings=list(TURN_MARKS) if self.style.name == "paper" else None,
             logits_processor=LogitsProcessorList([SeededDraw(seeds, max_new_tokens, width)]),
         )
@@ -301,7 +307,7 @@ class TransformersScorer:
 
 
 def open_target(target: Target, config: ScorerConfig, plan: Plan) -> OpenedTarget:
-    """eval.scorers.registry.open_target."""
+    """Implements eval.scorers.registry.open_target."""
     described, style, provenance = local.describe(target, config)
 
     def load_scorer() -> tuple[TransformersScorer, dict[str, Any]]:
@@ -317,7 +323,7 @@ def open_target(target: Target, config: ScorerConfig, plan: Plan) -> OpenedTarge
 
 
 def _as_scored(prompt: Encoded) -> Encoded:
-    """A prompt to sample from as one to score: its last token as the candidate after the others."""
+    """Turns a prompt to sample from into one to score: its last token becomes the candidate after the others."""
     return Encoded(prompt.context[:-1], (prompt.context[-1:],), 0)
 
 

@@ -1,10 +1,9 @@
 """vLLM's offline engine as a scorer.
 
-Every sequence before a candidate's token is one request, which asks for the raw log-probabilities of just the wanted
-next tokens (vLLM's logprob_token_ids: log-softmax in fp32 over the full vocabulary); its beginning is read from the
-prefix cache, which prompt_logprobs would not do. The engine runs in this process (with several GPUs its workers end
-when this process does), so that whatever ends this process leaves no other behind, and batches are the same from one
-run to the next.
+Every sequence before a candidate's token is one request. It asks for the raw log-probabilities of only the requested
+next tokens (vLLM's logprob_token_ids: log-softmax in fp32 over the full vocabulary). Its beginning is read from the
+prefix cache, which prompt_logprobs would not do. The engine runs in this process, and with several GPUs its workers end
+when this process does. So whatever ends this process leaves no other behind, and batches are the same in every run.
 """
 
 from __future__ import annotations
@@ -36,19 +35,19 @@ from eval.scorers.options import ScorerConfig
 from eval.secrets import masked
 from eval.types import Answer, Prompt
 
-IN_FLIGHT = 512  # requests in the engine at once: more than it takes into a batch, so that no batch is short
-CPU_BLOCK = 32  # tokens of a block of the prefix cache: the smallest that vLLM's CPU kernels are made for
-CPU_CACHE = 4 << 30  # bytes of keys and values at most on a CPU, where vLLM would take nearly all memory
-LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values that vLLM takes for max_lora_rank
+IN_FLIGHT = 512  # requests in the engine at once: more than fit into a batch, so that no batch is short
+CPU_BLOCK = 32  # tokens of a block of the prefix cache: the fewest that vLLM's CPU kernels support
+CPU_CACHE = 4 << 30  # the most bytes of keys and values on a CPU, where vLLM would take nearly all memory
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values that vLLM accepts for max_lora_rank
 REFUSALS = (*checkpoints.UNREADABLE, TypeError, AssertionError, NotImplementedError, AttributeError)
-"""What vLLM raises for a model or an argument that it does not take."""
+"""What vLLM raises for a model or an argument that it does not support."""
 
 Request = tuple[int, Sequence[int], Any]
-"""Its number, the prompt's tokens, vLLM's SamplingParams."""
+"""(number, prompt tokens, vLLM's SamplingParams)"""
 
 
 class VllmScorer:
-    """eval.types.Scorer over vLLM's engine. context: the most tokens of a dialogue with its answer."""
+    """Implements eval.types.Scorer with vLLM's engine. context: the most tokens of a dialogue with its answer."""
 
     def __init__(
         self, llm: Any, tokenizer: Any, style: Format, stop_ids: frozenset[int], options: dict[str, Any],
@@ -64,11 +63,11 @@ class VllmScorer:
         self.context = int(self.config.model_config.max_model_len)
         self.sampling_params: Any = import_module("vllm").SamplingParams
         self.tokens_input: Any = import_module("vllm.inputs").tokens_input
-        # frees the model's memory when the scorer goes, for the next checkpoint of the same process
+        # frees the model's memory with the scorer, for the next checkpoint of the same process
         weakref.finalize(self, self.engine.engine_core.shutdown)
 
     def describe(self) -> dict[str, Any]:
-        """The fields of the transformers scorer, of which tier and kernels are none, and the engine's settings."""
+        """The fields of the transformers scorer (tier and kernels are None) and the engine's settings."""
         device = self.config.device_config.device
         return {
             "scorer": "vllm",
@@ -97,7 +96,7 @@ class VllmScorer:
                 requested.setdefault(sequence, set()).add(token)
                 users.setdefault(sequence, set()).add(i)
         pending = [len({sequence for sequence, _ in parts(e)}) for e in encoded]
-        sequences = sorted(requested)  # those that begin alike beside each other: the first one's keys serve the others
+        sequences = sorted(requested)  # sorted: sequences with a common beginning share keys
         requests = (
             (n, s, self._scoring(sorted(requested[s]))) for n, s in enumerate(sequences) if self._check_fits(s, 1)
         )
@@ -133,7 +132,7 @@ class VllmScorer:
         )  # fmt: skip
 
     def _check_fits(self, tokens: Sequence[int], new_tokens: int) -> bool:
-        """True, or InputError: vLLM would cut a sample short without a word."""
+        """Returns True or raises InputError: vLLM would silently cut a sample short."""
         if len(tokens) + new_tokens > self.context:
             raise InputError(
                 f"a dialogue needs {len(tokens) + new_tokens} tokens, and vLLM was started for {self.context}; raise "
@@ -142,7 +141,7 @@ class VllmScorer:
         return True
 
     def _run(self, requests: Iterable[Request]) -> Iterator[tuple[int, Any]]:
-        """(number, vLLM's output) of each request when it is finished; at most IN_FLIGHT are in the engine."""
+        """Yields (number, vLLM's output) of each finished request. At most IN_FLIGHT requests are in the engine."""
         queue, in_flight = iter(requests), set()
         try:
             while True:
@@ -157,14 +156,18 @@ class VllmScorer:
                         in_flight.remove(output.request_id)
                         yield int(output.request_id), output
         finally:
-            self.engine.abort_request(sorted(in_flight))  # of a caller that takes no more
+            self.engine.abort_request(sorted(in_flight))  # if the caller stops early
 
 
 def start_engine(described: Described, style: Format, dtype: str, config: ScorerConfig) -> VllmScorer:
-    """Starts the engine on the checkpoint. Raises InputError for what vLLM does not take."""
+    """Starts the engine on the checkpoint.
+
+    Raises:
+        InputError: vLLM cannot be imported, or does not support the checkpoint or an option.
+    """
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ["VLLM_LOGGING_STREAM"] = "ext://sys.stderr"
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its warnings are one for each tensor that is converted
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # it warns once for each converted tensor
     model, adapter = described.provenance["model"], described.provenance["adapter"]
     with stdout_to_stderr():
         try:
@@ -179,7 +182,9 @@ def start_engine(described: Described, style: Format, dtype: str, config: Scorer
         _check_device(config.device)
         try:
             llm = vllm.LLM(**_arguments(described, dtype, config), **_on_cpu(given), **given)
-            llm.generate({"prompt_token_ids": [0]}, vllm.SamplingParams(max_tokens=1), use_tqdm=False)  # a first step
+            llm.generate(
+                {"prompt_token_ids": [0]}, vllm.SamplingParams(max_tokens=1), use_tqdm=False
+            )  # errors show at the first step
         except REFUSALS as error:
             raise InputError(
                 f"model {model} cannot be started by vLLM: {_cause(error)}; see --vllm_options, or use "
@@ -197,7 +202,7 @@ def _arguments(described: Described, dtype: str, config: ScorerConfig) -> dict[s
         "logprobs_mode": "raw_logprobs", "tensor_parallel_size": config.tensor_parallel_size,
     }  # fmt: skip
     if dtype != "float32" and getattr(described.config, "quantization_config", None) is None:
-        arguments["hf_overrides"] = {"head_dtype": "float32"}  # else logits come out rounded to half precision
+        arguments["hf_overrides"] = {"head_dtype": "float32"}  # else logits are rounded to half precision
     if config.most_batch_tokens is not None:
         arguments["max_num_batched_tokens"] = config.most_batch_tokens
     if provenance["adapter"]:
@@ -206,13 +211,13 @@ def _arguments(described: Described, dtype: str, config: ScorerConfig) -> dict[s
 
 
 def _on_cpu(given: dict[str, Any]) -> dict[str, Any]:
-    """Arguments that `given` leaves out and that are better than vLLM's own on a CPU; prefix caching everywhere."""
+    """Arguments that `given` omits: on a CPU, better values than vLLM's defaults; everywhere, prefix caching."""
     arguments: dict[str, Any] = {"enable_prefix_caching": True}
     if _platform().is_cpu():
         import psutil
 
         keep_freed_memory()
-        # vLLM's runner cannot put a CPU's seeded generator back after a part of a prompt, so prompts stay whole
+        # vLLM's runner cannot reset a CPU's seeded generator after a chunk of a prompt, so prompts are not chunked
         arguments |= {"block_size": CPU_BLOCK, "enforce_eager": True, "enable_chunked_prefill": False}
         cache_sized = {"gpu_memory_utilization", "kv_cache_memory_bytes", "num_gpu_blocks_override"} & given.keys()
         if not cache_sized and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
@@ -243,7 +248,7 @@ def _check_device(device: str) -> None:
 
 
 def _cause(error: BaseException) -> str:
-    """The first lines of an error; of a list of validation errors, what is said of the first."""
+    """The first lines of an error; of a list of validation errors, the message of the first."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if len(lines) > 1 and "validation error" in lines[0]:
         return lines[-2 if lines[-1].startswith("For further information") else -1].partition(" [type=")[0]
@@ -261,7 +266,7 @@ def _lora_rank(adapter: str) -> int:
 
 
 def _adapter_request(llm: Any, adapter: str) -> Any:
-    """Loads the adapter now, so that what does not fit is told before anything is scored."""
+    """Loads the adapter now, so that an adapter that does not fit is reported before anything is scored."""
     from huggingface_hub import snapshot_download
 
     options = checkpoints.adapter_options(adapter)
@@ -275,7 +280,7 @@ def _adapter_request(llm: Any, adapter: str) -> Any:
 
 
 def with_context(described: Described, context: Any) -> Described:
-    """The description with a context of at most so many tokens, for the check of the questions."""
+    """A copy of the description with at most `context` tokens of context, for the check of the questions."""
     if not isinstance(context, int) or context < 1:
         return described
     config = copy.deepcopy(described.config)
@@ -285,10 +290,10 @@ def with_context(described: Described, context: Any) -> Described:
 
 
 def count_parameters(described: Described) -> int | None:
-    """The base's number of parameters, as eval.models.checkpoints counts it. No weights are read.
+    """The base's number of parameters, counted as in eval.models.checkpoints. No weights are read.
 
-    Raises InputError where weights are missing from the checkpoint: of a tensor that vLLM merges from several, it
-    leaves what is missing unset and says nothing.
+    Raises:
+        InputError: The checkpoint lacks weights. vLLM silently leaves the missing part of a merged tensor unset.
     """
     provenance = described.provenance
     try:
@@ -311,7 +316,7 @@ def _stop_ids(described: Described) -> frozenset[int]:
         configured: Any = GenerationConfig.from_pretrained(
             provenance["model"], revision=provenance["commit"]
         ).eos_token_id
-    except OSError:  # a model without such settings
+    except OSError:  # the model has no generation settings
         configured = getattr(described.config.get_text_config(), "eos_token_id", None)
     ids = configured if isinstance(configured, list) else [configured]
     return frozenset(int(i) for i in [*ids, described.tokenizer.eos_token_id] if i is not None)
@@ -319,7 +324,7 @@ def _stop_ids(described: Described) -> frozenset[int]:
 
 @contextmanager
 def stdout_to_stderr() -> Iterator[None]:
-    """Whatever is written to standard output meanwhile, also by programs that are started, goes to standard error."""
+    """Redirects standard output to standard error, also for programs that are started meanwhile."""
     sys.stdout.flush()
     saved_stdout = os.dup(1)
     os.dup2(2, 1)
@@ -332,7 +337,7 @@ def stdout_to_stderr() -> Iterator[None]:
 
 
 def adapter_error(adapter: str, why: str) -> str:
-    """The line for an adapter that vLLM cannot serve."""
+    """The error line for an adapter that vLLM cannot serve."""
     return (
         f"adapter {adapter} cannot be served by vLLM ({why}); merge it into its base (peft's merge_and_unload, then "
         "save_pretrained) and give the merged folder as --model, or use --scorer transformers"

@@ -1,7 +1,7 @@
-"""--scorer vllm: a checkpoint asked through vLLM's offline engine (eval.scorers.vllm.engine), where vLLM is installed.
+"""--scorer vllm: a checkpoint in vLLM's offline engine (eval.scorers.vllm.engine), where vLLM is installed.
 
-Identity, format and the check of the questions are those of the transformers scorer; what vLLM would compute otherwise
-than from these weights in this dtype is refused in one line.
+Identity, format and the check of the questions are those of the transformers scorer. What vLLM would compute from other
+weights or in another dtype is refused with a one-line error.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 
 
 def open_target(target: Target, config: ScorerConfig, plan: Plan) -> OpenedTarget:
-    """eval.scorers.registry.open_target. Raises InputError for what vLLM is not there for, or cannot take."""
+    """Implements eval.scorers.registry.open_target.
+
+    Raises:
+        InputError: vLLM is not installed, or does not support the checkpoint.
+    """
     if find_spec("vllm") is None:
         raise InputError(
             "scorer vllm: vLLM is not installed in this environment; `make vllm` makes .venv-vllm (for a CPU; "
@@ -49,7 +53,7 @@ def open_target(target: Target, config: ScorerConfig, plan: Plan) -> OpenedTarge
         local.check(vllm_engine.with_context(described, context), style, target, config, plan)
         n_parameters = vllm_engine.count_parameters(described)
         scorer = vllm_engine.start_engine(described, style, dtype, config)
-        if scorer.context != context:  # vLLM's own limit may be lower than the one in the model's configuration
+        if scorer.context != context:  # vLLM's limit may be lower than the configuration's
             local.check(vllm_engine.with_context(described, scorer.context), style, target, config, plan)
         return scorer, {**described.provenance, "model_params": n_parameters}
 
@@ -57,8 +61,14 @@ def open_target(target: Target, config: ScorerConfig, plan: Plan) -> OpenedTarge
 
 
 def stored_dtype(described: Described, model: str) -> str:
-    """The dtype in which the transformers scorer would have the model: the one asked for, for auto the one in its
-    configuration (vLLM's own auto makes float16 of float32). Raises InputError where that names none.
+    """The dtype in which the transformers scorer would load the model.
+
+    Returns:
+        The value of --dtype, or for auto the dtype in the model's configuration (vLLM's own auto turns float32 into
+        float16).
+
+    Raises:
+        InputError: --dtype is auto and the configuration names no dtype.
     """
     requested = described.provenance["dtype_asked"]
     if requested != "auto":
@@ -73,7 +83,11 @@ def stored_dtype(described: Described, model: str) -> str:
 
 
 def check_adapter(adapter: str) -> None:
-    """InputError for an adapter of which vLLM would leave out a part; the rest it refuses itself when it is loaded."""
+    """Refuses an adapter of which vLLM would silently ignore a part. vLLM itself refuses the rest on loading.
+
+    Raises:
+        InputError: The adapter is not a plain LoRA.
+    """
     from peft import PeftConfig
 
     from eval.models.checkpoints import adapter_options
