@@ -45,7 +45,7 @@ class Product:
         return torch.ops.mkldnn._linear_pointwise(x_NI, self.weight, self.bias, activation, [], "")
 
     def with_other(self, x_NI: Tensor, other_NO: Tensor, operation: str, chunk_rows: int | None = None) -> Tensor:
-        """Computes the product and adds other_NO or multiplies by it. operation: "add" or "mul". chunk_rows: see `__call__`."""
+        """Computes the product and applies operation "add" or "mul" with other_NO. chunk_rows: see `__call__`."""
         if chunk_rows and len(x_NI) > chunk_rows:
             parts = zip(x_NI.split(chunk_rows), other_NO.split(chunk_rows), strict=True)
             return torch.cat([self.with_other(x, other, operation) for x, other in parts])
