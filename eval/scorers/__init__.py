@@ -1,1 +1,1 @@
-"""Ways of getting probabilities and samples from a model, each a file behind eval.types.Scorer."""
+"""Ways to get probabilities and samples from a model. Each one implements eval.types.Scorer."""

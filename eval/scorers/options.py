@@ -42,17 +42,27 @@ class EndpointOptions:
 
 
 def check_endpoint(config: ScorerConfig, adapter: str | None, revision: list[str]) -> None:
-    """Raises InputError for options that do not go with --scorer endpoint, or only with it, or not with each other."""
+    """Checks the options of --scorer endpoint.
+
+    Args:
+        config: All options of the scorer.
+        adapter: The value of --adapter, or None.
+        revision: The values of --revision.
+
+    Raises:
+        InputError: An option belongs to another scorer, does not apply to a served model, conflicts with another
+            option, or has an invalid value.
+    """
     defaults = EndpointOptions()
-    given = [name for name in vars(defaults) if getattr(config, name) != getattr(defaults, name)]
+    changed = [name for name in vars(defaults) if getattr(config, name) != getattr(defaults, name)]
     if config.scorer != "endpoint":
-        if given:
-            raise InputError(f"--{given[0]} belongs to --scorer endpoint, and the scorer is {config.scorer}")
+        if changed:
+            raise InputError(f"--{changed[0]} belongs to --scorer endpoint, and the scorer is {config.scorer}")
         return
     if config.base_url is None:
         raise InputError("scorer endpoint needs --base-url, the address of the server's API: http://host:8000/v1")
     check_url(config.base_url)
-    meaningless = {
+    inapplicable = {
         "adapter": (adapter is not None, "an adapter that the server has loaded is a --model of its own there"),
         "revision": (bool(revision), "which weights are served is the server's to say"),
         "dtype": (config.dtype != "auto", "the server has the weights in a dtype of its own"),
@@ -62,9 +72,9 @@ def check_endpoint(config: ScorerConfig, adapter: str | None, revision: list[str
             "the server makes its batches; --concurrency bounds the requests at a time",
         ),
     }
-    for name, (given, why) in meaningless.items():
-        if given:
-            raise InputError(f"--{name} does not go with --scorer endpoint: {why}; leave it out")
+    for name, (is_set, reason) in inapplicable.items():
+        if is_set:
+            raise InputError(f"--{name} does not go with --scorer endpoint: {reason}; leave it out")
     if config.system_turn != "keep" and not config.tokenizer:
         raise InputError("--system_turn does not go with --scorer endpoint without --tokenizer: the server's template")
     if config.answer_method not in ("auto", *METHODS):
@@ -85,7 +95,12 @@ NO_PRECISION = (
 
 
 def check_url(url: str) -> None:
-    """InputError, which does not repeat it, for an address that is none or has credentials in it."""
+    """Checks --base-url.
+
+    Raises:
+        InputError: `url` is malformed, or contains credentials, a query or a fragment. The message never repeats the
+            URL.
+    """
     import httpx
 
     try:
@@ -106,16 +121,16 @@ def check_url(url: str) -> None:
         raise InputError("--base-url must begin with http:// or https:// and a host, such as http://host:8000/v1")
 
 
-GIVEN = {
+SET_BY_OPTION = {
     "model": "--model", "tokenizer": "--model", "revision": "--revision", "tokenizer_revision": "--revision",
     "code_revision": "--revision", "dtype": "--dtype", "trust_remote_code": "--trust_remote_code",
     "tensor_parallel_size": "--tensor_parallel_size", "max_num_batched_tokens": "--batch_tokens",
     "enable_lora": "--adapter", "max_lora_rank": "--adapter", "max_loras": "--adapter",
 }  # fmt: skip
-"""Arguments of vLLM's that an option of `eval run` gives."""
+"""Arguments of vllm.LLM that an option of `eval run` sets."""
 
 
-OTHER_NUMBERS = (
+RESULT_CHANGING = (
     "model_weights", "load_format", "config_format", "hf_config_path", "hf_overrides", "model_class_overrides",
     "model_loader_extra_config", "ignore_patterns", "quantization", "quantization_config", "kv_cache_dtype",
     "kv_cache_dtype_skip_layers", "lora_dtype", "lora_target_modules", "default_mm_loras", "disable_sliding_window",
@@ -124,12 +139,12 @@ OTHER_NUMBERS = (
     "diffusion_config", "speculative_config", "spec_method", "spec_model", "spec_tokens", "return_sampling_mask",
     "enable_trace_replay", "worker_cls", "worker_extension_cls", "scheduler_cls", "additional_config",
 )  # fmt: skip
-"""Arguments by which other numbers than this checkpoint's would come out, or numbers that are not read as they are."""
+"""Arguments of vllm.LLM that would change the checkpoint's probabilities, or how the scorer must read them."""
 
 
 @dataclass
 class VllmOptions:
-    """What `eval run --scorer vllm` takes beside the options of every scorer."""
+    """The options of --scorer vllm."""
 
     tensor_parallel_size: int = field(
         default=1, metadata={"help": "scorer vllm: number of GPUs that the model is spread over"}
@@ -143,23 +158,30 @@ class VllmOptions:
         if self.tensor_parallel_size < 1:
             raise InputError(f"tensor_parallel_size must be at least 1, not {self.tensor_parallel_size}")
         for name in self.vllm_arguments():
-            if name in GIVEN:
-                raise InputError(f"vllm_options: {name} is given by {GIVEN[name]}; leave it out")
-            if name in OTHER_NUMBERS:
+            if name in SET_BY_OPTION:
+                raise InputError(f"vllm_options: {name} is given by {SET_BY_OPTION[name]}; leave it out")
+            if name in RESULT_CHANGING:
                 raise InputError(f"vllm_options: {name} is not taken, since it could change the numbers; leave it out")
 
     def vllm_arguments(self) -> dict[str, Any]:
-        """--vllm_options as a mapping. Raises InputError where it is none."""
+        """Parses --vllm_options.
+
+        Returns:
+            Argument names of vllm.LLM and their values.
+
+        Raises:
+            InputError: --vllm_options is not a mapping with string keys.
+        """
         try:
-            found = yaml.safe_load(self.vllm_options)
+            arguments = yaml.safe_load(self.vllm_options)
         except yaml.YAMLError:
-            found = None
-        if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+            arguments = None
+        if not isinstance(arguments, dict) or not all(isinstance(name, str) for name in arguments):
             raise InputError(
                 f"vllm_options must be a mapping of vllm.LLM's arguments, such as '{{\"max_model_len\": 4096}}', "
                 f"not '{self.vllm_options[:80]}'"
             )
-        return found
+        return arguments
 
 
 SCORERS = {
@@ -167,12 +189,12 @@ SCORERS = {
     "vllm": "eval.scorers.vllm.vllm",
     "endpoint": "eval.scorers.endpoint.endpoint",
 }
-"""The values of --scorer, each with its module."""
+"""The values of --scorer, each with the module that implements it."""
 
 
 @dataclass
 class ScorerConfig(EvaluationConfig, VllmOptions, EndpointOptions):
-    """What a scorer reads: the evaluation, how the model is loaded, and the options of the scorer itself."""
+    """Everything that a scorer reads: the evaluation, how the model is loaded, and the options of each scorer."""
 
     adapter_base_differs: bool = field(
         default=False, metadata={"help": "accept an adapter whose recorded base has another name than --model"}
@@ -187,9 +209,9 @@ class ScorerConfig(EvaluationConfig, VllmOptions, EndpointOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         VllmOptions.__post_init__(self)
-        given = [name for name, default in vars(VllmOptions()).items() if getattr(self, name) != default]
-        if given and self.scorer != "vllm":
-            raise InputError(f"--{given[0]} belongs to --scorer vllm, and the scorer is {self.scorer}")
+        changed = [name for name, default in vars(VllmOptions()).items() if getattr(self, name) != default]
+        if changed and self.scorer != "vllm":
+            raise InputError(f"--{changed[0]} belongs to --scorer vllm, and the scorer is {self.scorer}")
         if self.scorer not in SCORERS:
             raise InputError(
                 f"scorer must be one of {', '.join(SCORERS)}, not '{self.scorer}'{nearest(self.scorer, SCORERS)}"

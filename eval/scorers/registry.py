@@ -1,7 +1,7 @@
-"""--scorer: which of the scorers asks a checkpoint. Adding one is adding its file, and its line here.
+"""Chooses the scorer that --scorer names. To add a scorer, add its file and its line in eval.scorers.options.SCORERS.
 
-A scorer's module has open_target(target, config, planned) -> Opened, which reads no weights yet: what is done already
-is found by what can be known without them.
+A scorer's module defines open_target(target, config, plan) -> OpenedTarget. It must not read weights yet: the runner
+first uses what is known without them to find questions that are answered already.
 """
 
 from __future__ import annotations
@@ -21,18 +21,24 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Opened:
-    """A checkpoint that is about to be asked.
+class OpenedTarget:
+    """A checkpoint that is ready to be evaluated.
 
-    known: what is known of its results without the weights: the policy's provenance, dtype_asked, tokenizer_sha256,
-    format, system_turn, scorer. load reads the weights (or reaches the server): the scorer, and the policy's
-    provenance as it goes into the results. Both raise InputError for what cannot be asked.
+    Attributes:
+        known: What is known without the weights: the policy's provenance, dtype_asked, tokenizer_sha256, format,
+            system_turn, scorer.
+        load: Reads the weights or connects to the server. Returns the scorer, and the policy's provenance as it is
+            written to the results. Raises InputError if the checkpoint cannot be evaluated.
     """
 
     known: dict[str, Any]
     load: Callable[[], tuple[Scorer, dict[str, Any]]]
 
 
-def open_target(target: Target, config: ScorerConfig, planned: Plan) -> Opened:
-    """The checkpoint, opened by the scorer that the configuration names."""
-    return import_module(SCORERS[config.scorer]).open_target(target, config, planned)
+def open_target(target: Target, config: ScorerConfig, plan: Plan) -> OpenedTarget:
+    """Opens the checkpoint with the scorer that --scorer names.
+
+    Raises:
+        InputError: The checkpoint cannot be evaluated by this scorer.
+    """
+    return import_module(SCORERS[config.scorer]).open_target(target, config, plan)

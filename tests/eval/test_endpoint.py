@@ -20,7 +20,7 @@ from eval.commands.run_config import RunConfig
 from eval.errors import InputError
 from eval.runner.keys import record_key
 from eval.runner.store import Store
-from eval.scorers.endpoint.routes import Said
+from eval.scorers.endpoint.routes import SampledText
 from eval.scorers.endpoint.sampled import CUT_OFF, EMPTY, OTHER, REFUSED, read_answer
 from tests.support.endpoint_runs import FEW, Q, asked, command, quick, summary
 from tests.support.model_server import Handler, ModelServer
@@ -204,7 +204,7 @@ def test_sampled_answers_are_within_their_error(
     ],
 )
 def test_reading_a_sampled_answer(text: str, cut_off: bool, read: int | str) -> None:
-    assert read_answer(Said(text, cut_off, False), (" she", " he", " her")) == read
+    assert read_answer(SampledText(text, cut_off, False), (" she", " he", " her")) == read
 
 
 def test_reading_a_reply_that_was_asked_to_begin() -> None:
@@ -216,10 +216,10 @@ def test_reading_a_reply_that_was_asked_to_begin() -> None:
         ("It is (b)", OTHER),
         ("The ans", OTHER),
     ):
-        assert read_answer(Said(text, False, False), candidates, begin, loose=True) == read, text
-    assert read_answer(Said("The ans", True, False), candidates, begin, loose=True) == CUT_OFF
-    assert read_answer(Said("The answer is", True, False), candidates, begin, loose=True) == CUT_OFF
-    assert read_answer(Said("(a)", False, True), candidates, begin, loose=True) == REFUSED
+        assert read_answer(SampledText(text, False, False), candidates, begin, lstrip=True) == read, text
+    assert read_answer(SampledText("The ans", True, False), candidates, begin, lstrip=True) == CUT_OFF
+    assert read_answer(SampledText("The answer is", True, False), candidates, begin, lstrip=True) == CUT_OFF
+    assert read_answer(SampledText("(a)", False, True), candidates, begin, lstrip=True) == REFUSED
 
 
 def test_a_finished_folder_costs_no_request_and_another_is_refused(
@@ -290,7 +290,7 @@ def test_questions_without_an_answer_are_left_out_and_counted(server: ModelServe
 
     def unreadable(prompt: Prompt, route: Any, said: Any, tokens: Any, loose: bool) -> Any:
         lost = zlib.crc32(prompt.turns[0].text.encode()) % 5 == 0  # of the words alone, in whatever order they come
-        return right(prompt, route, [Said("", False, False)] * 4 if lost else said, tokens, False)
+        return right(prompt, route, [SampledText("", False, False)] * 4 if lost else said, tokens, False)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampled, "counted", unreadable)

@@ -11,8 +11,8 @@ import pytest
 from eval.commands.run_config import RunConfig
 from eval.errors import InputError
 from eval.models.prompt_format import Format
-from eval.scorers.endpoint.routes import BEGIN, Served, load_tokenizer, read_listed
-from eval.scorers.endpoint.tokenizer_check import check_asked
+from eval.scorers.endpoint.routes import BEGIN, ServedModel, load_tokenizer, read_top_tokens
+from eval.scorers.endpoint.tokenizer_check import check_by_completions
 from tests.support.endpoint_runs import Q, asked, quick, summary
 from tests.support.model_server import Handler, ModelServer
 
@@ -89,9 +89,9 @@ def test_another_tokenizer_is_refused_where_nothing_is_echoed(
 def test_the_right_tokenizer_is_taken_whatever_is_drawn(tiny: Path, server: ModelServer) -> None:
     """The drawn token stands in each list, and 40 times it is another."""
     config = RunConfig(model=["tiny"], scorer="endpoint", base_url=server.url, tokenizer=str(tiny))
-    served = Served.reach(config, "tiny", None, load_tokenizer(config), Format("paper"))
+    served = ServedModel.connect(config, "tiny", None, load_tokenizer(config), Format("paper"))
     for _ in range(40):
-        check_asked(served, "tiny", served.client.one)
+        check_by_completions(served, "tiny", served.client.run)
     assert min(server.times.values()) == 40
 
 
@@ -100,9 +100,9 @@ def test_parts_of_characters_are_not_told_apart() -> None:
     tops = [{"\ufffd": -5.8, ".": -3.6, "oy": -4.0}, {"\ufffd": -2.2, ".": -3.6, "oy": -4.0, "hing": -7.3}]
     drawn = ["\ufffd", "hing"]
     entries = [{"tokens": [t], "top_logprobs": [top]} for t, top in zip(drawn, tops, strict=True)]
-    lists = [read_listed({"choices": [{"index": 0, "logprobs": e}]}, chat=False) for e in entries]
+    lists = [read_top_tokens({"choices": [{"index": 0, "logprobs": e}]}, chat=False) for e in entries]
     assert [set(found.logprobs) for found in lists] == [{".", "oy"}, {".", "oy", "hing"}]
-    assert [(found.bound, found.doubled) for found in lists] == [(-4.0, {"\ufffd"}), (-4.0, {"\ufffd"})]
+    assert [(found.bound, found.ambiguous) for found in lists] == [(-4.0, {"\ufffd"}), (-4.0, {"\ufffd"})]
 
 
 def test_what_is_listed_is_what_comes(server: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

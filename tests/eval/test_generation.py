@@ -94,7 +94,7 @@ def test_the_answer_goes_on_from_the_sample(tiny: Path) -> None:
         wanted[*sampler.tokens[0][:-2], 40, 41] = {5}
         wanted[50, 51, 52, 53] = {6}
         before = decoder.computed_tokens
-        short = {s: found for part in sampler.answer(wanted, 30) for s, found in part.items()}
+        short = {s: found for part in sampler.logprobs(wanted, 30) for s, found in part.items()}
         cost = decoder.computed_tokens - before
         exact = {s: found for part in decoder.logprobs(wanted, 2048) for s, found in part.items()}
     assert set(short) == set(wanted) - {(50, 51, 52, 53)}

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from eval.scorers.local.portable import Found, Wanted
+from eval.scorers.local.portable import RequestedTokens, TokenLogprobs
 from eval.scorers.local.selfcheck import Run, Tier, choose
 
-WANTED: Wanted = {(1, 2, 3): {5, 6, 7}, (1, 2, 4): {5, 6, 7}}
+WANTED: RequestedTokens = {(1, 2, 3): {5, 6, 7}, (1, 2, 4): {5, 6, 7}}
 VOCABULARY = 1000
 
 
@@ -23,7 +23,7 @@ def tier(name: str, error: Callable[[int, np.random.Generator], float], off: flo
     def make(fp32: bool) -> Run:
         rng = np.random.default_rng(len(name))
 
-        def run(wanted: Wanted, batch_tokens: int) -> Iterator[Found]:
+        def run(wanted: RequestedTokens, batch_tokens: int) -> Iterator[TokenLogprobs]:
             yield {s: {t: -t + (off if fp32 else error(t, rng)) for t in tokens} for s, tokens in wanted.items()}
 
         return run

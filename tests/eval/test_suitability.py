@@ -29,7 +29,7 @@ from eval.__main__ import main
 from eval.errors import InputError
 from eval.models import hub
 from eval.models.checkpoints import base_parameters, load_checkpoint
-from eval.scorers.local.memory import LEAST, MOST, ON_CPU, affordable_tokens
+from eval.scorers.local.memory import CPU_TOKENS, MAX_TOKENS, MIN_TOKENS, affordable_tokens
 from tests.support.tiny_models import build_model, build_tokenizer
 
 
@@ -231,10 +231,10 @@ def test_tokens_that_fit_into_free_memory(tiny: Path) -> None:
     large = type(small)(hidden_size=8192, intermediate_size=28672, num_attention_heads=64, vocab_size=128_256)
     gib = 2**30
     found = [affordable_tokens(free * gib, large, 2) for free in (1, 16, 40, 79)]
-    assert found == sorted(found) and found[0] == LEAST and LEAST < found[2] < found[3] <= MOST
-    assert affordable_tokens(79 * gib, small, 2) == MOST
+    assert found == sorted(found) and found[0] == MIN_TOKENS and MIN_TOKENS < found[2] < found[3] <= MAX_TOKENS
+    assert affordable_tokens(79 * gib, small, 2) == MAX_TOKENS
     assert all(n & (n - 1) == 0 for n in found)
-    assert affordable_tokens(79 * gib, object(), 2) == ON_CPU
+    assert affordable_tokens(79 * gib, object(), 2) == CPU_TOKENS
 
 
 def test_batch_tokens_that_are_no_number(refused, tiny: Path) -> None:

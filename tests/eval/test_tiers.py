@@ -212,16 +212,16 @@ def test_slices_hold_every_beginning_once(max_tokens: int, aligned: bool) -> Non
         pool = [*path, *piece.tokens_N.tolist()]
         assert piece.path == len(path)
         assert len(piece.tokens_N) <= max_tokens + aligned * block
-        for index, way in zip(piece.sequences, piece.ways, strict=True):
+        for index, way in zip(piece.sequences, piece.node_paths, strict=True):
             assert tuple(pool[k] for k in way) == sequences[index]
             seen.append(index)
             for depth, node in [(d, k - piece.path) for d, k in enumerate(way) if k >= piece.path]:
                 assert piece.depth_N[node] == depth
                 within = np.arange(node // block * block, len(piece.tokens_N)) + piece.path
-                keys = [*piece.above[node // block], *within]
+                keys = [*piece.ancestors[node // block], *within]
                 visible = [k for k in keys if k <= node + piece.path <= piece.last_P[k]]
                 assert visible == list(way[: depth + 1])
-        nodes += len({int(k) for way in piece.ways for k in way if k >= piece.path})
+        nodes += len({int(k) for way in piece.node_paths for k in way if k >= piece.path})
         path = [pool[k] for k in piece.keep]
     assert sorted(seen) == list(range(len(sequences)))
     if max_tokens == 10_000:

@@ -1,1 +1,1 @@
-"""--scorer endpoint: a model behind a server of the OpenAI routes."""
+"""--scorer endpoint: a model behind a server that speaks OpenAI's API."""

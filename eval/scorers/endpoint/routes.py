@@ -1,12 +1,12 @@
-"""A model behind the OpenAI routes: whether it is there, how a dialogue is put to it, how its answers are read.
+"""A model behind OpenAI's API: is it served, how a dialogue is sent to it, and how its answers are parsed.
 
-Four routes, by which a dialogue with the beginning of the assistant's turn reaches the model:
-- ids: /completions with token ids of a tokenizer that is here, so that they are exactly those of the other scorers;
-- text: /completions with the paper's format as text, which the server's own tokenizer reads;
-- chat: /chat/completions, where the server continues the beginning that stands as the last message;
-- instructed: /chat/completions of a server that does not; the beginning is asked for at the end of the user's turn
+Four routes send a dialogue that ends with the beginning of the assistant's turn:
+- ids: /completions with token ids of a local tokenizer, exactly those of the other scorers;
+- text: /completions with the paper's format as text, which the server tokenizes;
+- chat: /chat/completions, where the server continues the beginning in the last message;
+- instructed: /chat/completions of a server that does not continue it. The end of the user's turn asks for the beginning
   (BEGIN), which changes the question.
-Answers of another form raise one of http_client.UNREADABLE here, and are asked for again there.
+For answers of another form the functions raise one of http_client.MALFORMED, and the client repeats the request.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from eval.errors import InputError, nearest
 from eval.models import checkpoints
 from eval.models.hub import commit_of
 from eval.models.prompt_format import CHAT_ROLES, Encoded, Format, encode, paper_text
-from eval.scorers.endpoint.http_client import Client, GaveUp, Refused
+from eval.scorers.endpoint.http_client import Client, RefusedError, RetryError
 from eval.scorers.options import ScorerConfig
 from eval.types import Prompt
 
@@ -31,25 +31,32 @@ log = logging.getLogger(__name__)
 
 RouteName = Literal["ids", "text", "chat", "instructed"]
 BEGIN = "\n\nBegin your answer with: "
-"""Put, with the assistant's beginning, at the end of the user's turn where the server continues no beginning."""
+"""Appended to the user's turn, followed by the assistant's beginning, where the server cannot continue a beginning."""
 NEUTRAL = {"temperature": 1.0, "top_p": 1.0}
-"""With every request: the model's own probabilities, neither sharpened nor cut off."""
-DESCRIBED = ("root", "parent", "owned_by", "max_model_len", "meta")
-CANNOT = (400, 404, 405, 415, 422, 500, 501)
-"""Statuses with which servers refuse what they do not know; others say nothing of what a server can do."""
-PART = "\ufffd"
-"""Stands for bytes that are no whole character."""
-ROUNDING = 1e-3  # a log-probability may be above 0, or a sum of probabilities above 1, by so much
+"""Sent with every request: the model's own probabilities, neither sharpened nor truncated."""
+INFO_FIELDS = ("root", "parent", "owned_by", "max_model_len", "meta")
+UNSUPPORTED_STATUSES = (400, 404, 405, 415, 422, 500, 501)
+"""Statuses with which servers refuse what they do not support. Others say nothing about capabilities."""
+REPLACEMENT = "\ufffd"
+"""Stands for bytes that are not a whole character."""
+ROUNDING = 1e-3  # how far a log-probability may exceed 0, or a sum of probabilities 1
 
 
-class Lacking(Exception):
-    """The server cannot do it, and why, as its answers show."""
+class UnsupportedError(Exception):
+    """The server cannot do something. The message says what in its answers shows this."""
 
 
 @dataclass
-class Served:
-    """A model that the server has. tokenizer and style where a tokenizer is here; info: what /v1/models says of the
-    model; server: its version, as far as told.
+class ServedModel:
+    """A model on a server.
+
+    Attributes:
+        client: The client of the server.
+        model: The name under which the model is served.
+        tokenizer: The local tokenizer, or None.
+        style: The tokenizer's dialogue format.
+        info: What /v1/models says of the model.
+        server: The server's version, if it reports one.
     """
 
     client: Client
@@ -60,26 +67,30 @@ class Served:
     server: dict[str, Any] = field(default_factory=dict)
 
     @staticmethod
-    def reach(config: ScorerConfig, model: str, key: str | None, tokenizer: Any, style: Format) -> Served:
-        """The model, once the server has answered. InputError where it does not, or does not serve it."""
-        assert config.base_url is not None  # endpoint.check has seen to it
+    def connect(config: ScorerConfig, model: str, key: str | None, tokenizer: Any, style: Format) -> ServedModel:
+        """Connects to the server and reads the model's entry.
+
+        Raises:
+            InputError: The server does not answer, or does not serve the model.
+        """
+        assert config.base_url is not None  # options.check_endpoint has checked it
         client = Client(
             config.base_url, key, config.api_key_env, config.concurrency, config.timeout, config.retries, config.seed
         )
-        served = Served(client, model, tokenizer, style)
-        client.one(served._find())
+        served = ServedModel(client, model, tokenizer, style)
+        client.run(served._read_info())
         return served
 
-    async def _find(self) -> None:
+    async def _read_info(self) -> None:
         def read(answer: Any) -> dict[str, dict[str, Any]]:
-            found = {str(entry["id"]): entry for entry in answer["data"]}
-            json.dumps([e[name] for e in found.values() for name in DESCRIBED if name in e], allow_nan=False)
-            return found
+            models = {str(entry["id"]): entry for entry in answer["data"]}
+            json.dumps([e[name] for e in models.values() for name in INFO_FIELDS if name in e], allow_nan=False)
+            return models
 
         try:
             models = await self.client.get(f"{self.client.base_url}/models", read)
-        except Refused as error:
-            if error.status not in CANNOT:
+        except RefusedError as error:
+            if error.status not in UNSUPPORTED_STATUSES:
                 raise
             log.info("%s has no list of its models; %s is taken to be there", self.client.base_url, self.model)
             return
@@ -90,21 +101,27 @@ class Served:
                 f"{self.client.base_url} does not serve '{self.model}'{nearest(self.model, names)}; it serves "
                 f"{', '.join(names[:20]) or 'no model'}{more}; give one of them as --model"
             )
-        found = models[self.model]
-        self.info = {name: found[name] for name in DESCRIBED if found.get(name) is not None}
+        entry = models[self.model]
+        self.info = {name: entry[name] for name in INFO_FIELDS if entry.get(name) is not None}
         try:
             root = self.client.base_url.removesuffix("/v1")
             self.server = {"version": await self.client.get(f"{root}/version", lambda a: str(a["version"]), tries=1)}
-        except (Refused, GaveUp):
-            pass  # only some servers say it
+        except (RefusedError, RetryError):
+            pass  # only some servers report a version
 
     def encode(self, prompt: Prompt) -> Encoded:
-        """eval.models.prompt_format.encode, where a tokenizer is here."""
+        """eval.models.prompt_format.encode of one prompt. Needs a local tokenizer."""
         (encoded,) = encode([prompt], self.tokenizer, self.style)
         return encoded
 
     async def completions(self, prompt: Any, read: Any, **settings: Any) -> Any:
-        """POST /completions; prompt: text, token ids, or a list of either."""
+        """Sends POST /completions.
+
+        Args:
+            prompt: Text, token ids, or a list of either.
+            read: Parses the answer, as in Client.post.
+            settings: Further fields of the request.
+        """
         return await self.client.post(
             "/completions", {"model": self.model, "prompt": prompt} | NEUTRAL | settings, read
         )
@@ -112,10 +129,10 @@ class Served:
 
 @dataclass(frozen=True)
 class Route:
-    """A way to put a dialogue to the model. flags: what a request of /chat/completions needs so that it continues."""
+    """A way to send a dialogue to the model. flags: fields with which /chat/completions continues a beginning."""
 
     name: RouteName
-    served: Served
+    served: ServedModel
     flags: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -124,13 +141,14 @@ class Route:
 
     @property
     def format(self) -> str:
-        """The dialogue format of the records."""
+        """The dialogue format, as recorded."""
         if self.name == "ids":
             return self.served.style.name
         return "paper" if self.name == "text" else "chat"
 
     @property
     def system_turn(self) -> str:
+        """How a system turn is treated, as recorded."""
         if self.name == "ids":
             return self.served.style.system_turn
         return "none" if self.name == "text" else "unknown: the server renders its chat template"
@@ -140,7 +158,12 @@ class Route:
         return self.served.encode(Prompt(prompt.turns)).context
 
     def body(self, prompt: Prompt, forced: str = "") -> dict[str, Any]:
-        """What is asked: the dialogue, and `forced` as more of the assistant's beginning (not on the route ids)."""
+        """The dialogue as fields of a request.
+
+        Args:
+            prompt: The dialogue.
+            forced: Text to append to the assistant's beginning; not on the route ids.
+        """
         if self.name == "ids":
             assert not forced
             return {"prompt": list(self.ids(prompt))}
@@ -153,13 +176,18 @@ class Route:
         messages[-1]["content"] += BEGIN + beginning
         return {"messages": messages}
 
-    async def ask(self, body: dict[str, Any], read: Any, **settings: Any) -> Any:
+    async def request(self, body: dict[str, Any], read: Any, **settings: Any) -> Any:
+        """Sends a request on this route: fields of `body`, then `settings`. read: as in Client.post."""
         path = "/chat/completions" if self.chat else "/completions"
         return await self.served.client.post(path, {"model": self.served.model} | NEUTRAL | body | settings, read)
 
 
 def load_tokenizer(config: ScorerConfig) -> Any:
-    """The tokenizer of --tokenizer. InputError where there is none."""
+    """Loads the tokenizer that --tokenizer names.
+
+    Raises:
+        InputError: It does not exist or cannot be loaded.
+    """
     name = config.tokenizer or ""
     if not Path(name).exists() and not checkpoints.is_hub_id(name):
         raise InputError(f"tokenizer {name}: there is no such folder; give the model's folder or its hub id")
@@ -168,103 +196,122 @@ def load_tokenizer(config: ScorerConfig) -> Any:
 
 
 def choices(answer: Any, n: int) -> list[Any]:
-    """The n choices of an answer, in the order of their index."""
-    found = sorted(answer["choices"], key=lambda c: c["index"])
-    if len(found) != n:
-        raise ValueError(f"{len(found)} choices instead of {n}")
-    return found
+    """The n choices of an answer, ordered by index."""
+    ordered = sorted(answer["choices"], key=lambda c: c["index"])
+    if len(ordered) != n:
+        raise ValueError(f"{len(ordered)} choices instead of {n}")
+    return ordered
 
 
 def prompt_tokens(answer: Any) -> int | None:
-    """How many tokens the server counts in the prompt, where it says so."""
+    """The server's count of prompt tokens, or None if it gives none."""
     count = (answer.get("usage") or {}).get("prompt_tokens")
     return int(count) if count else None
 
 
 def logprob(value: Any) -> float:
-    """A log-probability. ValueError for what is none."""
+    """Returns the value as a log-probability (nats). Raises ValueError if it is not one."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not -math.inf < value <= ROUNDING:
         raise ValueError(f"{value!r} is no log-probability")
     return float(value)
 
 
 @dataclass(frozen=True)
-class Listed:
-    """The most probable next tokens, each text with its log-probability; bound: no other token's is above it; count:
-    of how many texts.
+class TopTokens:
+    """The most probable next tokens of one position.
 
-    A text that two tokens share is left out (`doubled` holds it): which of them is meant cannot be told. So is a part
-    of a character (PART), which many tokens share: where texts are keys, the sampled one's value takes another's place.
+    Texts that several tokens share are left out of logprobs, since a value could belong to any of them. So are parts of
+    a character (REPLACEMENT), which many tokens share: where texts are keys, the sampled token's value replaces
+    another's.
+
+    Attributes:
+        logprobs: Log-probability (nats) by token text.
+        bound: No token outside the list is more probable than this log-probability.
+        ambiguous: Texts that several tokens share.
+        prompt_tokens: The server's count of prompt tokens, or None.
+        count: Number of listed texts, ambiguous ones included.
     """
 
     logprobs: dict[str, float]
     bound: float
-    doubled: frozenset[str]
+    ambiguous: frozenset[str]
     prompt_tokens: int | None
     count: int
 
 
-def read_listed(answer: Any, chat: bool) -> Listed:
-    """The list of the first generated token. The sampled token may stand in it instead of the least of the others."""
+def read_top_tokens(answer: Any, chat: bool) -> TopTokens:
+    """Parses the list of the first generated token. The sampled token may replace the least probable listed one."""
     (choice,) = choices(answer, 1)
     if chat:
         first = choice["logprobs"]["content"][0]
         entries = [(_text(e), logprob(e["logprob"])) for e in first["top_logprobs"]]
         sampled = _text(first)
     else:
-        given = choice["logprobs"]
-        entries = [(text, logprob(value)) for text, value in given["top_logprobs"][0].items()]
-        sampled = given["tokens"][0]
+        listing = choice["logprobs"]
+        entries = [(text, logprob(value)) for text, value in listing["top_logprobs"][0].items()]
+        sampled = listing["tokens"][0]
     others = [value for text, value in entries if text != sampled]
     if not others or sum(math.exp(value) for _, value in entries) > 1 + ROUNDING:
         raise ValueError("no list of the most probable tokens")
     texts = [text for text, _ in entries]
-    doubled = frozenset(text for text in texts if texts.count(text) > 1 or PART in text)
-    known = {text: value for text, value in entries if text not in doubled}
-    return Listed(known, min(others), doubled, prompt_tokens(answer), len(entries))
+    ambiguous = frozenset(text for text in texts if texts.count(text) > 1 or REPLACEMENT in text)
+    logprobs = {text: value for text, value in entries if text not in ambiguous}
+    return TopTokens(logprobs, min(others), ambiguous, prompt_tokens(answer), len(entries))
 
 
 def _text(entry: Any) -> str:
-    """A token's text, by its bytes where they are given: a part of a character has no text of its own."""
+    """A token's text, from its bytes where they are given: part of a character has no text."""
     if entry.get("bytes") is None:
         return entry["token"]
     return bytes(entry["bytes"]).decode("utf-8", errors="replace")
 
 
 @dataclass(frozen=True)
-class Said:
-    """A sampled answer. null: there is no text at all, not even an empty one (all went into a reasoning kept apart)."""
+class SampledText:
+    """A sampled answer.
+
+    Attributes:
+        text: Its text.
+        cut_off: It ended at the token limit.
+        refused: The server's filter or the model refused.
+        missing: The server gave no text, not even an empty one: all of it went into a separate reasoning field.
+    """
 
     text: str
     cut_off: bool
     refused: bool
-    null: bool = False
+    missing: bool = False
 
 
-def read_said(answer: Any, chat: bool, n: int) -> tuple[list[Said], int | None]:
-    """The n sampled texts, and the prompt's tokens."""
-    found = []
+def read_sampled(answer: Any, chat: bool, n: int) -> tuple[list[SampledText], int | None]:
+    """Parses the n sampled texts and the server's count of prompt tokens."""
+    sampled = []
     for choice in choices(answer, n):
         finish = choice.get("finish_reason")
         refused = finish == "content_filter"
         if chat:
             message = choice["message"]
             text, refused = message.get("content"), refused or bool(message.get("refusal"))
-            null, text = text is None, text or ""
+            missing, text = text is None, text or ""
         else:
-            text, null = choice["text"], False
+            text, missing = choice["text"], False
         if not isinstance(text, str):
             raise TypeError("a text that is none")
-        found.append(Said(text, finish == "length", refused, null))
-    return found, prompt_tokens(answer)
+        sampled.append(SampledText(text, finish == "length", refused, missing))
+    return sampled, prompt_tokens(answer)
 
 
 def read_echo(answer: Any, n: int) -> tuple[list[list[tuple[str, float | None]]], int | None]:
-    """(token, log-probability; None for the first) of every token of n echoed prompts, and all their tokens' count."""
+    """Parses n echoed prompts.
+
+    Returns:
+        For each prompt (token, log-probability; None for the first token) of every token, and the server's count of all
+        their tokens, or None.
+    """
     rows = []
     for choice in choices(answer, n):
-        given = choice["logprobs"]
-        tokens: Sequence[str] = given["tokens"]
-        values: Sequence[Any] = given["token_logprobs"]
+        listing = choice["logprobs"]
+        tokens: Sequence[str] = listing["tokens"]
+        values: Sequence[Any] = listing["token_logprobs"]
         rows.append([(token, None if v is None else logprob(v)) for token, v in zip(tokens, values, strict=True)])
     return rows, prompt_tokens(answer)

@@ -1,16 +1,16 @@
 """Probabilities counted in sampled answers, for servers that give no log-probabilities.
 
-n answers of a few tokens are drawn at temperature 1, each with a recorded seed, and each is read by one rule: it is the
-longest candidate that the continuation begins with, to the letter, a whole word (" her" is not " he"). White space at
-the beginning counts as well, since another line is another answer, unless the server strips it (loose). Where the
-beginning is only asked for (route instructed) the reply must begin with it, or directly with a candidate. What cannot
-be read has a reason and is counted as such; it is never a candidate and never an abstention.
+n answers of a few tokens are sampled at temperature 1, each with a recorded seed. One rule reads them: an answer is the
+longest candidate with which the continuation begins, to the letter and as a whole word (" her" is not " he"). White
+space at the beginning counts, since another line is another answer, unless the server strips it (lstrip). On the route
+instructed, the reply must begin with the requested beginning or directly with a candidate. An unreadable answer is
+counted by its reason; it is never a candidate and never an abstention.
 
-What is counted is whether the text begins with the candidate, over all tokens that write it so: more than echo's
-probability of its own tokens where a token joins its end with what follows, as ")." does with " (c)".
+The count covers all token sequences that spell the candidate. It exceeds echo's probability of the candidate's own
+tokens where a token joins the candidate's end with what follows, as ")." does with " (c)".
 
-A probability is count / n, all n answers. A count of 0 gives log(FLOOR), not a smoothed value, which would bias every
-expected metric. Its standard error at p = .5 is .5 / sqrt(n): 0.05 for 100 answers, 0.01 takes 2,500.
+A probability is count / n, over all n answers. A count of 0 gives log(FLOOR) and no smoothed value, which would bias
+every expected metric. The standard error at p = .5 is .5 / sqrt(n): 0.05 for 100 answers; 0.01 takes 2,500.
 """
 
 from __future__ import annotations
@@ -27,112 +27,166 @@ import numpy as np
 
 from eval.metrics.sampled_answers import FLOOR
 from eval.models.prompt_format import clean
-from eval.scorers.endpoint.routes import Route, Said, read_said
+from eval.scorers.endpoint.routes import Route, SampledText, read_sampled
 from eval.types import Answer, Prompt, prompt_sha256
 
 EMPTY, OTHER, CUT_OFF, REFUSED = "empty", "other text", "cut off", "refused"
 """Why an answer could not be read, or a question has no reasoning."""
-MOST_AT_ONCE = 128  # answers in a request
+MAX_PER_REQUEST = 128  # answers in a request
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """together: a request may ask for several answers. settings: what else every request sends (see probe).
-    loose: the server strips white space from what it says.
+    """Samples texts from a server.
+
+    Attributes:
+        route: The route of the requests.
+        samples: Answers per question.
+        seed: The run's seed.
+        batched: A request may ask for several answers.
+        seeded: The server accepts seeds.
+        lstrip: The server strips white space from its answers.
+        settings: Further settings of every request (see probe.UNMODIFIED).
     """
 
     route: Route
     samples: int
     seed: int
-    together: bool = True
+    batched: bool = True
     seeded: bool = True
-    loose: bool = False
+    lstrip: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
 
     async def score(self, prompt: Prompt) -> Answer:
-        """Counts as log-probabilities; where no answer could be read, NaN and extra['no_answer']."""
-        size = min(self.samples, MOST_AT_ONCE) if self.together else 1
-        sizes = [min(size, self.samples - at) for at in range(0, self.samples, size)]
-        body, most = self.route.body(prompt), self._tokens(prompt)
-        parts = await asyncio.gather(*(self.ask(body, n, self.seed_of(prompt, k), most) for k, n in enumerate(sizes)))
-        said = [answer for answers, _ in parts for answer in answers]
-        return counted(prompt, self.route, said, parts[0][1], self.loose)
+        """Samples answers to the prompt and counts the candidates.
 
-    async def ask(
+        Returns:
+            The counts as log-probabilities; if no answer could be read, NaN and the reason in extra["no_answer"].
+        """
+        size = min(self.samples, MAX_PER_REQUEST) if self.batched else 1
+        sizes = [min(size, self.samples - start) for start in range(0, self.samples, size)]
+        body, max_tokens = self.route.body(prompt), self._max_tokens(prompt)
+        responses = await asyncio.gather(
+            *(self.request(body, n, self.request_seed(prompt, k), max_tokens) for k, n in enumerate(sizes))
+        )
+        sampled = [answer for answers, _ in responses for answer in answers]
+        return counted(prompt, self.route, sampled, responses[0][1], self.lstrip)
+
+    async def request(
         self, body: dict[str, Any], n: int, seed: int, max_tokens: int, **more: Any
-    ) -> tuple[list[Said], int | None]:
-        """n answers, and the prompt's tokens."""
+    ) -> tuple[list[SampledText], int | None]:
+        """Samples n texts.
+
+        Args:
+            body: Fields of the request that hold the dialogue.
+            n: Number of texts.
+            seed: Seed of the request.
+            max_tokens: Token limit of each text.
+            more: Further fields of the request.
+
+        Returns:
+            The texts, and the server's count of prompt tokens.
+        """
         settings = {"max_tokens": max_tokens, **self.settings, **more}
         settings |= {"seed": seed} if self.seeded else {}
         settings |= {"n": n} if n > 1 else {}
-        return await self.route.ask(body, lambda a: read_said(a, self.route.chat, n), **settings)
+        return await self.route.request(body, lambda a: read_sampled(a, self.route.chat, n), **settings)
 
-    def seed_of(self, prompt: Prompt, k: int) -> int:
-        """The seed of a question's k-th request, 31 bits: of the words alone, whatever is asked beside them."""
+    def request_seed(self, prompt: Prompt, k: int) -> int:
+        """The seed (31 bits) of a question's k-th request. Depends only on the run seed and the prompt."""
         digest = hashlib.sha256(f"{self.seed}\0{prompt_sha256([prompt])}\0{k}".encode()).digest()
         return int.from_bytes(digest[:4], "big") >> 1
 
-    def _tokens(self, prompt: Prompt) -> int:
-        """Enough for any candidate and a character behind it, since a token has one at least; most texts have four."""
+    def _max_tokens(self, prompt: Prompt) -> int:
+        """Enough tokens for any candidate and one more character: a token has at least one; most have four."""
         most = max(map(len, prompt.candidates)) + 2
         return most + (len(prompt.turns[-1].text) // 2 if self.route.name == "instructed" else 0)
 
 
-def counted(prompt: Prompt, route: Route, said: Sequence[Said], prompt_tokens: int | None, loose: bool) -> Answer:
-    """The answer from what was sampled. extra: counts, samples, unread (by reason), no_answer where all are unread."""
+def counted(
+    prompt: Prompt, route: Route, sampled: Sequence[SampledText], prompt_tokens: int | None, lstrip: bool
+) -> Answer:
+    """Counts the candidates among the sampled answers.
+
+    Args:
+        prompt: The prompt with its candidates.
+        route: The route by which they were sampled.
+        sampled: The sampled answers.
+        prompt_tokens: The server's count of prompt tokens, or None.
+        lstrip: Ignore white space at the beginning of an answer.
+
+    Returns:
+        The answer. extra: counts, samples, unread (by reason), and no_answer if none could be read.
+    """
     beginning = prompt.turns[-1].text if route.name == "instructed" else ""
-    read = [read_answer(s, prompt.candidates, beginning, loose) for s in said]
-    counts = [sum(r == k for r in read) for k in range(len(prompt.candidates))]
-    unread = Counter(r for r in read if isinstance(r, str))
-    extra: dict[str, Any] = {"counts": counts, "samples": len(said), "unread": dict(sorted(unread.items()))}
+    readings = [read_answer(s, prompt.candidates, beginning, lstrip) for s in sampled]
+    counts = [sum(r == k for r in readings) for k in range(len(prompt.candidates))]
+    unread = Counter(r for r in readings if isinstance(r, str))
+    extra: dict[str, Any] = {"counts": counts, "samples": len(sampled), "unread": dict(sorted(unread.items()))}
     if not sum(counts):
         reasons = ", ".join(f"{n} {reason}" for reason, n in unread.most_common())
-        extra["no_answer"] = f"none of {len(said)} sampled answers could be read: {reasons}"
+        extra["no_answer"] = f"none of {len(sampled)} sampled answers could be read: {reasons}"
         return Answer(np.full(len(counts), math.nan), prompt_tokens, 0, extra)
-    return Answer(np.log(np.maximum(np.array(counts) / len(said), FLOOR)), prompt_tokens, 0, extra)
+    return Answer(np.log(np.maximum(np.array(counts) / len(sampled), FLOOR)), prompt_tokens, 0, extra)
 
 
-def read_answer(said: Said, candidates: Sequence[str], beginning: str = "", loose: bool = False) -> int | str:
-    """The candidate's number, or the reason why there is none. loose: white space at the beginning does not count.
+def read_answer(
+    sampled: SampledText, candidates: Sequence[str], beginning: str = "", lstrip: bool = False
+) -> int | str:
+    """Reads the candidate with which a sampled answer begins.
 
-    beginning: what the reply was asked to begin with, which may be left out.
+    Args:
+        sampled: The sampled answer.
+        candidates: The texts of the candidates.
+        beginning: The text with which the prompt asked the reply to begin; the reply may omit it.
+        lstrip: Ignore white space at the beginning.
+
+    Returns:
+        The candidate's index, or the reason why there is none.
     """
-    text = said.text
-    if said.refused:
+    text = sampled.text
+    if sampled.refused:
         return REFUSED
     if not text.strip():
-        return CUT_OFF if said.cut_off else EMPTY
+        return CUT_OFF if sampled.cut_off else EMPTY
     if beginning and text.lstrip().startswith(beginning.strip()):
         text = text.lstrip()[len(beginning.strip()) :]
-        if said.cut_off and not text.strip():
+        if sampled.cut_off and not text.strip():
             return CUT_OFF
-    wanted = {c.lstrip() if loose else c: k for k, c in enumerate(candidates)}
-    text = text.lstrip() if loose else text
-    for candidate in sorted(wanted, key=len, reverse=True):
-        if text.startswith(candidate) and not _goes_on(candidate, text[len(candidate) :]):
-            if said.cut_off and text == candidate and candidate[-1].isalnum():
-                return CUT_OFF  # it may have been the beginning of a longer word
-            return wanted[candidate]
-    unfinished = any(c.startswith(text) for c in wanted) or (
-        beginning and beginning.strip().startswith(said.text.strip())
+    numbers = {c.lstrip() if lstrip else c: k for k, c in enumerate(candidates)}
+    text = text.lstrip() if lstrip else text
+    for candidate in sorted(numbers, key=len, reverse=True):
+        if text.startswith(candidate) and not _continues_word(candidate, text[len(candidate) :]):
+            if sampled.cut_off and text == candidate and candidate[-1].isalnum():
+                return CUT_OFF  # the word may have gone on
+            return numbers[candidate]
+    unfinished = any(c.startswith(text) for c in numbers) or (
+        beginning and beginning.strip().startswith(sampled.text.strip())
     )
-    return CUT_OFF if said.cut_off and unfinished else OTHER
+    return CUT_OFF if sampled.cut_off and unfinished else OTHER
 
 
-def read_reasoning(said: Said, beginning: str = "") -> tuple[str, str | None]:
-    """The reasoning, and why there is none: REFUSED, CUT_OFF before it had any text, or EMPTY where no text was given.
-    A model that says nothing and ends has reasoned so: that is the empty text, and no reason.
+def read_reasoning(sampled: SampledText, beginning: str = "") -> tuple[str, str | None]:
+    """Reads the reasoning from a sampled text.
 
-    beginning: what the reply was asked to begin with, which is not kept.
+    A model that ends at once with an empty text has reasoned that way: the result is the empty text and no reason.
+
+    Args:
+        sampled: The sampled text.
+        beginning: The text with which the prompt asked the reply to begin; it is removed.
+
+    Returns:
+        The reasoning, and None or why there is none: REFUSED, CUT_OFF before any text, or EMPTY if the server gave no
+        text.
     """
-    text = said.text.strip().removeprefix(beginning.strip())
-    if said.refused:
+    text = sampled.text.strip().removeprefix(beginning.strip())
+    if sampled.refused:
         return "", REFUSED
-    if said.cut_off and not text.strip():
+    if sampled.cut_off and not text.strip():
         return "", CUT_OFF
-    return clean(text), EMPTY if said.null else None
+    return clean(text), EMPTY if sampled.missing else None
 
 
-def _goes_on(candidate: str, rest: str) -> bool:
-    """Whether the candidate's last word is only the beginning of the answer's."""
+def _continues_word(candidate: str, rest: str) -> bool:
+    """Whether the answer's text goes on within the candidate's last word."""
     return candidate[-1].isalnum() and rest[:1].isalnum()

@@ -1,1 +1,1 @@
-"""--scorer transformers: a model in this process, by the fastest tier that is right."""
+"""--scorer transformers: a model in this process, scored by the fastest tier that passes a numeric check."""

@@ -1,4 +1,4 @@
-"""A checkpoint whose files are here or in the hub's cache: described and checked, for the scorers that read them."""
+"""Describes and checks a checkpoint whose files are local or in the hub's cache, for the scorers that read them."""
 
 from __future__ import annotations
 
@@ -18,25 +18,36 @@ log = logging.getLogger(__name__)
 
 
 def describe(target: Target, config: ScorerConfig) -> tuple[DescribedCheckpoint, Format, dict[str, Any]]:
-    """The checkpoint without its weights, the dialogue format, and Opened.known. Raises InputError."""
+    """Describes a checkpoint without reading its weights.
+
+    Returns:
+        The description, the dialogue format, and OpenedTarget.known.
+
+    Raises:
+        InputError: The device does not exist, or the checkpoint cannot be read.
+    """
     checkpoints.choose_device(config.device)
     described = checkpoints.describe_checkpoint(
         target.model, target.adapter, target.revision, config.dtype, config.adapter_base_differs,
         config.trust_remote_code,
     )  # fmt: skip
     style = choose_format(config.format, described.tokenizer, config.system_turn)
-    known = {
+    provenance = {
         **described.provenance,
         "tokenizer_sha256": tokenizer_sha256(described.tokenizer),
         "format": style.name,
         "system_turn": style.system_turn,
         "scorer": config.scorer,
     }
-    return described, style, known
+    return described, style, provenance
 
 
-def check(described: DescribedCheckpoint, style: Format, target: Target, config: ScorerConfig, planned: Plan) -> None:
-    """What is checked before weights are read: that every question can be asked. Raises InputError."""
+def check(described: Described, style: Format, target: Target, config: ScorerConfig, plan: Plan) -> None:
+    """Checks, before weights are read, that every question can be encoded.
+
+    Raises:
+        InputError: A question cannot be scored with this tokenizer or context length.
+    """
     if config.format == "auto" and style.name == "paper":
         log.warning("%s: the tokenizer has no chat template, so questions are in the paper's format", target.model)
-    check_questions(planned, config, described.tokenizer, style, described.config, target.model)
+    check_questions(plan, config, described.tokenizer, style, described.config, target.model)

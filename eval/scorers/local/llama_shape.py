@@ -1,8 +1,8 @@
 """The weights of a Llama-shaped decoder, joined and packed for CPUs.
 
-The weights of queries, keys and values become one matrix, the norms' scales are folded into the matrices behind them,
-and each matrix is packed once for oneDNN, whose products also do SwiGLU and the residual sums (the operators that
-torch's own compiler uses). Which models fit is seen from their modules, never from their names.
+The weights of queries, keys and values become one matrix. The norms' scales are folded into the matrices that follow.
+Each matrix is packed once for oneDNN, whose products also do SwiGLU and the residual sums (the operators that torch's
+own compiler uses). A model's modules decide whether it fits, never its name.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch import Tensor, nn
 PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 
 
-class Unsupported(Exception):
+class UnsupportedModelError(Exception):
     """The model's modules are not those of a Llama-shaped decoder, or this torch lacks an operator."""
 
 
 class Product:
-    """x @ weight.T + bias; then swish, or `other *` or `other +`, in the same pass. packed: once, for oneDNN."""
+    """x @ weight.T + bias, followed in the same pass by swish, `other *` or `other +`. packed: pack once for oneDNN."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, packed: bool = True) -> None:
         self.weight = weight.to(dtype).contiguous()
@@ -29,28 +29,37 @@ class Product:
             if packed:
                 self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, 64)
         except (AttributeError, RuntimeError) as error:
-            raise Unsupported(f"this torch does not pack weights: {error}".partition("\n")[0]) from error
+            raise UnsupportedModelError(f"this torch does not pack weights: {error}".partition("\n")[0]) from error
         self.bias = None if bias is None else bias.to(dtype)
 
-    def __call__(self, x_NI: Tensor, after: str = "none", at_once: int | None = None) -> Tensor:
-        """at_once: in products of so many rows, which divide N: a row then does not depend on their number."""
-        if at_once and len(x_NI) > at_once:
-            return torch.cat([self(part, after) for part in x_NI.split(at_once)])
-        return torch.ops.mkldnn._linear_pointwise(x_NI, self.weight, self.bias, after, [], "")
+    def __call__(self, x_NI: Tensor, activation: str = "none", chunk_rows: int | None = None) -> Tensor:
+        """Computes the product.
 
-    def with_other(self, x_NI: Tensor, other_NO: Tensor, how: str, at_once: int | None = None) -> Tensor:
-        """how: 'add' or 'mul'."""
-        if at_once and len(x_NI) > at_once:
-            parts = zip(x_NI.split(at_once), other_NO.split(at_once), strict=True)
-            return torch.cat([self.with_other(x, other, how) for x, other in parts])
-        return torch.ops.mkldnn._linear_pointwise.binary(x_NI, other_NO, self.weight, self.bias, how)
+        Args:
+            x_NI: The inputs.
+            activation: "none" or "swish".
+            chunk_rows: Compute so many rows at a time, a divisor of N; a row's result then does not depend on N.
+        """
+        if chunk_rows and len(x_NI) > chunk_rows:
+            return torch.cat([self(part, activation) for part in x_NI.split(chunk_rows)])
+        return torch.ops.mkldnn._linear_pointwise(x_NI, self.weight, self.bias, activation, [], "")
+
+    def with_other(self, x_NI: Tensor, other_NO: Tensor, operation: str, chunk_rows: int | None = None) -> Tensor:
+        """Computes the product and applies operation "add" or "mul" with other_NO. chunk_rows: see `__call__`."""
+        if chunk_rows and len(x_NI) > chunk_rows:
+            parts = zip(x_NI.split(chunk_rows), other_NO.split(chunk_rows), strict=True)
+            return torch.cat([self.with_other(x, other, operation) for x, other in parts])
+        return torch.ops.mkldnn._linear_pointwise.binary(x_NI, other_NO, self.weight, self.bias, operation)
 
 
 @dataclass
 class Layer:
-    """A layer's products. Queries and keys have the halves of each head interleaved: neighbours make a pair to turn.
+    """A layer's products. Each head's halves of queries and keys are interleaved: neighbours form a pair to rotate.
 
-    eps: of the two norms; head_scales: scale and eps of the norms of queries and keys, where the model has them.
+    Attributes:
+        eps: Those of the two norms.
+        head_scales: Scale and eps of the norms of queries and keys, where the model has them.
+        scaling: Factor of the attention scores.
     """
 
     qkv: Product
@@ -65,7 +74,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Heads:
-    """Numbers of query heads and of key heads, and their size."""
+    """Number of query heads, number of key heads, and their size."""
 
     queries: int
     keys: int
@@ -73,14 +82,18 @@ class Heads:
 
 
 def layer(module: Any, dtype: torch.dtype) -> Layer:
-    """The packed layer. Its modules must compute in fp32 (eval.scorers.local.widen.in_fp32). Raises Unsupported."""
+    """Packs a layer. Its modules must compute in fp32 (eval.scorers.local.widen.in_fp32).
+
+    Raises:
+        UnsupportedModelError: The layer is not attention with an MLP of SwiGLU and two RMSNorms.
+    """
     if {name for name, _ in module.named_children()} != PARTS:
-        raise Unsupported("a layer is not attention, an MLP and two norms")
+        raise UnsupportedModelError("a layer is not attention, an MLP and two norms")
     attention, mlp = module.self_attn, module.mlp
     if {name for name, _ in mlp.named_children()} != {"gate_proj", "up_proj", "down_proj", "act_fn"}:
-        raise Unsupported("an MLP is not gate, up and down")
+        raise UnsupportedModelError("an MLP is not gate, up and down")
     if type(mlp.act_fn).__name__ not in ("SiLU", "SiLUActivation"):
-        raise Unsupported("an MLP is not SwiGLU")
+        raise UnsupportedModelError("an MLP is not SwiGLU")
     scale_in, eps_in = norm(module.input_layernorm)
     scale_mlp, eps_mlp = norm(module.post_attention_layernorm)
     qkv_weight, qkv_bias, head_scales = _qkv(attention)
@@ -89,11 +102,11 @@ def layer(module: Any, dtype: torch.dtype) -> Layer:
         weight, bias = matrix(linear)
         return Product(weight if scale is None else weight * scale, bias, dtype, packed)
 
-    own = dtype == torch.float32  # in fp32 the model's own matrices serve where they can: a third less memory
+    fp32 = dtype == torch.float32  # the model's own matrices are used where possible: a third less memory
 
     return Layer(
-        Product(qkv_weight * scale_in, qkv_bias, dtype), product(attention.o_proj, packed=not own),
-        product(mlp.gate_proj, scale_mlp), product(mlp.up_proj, scale_mlp), product(mlp.down_proj, packed=not own),
+        Product(qkv_weight * scale_in, qkv_bias, dtype), product(attention.o_proj, packed=not fp32),
+        product(mlp.gate_proj, scale_mlp), product(mlp.up_proj, scale_mlp), product(mlp.down_proj, packed=not fp32),
         (eps_in, eps_mlp), head_scales, float(attention.scaling),
     )  # fmt: skip
 
@@ -103,7 +116,7 @@ def _qkv(attention: Any) -> tuple[Tensor, Tensor | None, tuple[tuple[Tensor, flo
     size = heads(attention).size
     interleaved = torch.arange(size).view(2, -1).T.flatten()
 
-    def turned(rows: Tensor) -> Tensor:
+    def interleave(rows: Tensor) -> Tensor:
         return rows.unflatten(0, (-1, size))[:, interleaved].flatten(0, 1)
 
     (q, q_bias), (k, k_bias), (v, v_bias) = (matrix(getattr(attention, f"{x}_proj")) for x in "qkv")
@@ -112,47 +125,51 @@ def _qkv(attention: Any) -> tuple[Tensor, Tensor | None, tuple[tuple[Tensor, flo
         q_bias, k_bias, v_bias = (
             torch.zeros(len(w)) if b is None else b for w, b in ((q, q_bias), (k, k_bias), (v, v_bias))
         )
-        bias = torch.cat([turned(q_bias), turned(k_bias), v_bias])
+        bias = torch.cat([interleave(q_bias), interleave(k_bias), v_bias])
     scales = ()
     if hasattr(attention, "q_norm"):
-        found = [norm(attention.q_norm), norm(attention.k_norm)]
-        if any(len(scale) != size for scale, _ in found):
-            raise Unsupported("the norms of queries and keys are not per head")
-        scales = tuple((scale[interleaved], eps) for scale, eps in found)
-    return torch.cat([turned(q), turned(k), v]), bias, scales
+        norms = [norm(attention.q_norm), norm(attention.k_norm)]
+        if any(len(scale) != size for scale, _ in norms):
+            raise UnsupportedModelError("the norms of queries and keys are not per head")
+        scales = tuple((scale[interleaved], eps) for scale, eps in norms)
+    return torch.cat([interleave(q), interleave(k), v]), bias, scales
 
 
 def matrix(linear: Any) -> tuple[Tensor, Tensor | None]:
-    """(weight (out, in), bias or None) of a linear module in fp32, adapters on top of it included.
+    """(weight (out, in), bias or None) of a linear module in fp32, including adapters on top of it.
 
-    Anything but nn.Linear itself (a LoRA layer, say) is asked for its matrix: what it makes of the unit vectors.
+    Of anything but nn.Linear itself (a LoRA layer, say) the matrix is what the module makes of the unit vectors.
     """
     if type(linear) is nn.Linear:
         return linear.weight.detach().float(), None if linear.bias is None else linear.bias.detach().float()
     inputs = getattr(linear, "in_features", None)
     if inputs is None:
-        raise Unsupported("a projection is not linear")
+        raise UnsupportedModelError("a projection is not linear")
     bias_O = linear(torch.zeros(1, inputs))[0]
     weight_OI = (linear(torch.eye(inputs)) - bias_O).T
     return weight_OI, bias_O if bool(bias_O.any()) else None
 
 
 def heads(attention: Any) -> Heads:
-    """Raises Unsupported where attention is not q, k, v and o with one size of head."""
+    """The heads of an attention module.
+
+    Raises:
+        UnsupportedModelError: It is not q, k, v and o with one size of head.
+    """
     size = int(getattr(attention, "head_dim", 0))
     parts = [getattr(attention, f"{x}_proj", None) for x in "qkvo"]
     extra = {name for name, _ in attention.named_children()} - {f"{x}_proj" for x in "qkvo"} - {"q_norm", "k_norm"}
     if not size or size % 2 or None in parts or extra:
-        raise Unsupported("attention is not q, k, v and o")
+        raise UnsupportedModelError("attention is not q, k, v and o")
     q, k = (int(getattr(p, "out_features", 0)) // size for p in parts[:2])
     if not k or q % k:
-        raise Unsupported("attention is not q, k, v and o")
+        raise UnsupportedModelError("attention is not q, k, v and o")
     return Heads(q, k, size)
 
 
 def norm(module: Any) -> tuple[Tensor, float]:
-    """(scale in fp32, eps) of an RMSNorm. Raises Unsupported for another norm."""
+    """(scale in fp32, eps) of an RMSNorm. Raises UnsupportedModelError for another norm."""
     eps = getattr(module, "variance_epsilon", None)
     if eps is None or getattr(module, "bias", None) is not None:
-        raise Unsupported("a norm is not RMSNorm")
+        raise UnsupportedModelError("a norm is not RMSNorm")
     return module.weight.detach().float(), float(eps)

@@ -1,7 +1,7 @@
-// What lies between the matrix products of eval/scorers/fused.py: norms, turning of queries and keys, attention on a
-// tree. Compiled for the processor at hand by eval/scorers/native.py, which says what each function does.
-// Written with the vector extensions that GCC and Clang share, so for any processor; products of bfloat16 pairs use
-// AVX512-BF16 where it is there. Every row's result depends on that row's own numbers alone.
+// The operations between the matrix products of eval/scorers/local/fused.py: norms, rotary embeddings, attention on a
+// tree. native.py compiles this file for the current processor; kernels.py describes each function.
+// It uses the vector extensions that GCC and Clang share, so it runs on any processor. Products of bfloat16 pairs use
+// AVX512-BF16 where the processor has it. A row's result depends only on that row's numbers.
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -22,8 +22,8 @@ typedef uint16_t bf16;
 inline vec all(float x) { return vec{} + x; }
 inline int64_t up(int64_t n, int64_t k) { return (n + k - 1) / k * k; }
 
-inline float one(float x) { return x; }
-inline float one(bf16 x) {
+inline float to_float(float x) { return x; }
+inline float to_float(bf16 x) {
     uint32_t wide = uint32_t(x) << 16;
     float y;
     memcpy(&y, &wide, 4);
@@ -42,8 +42,8 @@ inline void store(bf16* p, vec x) {
     memcpy(p, &h, sizeof h);
 #else
     uvec u = (uvec)x;
-    u = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;             // to nearest, ties to even
-    u = (uvec)(x == x) & u | ~(uvec)(x == x) & 0x7fc0u;     // a NaN stays one
+    u = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;             // round to nearest, ties to even
+    u = (uvec)(x == x) & u | ~(uvec)(x == x) & 0x7fc0u;     // a NaN stays a NaN
     hvec h = __builtin_convertvector(u, hvec);
     memcpy(p, &h, sizeof h);
 #endif
@@ -54,11 +54,11 @@ inline float sum(vec x) {
     return s;
 }
 
-// e^x, 0 from -87 down; relative error about 1e-7
+// e^x, and 0 for x <= -87; relative error about 1e-7
 inline vec exponential(vec x) {
-    const ivec there = ~(ivec)(x <= -87.0f);  // a NaN stays one
-    x = there ? x : all(-87.0f);
-    const vec shifted = x * 1.44269504f + 12582912.0f;  // its low bits are the nearest whole number
+    const ivec in_range = ~(ivec)(x <= -87.0f);  // a NaN stays a NaN
+    x = in_range ? x : all(-87.0f);
+    const vec shifted = x * 1.44269504f + 12582912.0f;  // its low bits hold the nearest integer
     const vec n = shifted - 12582912.0f;
     const vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
     vec p = all(1.9875691500e-4f);
@@ -69,15 +69,15 @@ inline vec exponential(vec x) {
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
     const vec power = (vec)(((ivec)shifted << 23) + 0x3f800000);
-    return (vec)((ivec)(p * power) & there);
+    return (vec)((ivec)(p * power) & in_range);
 }
 
-// How numbers of type T are multiplied: `Packed` holds STEP of them, which `dot` multiplies and adds in fp32.
-template <class T> struct Pair {  // one by one, in fp32
+// Multiplication of numbers of type T: `Packed` holds STEP of them, and `dot` adds their products in fp32.
+template <class T> struct Pair {  // one at a time, in fp32
     static constexpr int STEP = 1;
     typedef float Packed;
-    static Packed pack(const T* p) { return one(*p); }
-    static Packed pack(const T* p, const T*) { return one(*p); }
+    static Packed pack(const T* p) { return to_float(*p); }
+    static Packed pack(const T* p, const T*) { return to_float(*p); }
     static vec dot(vec sum, const Packed* many, Packed single) { return sum + load(many) * single; }
     static void keep(Packed* p, vec x) { store(p, x); }
 };
@@ -127,7 +127,7 @@ void multiply(const typename P::Packed* a, int64_t lda, const typename P::Packed
     for (; r < rows; r++) columns<P, 1>(a + r * lda, lda, b, ldb, inner, out + r * ldo, ldo, width);
 }
 
-struct Memory {  // one thread's, grown as needed
+struct Memory {  // scratch memory of one thread, grown as needed
     std::vector<char> kept;
     template <class T> T* take(size_t& at, int64_t n) {
         T* p = (T*)(kept.data() + at);
@@ -150,7 +150,7 @@ void attend(const T* qkv, int64_t ld_qkv, const T* path, int64_t ld_path, int64_
 #pragma omp for schedule(dynamic)
         for (int64_t job = 0; job < blocks * kv; job++) {
             const int64_t b = job / kv, h = job % kv, first = b * block;
-            const int64_t mine = nodes - first < block ? nodes - first : block;
+            const int64_t block_nodes = nodes - first < block ? nodes - first : block;
             const int32_t* which = keys + starts[b];
             const int64_t n = starts[b + 1] - starts[b], np = up(n, L), inner = d / S;
             memory.kept.resize(sizeof(float) * (dp * np * 2 + rows_most * (np * 2 + dp * 2) + block * np + np * 3) + 4096);
@@ -161,11 +161,11 @@ void attend(const T* qkv, int64_t ld_qkv, const T* path, int64_t ld_path, int64_
             float* scores = memory.take<float>(at, rows_most * np);
             Packed* p_p = memory.take<Packed>(at, rows_most * np / S);
             float* sums = memory.take<float>(at, rows_most * dp);
-            int32_t* seen = memory.take<int32_t>(at, block * np);  // all bits or none
+            int32_t* seen = memory.take<int32_t>(at, block * np);  // all bits set where the node sees the key
             int32_t* key_node = memory.take<int32_t>(at, np);
             int32_t* key_last = memory.take<int32_t>(at, np);
-            int32_t* key_end = memory.take<int32_t>(at, np);  // the depth from which on it is behind the window
-            auto row = [&](int64_t j) {  // the key's and value's row of head h; d and kv * d numbers on
+            int32_t* key_end = memory.take<int32_t>(at, np);  // the first depth whose window excludes the key
+            auto row = [&](int64_t j) {  // head h's key of node j; its value is kv * d numbers further
                 const int64_t node = which[j];
                 return node < before ? path + node * ld_path + h * d : qkv + (node - before) * ld_qkv + (heads + h) * d;
             };
@@ -183,24 +183,24 @@ void attend(const T* qkv, int64_t ld_qkv, const T* path, int64_t ld_path, int64_
                 for (int64_t i = 0; i < d; i++) to[i] = P::pack(v + i, w + i);
                 for (int64_t i = d; i < dp; i++) to[i] = 0;
             }
-            for (int64_t c = 0; c < mine; c++)
+            for (int64_t c = 0; c < block_nodes; c++)
                 for (int64_t g = 0; g < group; g++) {
                     const T* q = qkv + (first + c) * ld_qkv + (h * group + g) * d;
                     for (int64_t i = 0; i < inner; i++) q_p[(c * group + g) * inner + i] = P::pack(q + i * S);
                 }
             for (int64_t j = 0; j < np; j++) {
                 key_node[j] = j < n ? which[j] : 0;
-                key_last[j] = j < n ? last[which[j]] : -1;  // seen by nobody
+                key_last[j] = j < n ? last[which[j]] : -1;  // no node attends to padding
                 key_end[j] = j < n && window ? depth[which[j]] + int32_t(window) : INT32_MAX;
             }
-            for (int64_t c = 0; c < mine; c++) {
+            for (int64_t c = 0; c < block_nodes; c++) {
                 const int32_t node = int32_t(before + first + c), at_depth = depth[node];
                 for (int64_t j = 0; j < np; j++) {
                     const bool sees = (key_node[j] <= node) & (node <= key_last[j]) & (at_depth < key_end[j]);
                     seen[c * np + j] = -int32_t(sees);
                 }
             }
-            const int64_t rows = mine * group;
+            const int64_t rows = block_nodes * group;
             multiply<P>(q_p, inner, k_t, np, inner, scores, np, rows, np);
             for (int64_t r = 0; r < rows; r++) {
                 float* s = scores + r * np;
@@ -237,7 +237,7 @@ void attend(const T* qkv, int64_t ld_qkv, const T* path, int64_t ld_path, int64_
     }
 }
 
-// One token each of `rows` dialogues on the first lengths[r] slots of their own keys and values (rows, kv, slots, d)
+// Attention of one token of each dialogue r on its first lengths[r] slots; keys and values: (rows, kv, slots, d)
 template <class T>
 void decode(const T* q, int64_t ld_q, const T* keys, const T* values, int64_t slots, int64_t rows,
             const int64_t* lengths, int64_t window, int64_t heads, int64_t kv, int64_t d, float scale, T* out) {
@@ -257,7 +257,7 @@ void decode(const T* q, int64_t ld_q, const T* keys, const T* values, int64_t sl
                     float rest = 0;
                     int64_t i = 0;
                     for (; i + L <= d; i += L) s += load(one_q + i) * load(k + j * d + i);
-                    for (; i < d; i++) rest += one(one_q[i]) * one(k[j * d + i]);
+                    for (; i < d; i++) rest += to_float(one_q[i]) * to_float(k[j * d + i]);
                     p[j] = (sum(s) + rest) * scale;
                     top = p[j] > top ? p[j] : top;
                 }
@@ -268,7 +268,7 @@ void decode(const T* q, int64_t ld_q, const T* keys, const T* values, int64_t sl
                     total += p[j];
                     int64_t i = 0;
                     for (; i + L <= d; i += L) store(&sums[i], load(&sums[i]) + load(v + j * d + i) * p[j]);
-                    for (; i < d; i++) sums[i] += one(v[j * d + i]) * p[j];
+                    for (; i < d; i++) sums[i] += to_float(v[j * d + i]) * p[j];
                 }
                 T* to = out + r * heads * d + (h * group + g) * d;
                 T part[L];
@@ -289,7 +289,7 @@ template <class T> void normed(const T* x, int64_t rows, int64_t width, float ep
         float rest = 0;
         int64_t i = 0;
         for (; i + L <= width; i += L) squares += load(from + i) * load(from + i);
-        for (; i < width; i++) rest += one(from[i]) * one(from[i]);
+        for (; i < width; i++) rest += to_float(from[i]) * to_float(from[i]);
         const float over = 1.0f / __builtin_sqrtf((sum(squares) + rest) / float(width) + eps);
         for (i = 0; i + L <= width; i += L) store(to + i, load(from + i) * over);
         if (i < width) {
@@ -301,7 +301,7 @@ template <class T> void normed(const T* x, int64_t rows, int64_t width, float ep
     }
 }
 
-// turns: cosine and sine of each pair of neighbours, (rows, d)
+// Rotates pairs of neighbours. turns: cosine and sine of each pair, (rows, d)
 template <class T> inline void turn_one(T* at, vec c, vec s) {
     const vec x = load(at);
     const vec y = __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);

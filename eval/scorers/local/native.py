@@ -1,10 +1,9 @@
-"""Builds and calls eval/scorers/native.cpp: what lies between the matrix products of the fused tier, in few passes.
+"""Builds and calls native.cpp: the operations between the fused tier's matrix products, in few passes over memory.
 
-The file is compiled once for this processor by the C++ compiler that is there ($CXX, else c++, g++ or clang++) and kept
-in the user's cache folder ($XDG_CACHE_HOME, else ~/.cache). Without a compiler torch's own operators do the same,
-slower (eval.scorers.local.kernels). Nothing here is trusted either: the scorer checks the fused tier with these kernels
-in it (eval.scorers.local.selfcheck). Shapes: N nodes, P nodes of the pool, B blocks, K keys of all blocks together, H
-hidden, D head, W any other width.
+The first C++ compiler of $CXX, else c++, g++ or clang++, compiles the file once for this processor. The library is kept
+in the user's cache folder ($XDG_CACHE_HOME, else ~/.cache). Without a compiler torch's operators do the same, slower
+(eval.scorers.local.kernels). The scorer checks the fused tier with these kernels in it (eval.scorers.local.selfcheck).
+Shapes: N nodes, P nodes of the pool, B blocks, K keys of all blocks together, H hidden, D head, W any other width.
 """
 
 from __future__ import annotations
@@ -39,14 +38,14 @@ COMPILERS = ("c++", "g++", "clang++")
 BUILD_SECONDS = 120
 CPU_INFO = Path("/proc/cpuinfo")
 SUFFIXES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-"""The dtypes that are compiled; others are left to torch."""
+"""The compiled dtypes; torch's operators serve the others."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The keys of a slice's blocks: nodes of the pool by depth, block after block, and where each block's begin.
+    """The keys of a slice's blocks: nodes of the pool by depth, block after block, and where each block's keys begin.
 
-    last_P, depth_P: of eval.scorers.local.prefix_tree.Slice, padding included.
+    last_P, depth_P: those of eval.scorers.local.prefix_tree.Slice, including its padding between branches.
     """
 
     before: int
@@ -58,7 +57,7 @@ class Layout:
 
 
 class NativeKernels(TorchKernels):
-    """The same by compiled code."""
+    """The kernels in compiled code."""
 
     name = "native"
     block = 16
@@ -72,23 +71,23 @@ class NativeKernels(TorchKernels):
         self._call("normed", x_NH, c_int64(len(x_NH)), c_int64(x_NH.shape[1]), c_float(eps), out_NH)
         return out_NH
 
-    def turn(self, qkv_NW: Tensor, turn: Tensor, heads: Heads, layer: Layer) -> None:
+    def turn(self, qkv_NW: Tensor, rotation: Tensor, heads: Heads, layer: Layer) -> None:
         if layer.head_scales:
-            super().turn(qkv_NW, turn, heads, layer)
+            super().turn(qkv_NW, rotation, heads, layer)
             return
         sizes = (qkv_NW.shape[1], len(qkv_NW), heads.queries + heads.keys, heads.size)
-        self._call("turn", qkv_NW, *map(c_int64, sizes), torch.view_as_real(turn))
+        self._call("turn", qkv_NW, *map(c_int64, sizes), torch.view_as_real(rotation))
 
     def layout(self, piece: Slice, width: int, windows: set[int | None], dtype: torch.dtype) -> Layout:
-        n, before, block = len(piece.tokens_N), piece.path, piece.block
-        firsts = before + block * np.arange(len(piece.above))
+        n, n_path, block = len(piece.tokens_N), piece.path, piece.block
+        firsts = n_path + block * np.arange(len(piece.ancestors))
         keys = [
-            np.concatenate([above, np.arange(first, min(first + block, before + n))])
-            for above, first in zip(piece.above, firsts, strict=True)
+            np.concatenate([ancestors, np.arange(first, min(first + block, n_path + n))])
+            for ancestors, first in zip(piece.ancestors, firsts, strict=True)
         ]
-        depth_P = np.concatenate([np.arange(before), piece.depth_N])
+        depth_P = np.concatenate([np.arange(n_path), piece.depth_N])
         starts_B = np.cumsum([0, *map(len, keys)], dtype=np.int64)
-        return Layout(before, block, _int32(np.concatenate(keys)), starts_B, _int32(piece.last_P), _int32(depth_P))
+        return Layout(n_path, block, _int32(np.concatenate(keys)), starts_B, _int32(piece.last_P), _int32(depth_P))
 
     def attend(
         self, layout: Layout, window: int | None, scaling: float, heads: Heads, qkv_NW: Tensor, path_PW: Tensor | None
@@ -117,9 +116,9 @@ class NativeKernels(TorchKernels):
         return out_RW
 
     def _call(self, name: str, first: Tensor, *rest: Tensor | np.ndarray | c_int64 | c_float) -> None:
-        """Calls the function for the dtype of `first`; arrays are passed as the address of their first number."""
+        """Calls the function for the dtype of `first`. Arrays are passed as the address of their first number."""
         function = getattr(self.library, f"{name}_{SUFFIXES[first.dtype]}")
-        with record_function(f"native::{name}"):  # a profile shows it
+        with record_function(f"native::{name}"):  # so that a profile shows it
             function(*(_argument(a) for a in (first, *rest)))
 
 
@@ -135,44 +134,46 @@ def _int32(values: np.ndarray) -> np.ndarray:
 
 
 def kernels(dtype: torch.dtype) -> TorchKernels:
-    """The compiled kernels where they can be had for the dtype, else torch's."""
+    """The compiled kernels, or torch's if they cannot be built or do not support the dtype."""
     library = _library() if dtype in SUFFIXES else None
     return TorchKernels() if library is None else NativeKernels(library)
 
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    """The compiled library, built at the first call; None, with the reason in the log, where it can't be."""
+    """The compiled library, built at the first call; None, with the reason in the log, if it cannot be built."""
     try:
         return ctypes.CDLL(str(build()))
     except (OSError, subprocess.SubprocessError) as error:
-        told = getattr(error, "stderr", None) or error
-        log.warning("scoring without compiled kernels, slower: %s", " ".join(str(told).split())[:300])
+        message = getattr(error, "stderr", None) or error
+        log.warning("scoring without compiled kernels, slower: %s", " ".join(str(message).split())[:300])
         return None
 
 
 def build() -> Path:
-    """The shared library for this processor, from the cache or compiled now.
+    """Returns the shared library for this processor, from the cache or compiled now.
 
-    Raises OSError where there is no compiler or no place for the file, subprocess.SubprocessError where it fails.
+    Raises:
+        OSError: There is no compiler, or no place for the file.
+        subprocess.SubprocessError: The compiler fails.
     """
-    named = shlex.split(os.environ.get("CXX", ""))
-    command = named or [found for found in map(shutil.which, COMPILERS) if found][:1]
+    configured = shlex.split(os.environ.get("CXX", ""))
+    command = configured or [compiler for compiler in map(shutil.which, COMPILERS) if compiler][:1]
     if not command:
         raise FileNotFoundError(f"there is no C++ compiler ($CXX, {', '.join(COMPILERS)})")
     version = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True, timeout=BUILD_SECONDS)
     lines = CPU_INFO.read_text(encoding="utf-8").splitlines() if CPU_INFO.is_file() else []
     processor = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
-    made_of = (SOURCE.read_text(encoding="utf-8"), *FLAGS, version.stdout, *processor)
+    identity = (SOURCE.read_text(encoding="utf-8"), *FLAGS, version.stdout, *processor)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "selfcorrect"
-    path = cache / f"native-{hashlib.sha256(chr(0).join(made_of).encode()).hexdigest()[:16]}.so"
+    path = cache / f"native-{hashlib.sha256(chr(0).join(identity).encode()).hexdigest()[:16]}.so"
     if not path.is_file():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as folder:  # another process may build it too
-            built = Path(folder) / path.name
+            compiled = Path(folder) / path.name
             subprocess.run(
-                [*command, *FLAGS, "-o", str(built), str(SOURCE)],
+                [*command, *FLAGS, "-o", str(compiled), str(SOURCE)],
                 capture_output=True, text=True, check=True, timeout=BUILD_SECONDS,
             )  # fmt: skip
-            built.replace(path)
+            compiled.replace(path)
     return path

@@ -1,7 +1,7 @@
-"""Log-probabilities from a transformers model as it is: the tiers 'tree' and 'plain'; and how its own generate draws.
+"""Log-probabilities from an unmodified transformers model: the tiers 'tree' and 'plain'. Also its sampling.
 
 'tree' runs many prompts that share beginnings as packed rows under a mask of ancestors
-(eval.scorers.local.prefix_tree.pack); 'plain' runs each distinct sequence by itself, in batches of equal length without
+(eval.scorers.local.prefix_tree.pack). 'plain' runs each distinct sequence by itself, in batches of equal length without
 padding, and is right for every causal model. Shapes: B rows, T tokens, S sequences, V vocabulary, H hidden.
 """
 
@@ -18,11 +18,12 @@ from transformers import LogitsProcessor
 from eval.scorers.local.prefix_tree import Pack, pack
 
 ROW_TOKENS = 512
-"""Nodes of one packed row: a longer row saves few tokens and costs attention, which grows with its square."""
+"""Nodes of one packed row. A longer row saves few tokens and costs attention, which grows with its square."""
 
-Wanted = dict[tuple[int, ...], set[int]]
-"""Sequences, and the tokens whose log-probability after each is asked."""
-Found = dict[tuple[int, ...], dict[int, float]]
+RequestedTokens = dict[tuple[int, ...], set[int]]
+"""{sequence: the next tokens whose log-probabilities are requested}"""
+TokenLogprobs = dict[tuple[int, ...], dict[int, float]]
+"""{sequence: {next token: log-probability in nats}}"""
 
 
 class Portable:
@@ -31,7 +32,7 @@ class Portable:
     def __init__(self, model: torch.nn.Module) -> None:
         self.model: Any = model
         self.linear_head = isinstance(self.model.get_output_embeddings(), torch.nn.Linear)
-        self.leaves = torch.empty(0, dtype=torch.long)  # flat positions whose logits the forward pass at hand gives
+        self.leaves = torch.empty(0, dtype=torch.long)  # flat positions whose logits the current forward pass returns
 
     @property
     def device(self) -> torch.device:
@@ -39,11 +40,11 @@ class Portable:
 
     @contextmanager
     def leaf_head(self) -> Iterator[None]:
-        """Runs the output layer on the wanted positions (self.leaves) only, and in fp32.
+        """Makes the output layer compute only the requested positions (self.leaves), in fp32.
 
-        The wanted rows are few, so fp32 costs little there, while a bf16 logit near 20 is rounded to eighths, which
-        alone would move a log-probability by up to 0.06 and hide small gaps. Whatever a model does to its logits
-        afterwards (a soft cap, say) it still does.
+        These positions are few, so fp32 costs little. A bf16 logit near 20 is rounded to eighths, which alone would
+        move a log-probability by up to 0.06 and hide small gaps. What a model does to its logits afterwards (a soft
+        cap, say) still applies.
         """
         head = self.model.get_output_embeddings()
         if not isinstance(head, torch.nn.Linear):
@@ -60,47 +61,56 @@ class Portable:
         try:
             yield
         finally:
-            del head.forward  # the class's own again
+            del head.forward  # restores the class's method
 
-    def tree(self, wanted: Wanted, batch_tokens: int) -> Iterator[Found]:
-        """Packed rows of at most ROW_TOKENS nodes (a longer sequence alone), several in a batch."""
+    def tree(self, requested: RequestedTokens, batch_tokens: int) -> Iterator[TokenLogprobs]:
+        """Yields log-probabilities from packed rows of at most ROW_TOKENS nodes. A longer sequence has a row to itself.
+
+        A batch has several rows, of at most batch_tokens in all.
+        """
         with self.leaf_head():
-            sequences = list(wanted)
+            sequences = list(requested)
             packs = pack(sequences, min(ROW_TOKENS, batch_tokens))
-            at = 0
-            while at < len(packs):
-                width = len(packs[at].tokens_N)
-                rows = packs[at : at + max(1, batch_tokens // max(width, ROW_TOKENS))]
-                at += len(rows)
+            start = 0
+            while start < len(packs):
+                width = len(packs[start].tokens_N)
+                rows = packs[start : start + max(1, batch_tokens // max(width, ROW_TOKENS))]
+                start += len(rows)
                 logprobs_SV = self._forward_trees(rows)
                 ended = [sequences[i] for p in rows for i in p.sequences]
-                yield {s: _pick(row, wanted[s]) for s, row in zip(ended, logprobs_SV, strict=True)}
+                yield {s: _pick(row, requested[s]) for s, row in zip(ended, logprobs_SV, strict=True)}
 
-    def stock(self, wanted: Wanted, batch_tokens: int) -> Iterator[Found]:
-        """As `plain`, with the model's own output layer in its own dtype: what any other program would get from it."""
-        return self.plain(wanted, batch_tokens, own_head=True)
+    def stock(self, requested: RequestedTokens, batch_tokens: int) -> Iterator[TokenLogprobs]:
+        """Like `plain`, with the model's output layer in its own dtype: what any other program would compute."""
+        return self.plain(requested, batch_tokens, stock_head=True)
 
-    def plain(self, wanted: Wanted, batch_tokens: int, own_head: bool = False) -> Iterator[Found]:
-        """Every sequence a row of its own, those of one length in a batch."""
-        with nullcontext() if own_head else self.leaf_head():
-            sequences = sorted(wanted, key=len)
-            at = 0
-            while at < len(sequences):
-                length = len(sequences[at])
-                rows = [s for s in sequences[at : at + max(1, batch_tokens // length)] if len(s) == length]
-                at += len(rows)
+    def plain(self, requested: RequestedTokens, batch_tokens: int, stock_head: bool = False) -> Iterator[TokenLogprobs]:
+        """Yields log-probabilities, with each sequence in a row of its own and sequences of one length in a batch.
+
+        Args:
+            requested: The next tokens of each sequence.
+            batch_tokens: The most tokens of a batch.
+            stock_head: Use the model's output layer in its own dtype instead of leaf_head.
+        """
+        with nullcontext() if stock_head else self.leaf_head():
+            sequences = sorted(requested, key=len)
+            start = 0
+            while start < len(sequences):
+                length = len(sequences[start])
+                rows = [s for s in sequences[start : start + max(1, batch_tokens // length)] if len(s) == length]
+                start += len(rows)
                 self.leaves = torch.arange(1, len(rows) + 1, device=self.device) * length - 1
                 logits = self.model(input_ids=torch.tensor(rows, device=self.device), use_cache=False).logits
-                logits_BV = logits[0] if self.linear_head and not own_head else logits[:, -1]
+                logits_BV = logits[0] if self.linear_head and not stock_head else logits[:, -1]
                 logprobs_BV = torch.log_softmax(logits_BV.float(), dim=-1)
-                yield {s: _pick(row, wanted[s]) for s, row in zip(rows, logprobs_BV, strict=True)}
+                yield {s: _pick(row, requested[s]) for s, row in zip(rows, logprobs_BV, strict=True)}
 
     def _forward_trees(self, packs: list[Pack]) -> torch.Tensor:
-        """Log-probabilities after each of the packs' sequences, in their order; one pack is one row of the batch."""
+        """Log-probabilities (S, V) after each of the packs' sequences, in order. One pack is one row of the batch."""
         width = max(len(p.tokens_N) for p in packs)
         ids_BT = torch.zeros(len(packs), width, dtype=torch.long)
         depth_BT = torch.zeros_like(ids_BT)
-        allowed_BTT = torch.eye(width, dtype=torch.bool).repeat(len(packs), 1, 1)  # a row of padding sees itself
+        allowed_BTT = torch.eye(width, dtype=torch.bool).repeat(len(packs), 1, 1)  # padding attends to itself
         for b, p in enumerate(packs):
             n = len(p.tokens_N)
             ids_BT[b, :n] = torch.from_numpy(p.tokens_N)
@@ -117,8 +127,9 @@ class Portable:
         return torch.log_softmax(out.logits[0].float(), dim=-1)
 
     def _masks(self, allowed_BTT: torch.Tensor, depth_BT: torch.Tensor) -> Any:
-        """The additive mask (B, 1, T, T), narrowed to the window where all layers have one; a dictionary of both kinds
-        where a model mixes them.
+        """The additive mask (B, 1, T, T), narrowed to the window if all layers have one.
+
+        If a model mixes full and windowed layers, a dictionary of both masks.
         """
         weight = self.model.get_input_embeddings().weight
         dtype = torch.float32 if self.widened else weight.dtype
@@ -140,10 +151,10 @@ class Portable:
 
 
 class SeededDraw(LogitsProcessor):
-    """Turns greedy decoding into sampling: leaves only the token that the row's own uniform number selects.
+    """Turns greedy decoding into sampling: keeps only the token that the row's uniform number selects.
 
-    Row b at step t takes the token at which the cumulative distribution passes u[b, t], u drawn from seed b alone, so a
-    row's sample does not depend on its neighbours, and the global random states stay as they are.
+    Row b at step t takes the token at which the cumulative distribution passes u[b, t]. Only seed b determines u[b], so
+    a row's sample does not depend on its neighbours, and the global random states do not change.
     """
 
     def __init__(self, seeds: Sequence[int], max_new_tokens: int, prompt_width: int) -> None:
@@ -160,7 +171,7 @@ class SeededDraw(LogitsProcessor):
 
 
 def sliding_window(model: Any) -> tuple[int | None, set[str]]:
-    """(how many positions a windowed layer sees, the kinds of its layers); None without such layers."""
+    """(how many positions a windowed layer sees, the kinds of layers); (None, empty set) without windowed layers."""
     config = model.config.get_text_config()
     window = getattr(config, "sliding_window", None)
     if not window or not getattr(config, "use_sliding_window", True):
@@ -170,7 +181,7 @@ def sliding_window(model: Any) -> tuple[int | None, set[str]]:
 
 
 def layer_windows(model: Any) -> list[int | None]:
-    """How many positions each layer sees, a node itself included; None for all."""
+    """How many positions each layer sees, the node itself included; None for all."""
     config = model.config.get_text_config()
     window, _ = sliding_window(model)
     types = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers

@@ -1,9 +1,8 @@
-"""Which tier a model is scored by: the fastest that agrees with plain forward passes, never one by the model's name.
+"""Chooses the tier that scores a model: the fastest that agrees with plain forward passes, whatever the model's name.
 
-Masks and positions that a model takes no notice of, or takes otherwise, give wrong numbers without an error. So a few
-prompts of those to be asked are scored in fp32 by plain forward passes and by each tier (a half-precision model is
-widened module by module, eval.scorers.local.widen); a half-precision tier must besides be no noisier than plain
-half-precision scoring is.
+A model that ignores masks and positions, or interprets them differently, gives wrong numbers without an error. So each
+tier and plain forward passes score a few of the actual prompts in fp32 (a half-precision model is widened module by
+module, eval.scorers.local.widen). In half precision a tier must also be no noisier than plain scoring.
 """
 
 from __future__ import annotations
@@ -15,32 +14,32 @@ from typing import Any
 
 import numpy as np
 
-from eval.scorers.local.llama_shape import Unsupported
-from eval.scorers.local.portable import Found, Wanted
-from eval.scorers.local.prefix_tree import shared
+from eval.scorers.local.llama_shape import UnsupportedModelError
+from eval.scorers.local.portable import RequestedTokens, TokenLogprobs
+from eval.scorers.local.prefix_tree import shared_length
 from eval.scorers.local.widen import in_fp32
 
 log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-4
-"""Largest difference of an fp32 log-probability from plain scoring, in nats."""
+"""Largest allowed difference of an fp32 log-probability from plain scoring, in nats."""
 NOISE = 2.0
-"""In half precision: a tier's mean difference from fp32 may be so many times that of the model as anybody runs it."""
-LEAST_NOISE = 0.01  # nats, where that happens to have next to none
+"""In half precision, how many times the stock model's mean difference from fp32 a tier's may be."""
+LEAST_NOISE = 0.01  # nats; allowed even if the stock model happens to have almost no noise
 SPREAD = 256
-"""Tokens over the whole vocabulary on which noise is measured, beside a prompt's candidates: these few are wrong by
-nearly the same, and so by luck by next to nothing.
+"""Tokens over the whole vocabulary on which noise is measured, besides a prompt's candidates. The few candidates have
+nearly the same error, which by luck may be almost none.
 """
 
-Run = Callable[[Wanted, int], Iterator[Found]]
-"""Sequences and a number of tokens per batch -> log-probabilities."""
+Run = Callable[[RequestedTokens, int], Iterator[TokenLogprobs]]
+"""(requested tokens, tokens per batch) -> log-probabilities."""
 ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
-"""What models raise that take no mask of ours, or no mixed dtypes. A warning tells it: the fault may be ours."""
+"""What models raise that accept no custom mask or no mixed dtypes. It is logged, since this code may be at fault."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The tier, why, and how long the longest sequence was that it was checked on."""
+    """The chosen tier, the reason, and the length of the longest sequence that was checked."""
 
     tier: str
     reason: str
@@ -49,86 +48,103 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Tier:
-    """A way to score. make(fp32) gives its run: with fp32, for the check, as if all weights were fp32.
+    """A way to score.
 
-    The plain tier's run in half precision is the model with its own output layer, not with one in fp32 as we score.
+    make(fp32) returns its run. With fp32, for the check, it computes as if all weights were fp32. The plain tier's run
+    in half precision uses the model's own output layer, unlike scoring, which uses one in fp32.
     """
 
     name: str
     make: Callable[[bool], Run]
 
 
-def choose(model: Any, half: bool, plain: Tier, tiers: Sequence[Tier], wanted: Wanted) -> Verdict:
-    """The first of `tiers` that agrees with `plain` on the wanted sequences, else plain. Logged."""
-    longest, batch = max(map(len, wanted)), 2048
-    asked, wanted = wanted, _spread(wanted, model.config.get_text_config().vocab_size)
-    candidates = np.array([token in asked[s] for s in wanted for token in sorted(wanted[s])])
-    said: list[str] = []
+def choose(model: Any, half: bool, plain: Tier, tiers: Sequence[Tier], requested: RequestedTokens) -> Verdict:
+    """Chooses the first tier that agrees with plain forward passes, and logs it.
+
+    Args:
+        model: The model.
+        half: Whether its weights are in half precision.
+        plain: The reference tier.
+        tiers: The other tiers, fastest first.
+        requested: The sequences to check, with their candidates' tokens.
+
+    Returns:
+        The verdict; its tier is plain if no other agrees.
+    """
+    longest, batch = max(map(len, requested)), 2048
+    answer_tokens, requested = requested, _spread(requested, model.config.get_text_config().vocab_size)
+    candidates = np.array([token in answer_tokens[s] for s in requested for token in sorted(requested[s])])
+    outcomes: list[str] = []
     tier = plain.name
     try:
         with in_fp32(model):
-            exact = _values(plain.make(True), wanted, batch)
+            exact = _values(plain.make(True), requested, batch)
     except ERRORS as error:
-        tiers, said = (), [f"fp32 forward passes for a check raised {_told(error)}"]
+        tiers, outcomes = (), [f"fp32 forward passes for a check raised {_describe_error(error)}"]
     else:
-        noise = float(np.abs(_values(plain.make(False), wanted, batch) - exact).mean()) if half else 0.0
+        noise = float(np.abs(_values(plain.make(False), requested, batch) - exact).mean()) if half else 0.0
         for candidate in tiers:
-            agrees, told = _agrees(model, half, candidate, wanted, batch, exact, candidates, noise)
-            said.append(f"{candidate.name}: {told}")
+            agrees, outcome = _agrees(model, half, candidate, requested, batch, exact, candidates, noise)
+            outcomes.append(f"{candidate.name}: {outcome}")
             if agrees:
                 tier = candidate.name
                 break
-    verdict = Verdict(tier, f"{'; '.join(said) or 'no other fits'} ({len(wanted)} sequences)", longest)
+    verdict = Verdict(tier, f"{'; '.join(outcomes) or 'no other fits'} ({len(requested)} sequences)", longest)
     log.info("scoring tier: %s (%s)", verdict.tier, verdict.reason)
     return verdict
 
 
 def _agrees(
-    model: Any, half: bool, tier: Tier, wanted: Wanted, batch: int, exact: np.ndarray,
+    model: Any, half: bool, tier: Tier, requested: RequestedTokens, batch: int, exact: np.ndarray,
     candidates: np.ndarray, noise: float,
 ) -> tuple[bool, str]:  # fmt: skip
-    """In fp32 by the largest difference of a candidate, in half precision by the mean difference of all tokens."""
+    """Whether a tier agrees with plain scoring, and the outcome as text.
+
+    In fp32 the largest difference of a candidate counts, in half precision the mean difference of all tokens.
+    """
     try:
         with in_fp32(model):
-            off = float(np.abs(_values(tier.make(True), wanted, batch) - exact)[candidates].max())
-        told = f"differs from plain fp32 forward passes by at most {off:.1e}"
-        if not off <= TOLERANCE:  # a NaN does not agree either
-            return False, f"{told}, more than {TOLERANCE:g}"
+            difference = float(np.abs(_values(tier.make(True), requested, batch) - exact)[candidates].max())
+        outcome = f"differs from plain fp32 forward passes by at most {difference:.1e}"
+        if not difference <= TOLERANCE:  # a NaN does not agree either
+            return False, f"{outcome}, more than {TOLERANCE:g}"
         if not half:
-            return True, told
-        mean = float(np.abs(_values(tier.make(False), wanted, batch) - exact).mean())
-    except Unsupported as error:
+            return True, outcome
+        mean = float(np.abs(_values(tier.make(False), requested, batch) - exact).mean())
+    except UnsupportedModelError as error:
         return False, f"does not fit ({error})"
     except ERRORS as error:
-        log.warning("scoring tier %s raised %s and is not used", tier.name, _told(error))
-        return False, f"raised {_told(error)}"
-    told += f"; in half precision by {mean:.3f} on average, the model as it is by {noise:.3f}"
-    return mean <= max(NOISE * noise, LEAST_NOISE), told
+        log.warning("scoring tier %s raised %s and is not used", tier.name, _describe_error(error))
+        return False, f"raised {_describe_error(error)}"
+    outcome += f"; in half precision by {mean:.3f} on average, the model as it is by {noise:.3f}"
+    return mean <= max(NOISE * noise, LEAST_NOISE), outcome
 
 
-def some(contexts: Sequence[tuple[int, ...]]) -> list[int]:
-    """A few prompts to check on: the longest, the one that shares most with it, the shortest, and one between."""
+def representative(contexts: Sequence[tuple[int, ...]]) -> list[int]:
+    """Indices of prompts to check: the longest, the one sharing most with it, the shortest, one of median length."""
     order = sorted(range(len(contexts)), key=lambda i: contexts[i])
-    at = max(range(len(order)), key=lambda k: len(contexts[order[k]]))
-    beside = [k for k in (at - 1, at + 1) if 0 <= k < len(order)]
-    alike = max(beside, key=lambda k: shared(contexts[order[k]], contexts[order[at]]), default=at)
+    longest = max(range(len(order)), key=lambda k: len(contexts[order[k]]))
+    neighbours = [k for k in (longest - 1, longest + 1) if 0 <= k < len(order)]
+    nearest = max(
+        neighbours, key=lambda k: shared_length(contexts[order[k]], contexts[order[longest]]), default=longest
+    )
     by_length = sorted(order, key=lambda i: len(contexts[i]))
-    chosen = [order[at], order[alike], by_length[0], by_length[len(order) // 2]]
+    chosen = [order[longest], order[nearest], by_length[0], by_length[len(order) // 2]]
     return list(dict.fromkeys(chosen))
 
 
-def _spread(wanted: Wanted, vocabulary: int) -> Wanted:
-    """The wanted tokens, and SPREAD of the vocabulary, of each sequence."""
+def _spread(requested: RequestedTokens, vocabulary: int) -> RequestedTokens:
+    """Adds SPREAD tokens of the vocabulary to those of each sequence."""
     more = set(range(0, vocabulary, max(1, vocabulary // SPREAD)))
-    return {sequence: tokens | more for sequence, tokens in wanted.items()}
+    return {sequence: tokens | more for sequence, tokens in requested.items()}
 
 
-def _values(run: Run, wanted: Wanted, batch: int) -> np.ndarray:
-    found: Found = {}
-    for part in run(wanted, batch):
-        found |= part
-    return np.array([found[s][token] for s in wanted for token in sorted(wanted[s])])
+def _values(run: Run, requested: RequestedTokens, batch: int) -> np.ndarray:
+    logprobs: TokenLogprobs = {}
+    for part in run(requested, batch):
+        logprobs |= part
+    return np.array([logprobs[s][token] for s in requested for token in sorted(requested[s])])
 
 
-def _told(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     return f"{type(error).__name__} ({' '.join(str(error).split())[:120]})"

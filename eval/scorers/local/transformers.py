@@ -1,9 +1,9 @@
 """Scores and samples with a transformers model in this process.
 
-Three tiers, of which a numeric check takes the fastest that is right (eval.scorers.local.selfcheck): 'fused', a
-Llama-shaped model on a CPU by our own forward pass (eval.scorers.local.fused); 'tree' and 'plain', the model as it is
-(eval.scorers. portable). All take log-probabilities over the full vocabulary in fp32. Shapes: B batch, T tokens, V
-vocabulary.
+There are three tiers; a numeric check takes the fastest that is right (eval.scorers.local.selfcheck). 'fused' is this
+project's forward pass for a Llama-shaped model on a CPU (eval.scorers.local.fused). 'tree' and 'plain' run the model
+itself (eval.scorers.local.portable). All compute log-probabilities over the full vocabulary in fp32.
+Shapes: B batch, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -26,28 +26,33 @@ from eval.scorers.local import selfcheck
 from eval.scorers.local.fused import ROWS, FusedDecoder
 from eval.scorers.local.generation import Sampler
 from eval.scorers.local.memory import default_batch_tokens, keep_freed_memory, out_of_memory
-from eval.scorers.local.portable import Found, Portable, SeededDraw, Wanted, sliding_window
+from eval.scorers.local.portable import Portable, RequestedTokens, SeededDraw, TokenLogprobs, sliding_window
 from eval.scorers.local.selfcheck import Run, Tier, Verdict
 from eval.scorers.local.widen import HALF
 from eval.scorers.options import ScorerConfig
-from eval.scorers.registry import Opened
+from eval.scorers.registry import OpenedTarget
 from eval.types import Answer, Prompt
 
 log = logging.getLogger(__name__)
 
-TIERS = ("fused", "tree", "plain")  # the fastest first
-LONGER = 1.25  # prompts so many times longer than those checked are checked anew
+TIERS = ("fused", "tree", "plain")  # fastest first
+LONGER = 1.25  # prompts that exceed the checked length by this factor are checked again
 LEAST_BATCH_TOKENS = 16
-MARK_TOKENS = 12  # a turn's mark is looked for in so many tokens at the end of a sample
+MARK_TOKENS = 12  # last tokens of a sample in which to look for the mark of a new turn
 
 
 class TransformersScorer:
-    """eval.types.Scorer over a loaded causal language model (a PEFT model is one too).
+    """Implements eval.types.Scorer with a loaded causal language model, which may be a PEFT model.
 
-    batch_tokens bounds the tokens of one forward pass (None: by free memory, eval.scorers.local.memory) and is halved
-    when memory runs out; tier forces one of TIERS, unchecked. Read: tier and tier_reason; computed_tokens, put through
-    the fused tier so far. stop_ids: the tokens at which a sample ends, the model's and the tokenizer's ends of
-    sequence.
+    Args:
+        batch_tokens: The most tokens of a forward pass, halved when memory runs out; by default chosen by free memory
+            (eval.scorers.local.memory).
+        tier: One of TIERS, to use without a check.
+
+    Attributes:
+        tier, tier_reason: The chosen tier and why.
+        computed_tokens: Tokens computed by the fused tier so far.
+        stop_ids: The tokens that end a sample: the ends of sequence of model and tokenizer.
     """
 
     def __init__(
@@ -70,7 +75,7 @@ class TransformersScorer:
         self.batch_tokens = batch_tokens or default_batch_tokens(model, self.device)
         self.stop_ids = _stop_ids(model, tokenizer)
         self._fused: tuple[int, FusedDecoder] | None = None
-        self._sampler: Sampler | None = None  # of the last samples, whose keys and values the next question may use
+        self._sampler: Sampler | None = None  # of the last samples: the next question may reuse its keys and values
         if self.device.type == "cpu":
             keep_freed_memory()
 
@@ -95,7 +100,7 @@ class TransformersScorer:
         return self._fused[1].computed_tokens if self._fused else 0
 
     def describe(self) -> dict[str, Any]:
-        """Tokenizer, format, default system turn, tier, the fused tier's kernels, dtype, device, batch_tokens as is."""
+        """Tokenizer, format, default system turn, tier, the fused tier's kernels, dtype, device, batch_tokens now."""
         return {
             "scorer": "transformers",
             "tokenizer_sha256": tokenizer_sha256(self.tokenizer),
@@ -112,56 +117,57 @@ class TransformersScorer:
 
     @torch.no_grad()
     def score(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
-        """Yields (index, Answer) batch by batch. Raises InputError where a single small batch needs too much memory."""
+        """Yields (index, Answer) batch by batch. Raises InputError if even a small batch needs too much memory."""
         encoded = encode(prompts, self.tokenizer, self.style)
-        self._check(encoded)
-        # wanted[sequence] = tokens whose log-probability after that sequence is asked
-        wanted: Wanted = {}
+        self._choose_tier(encoded)
+        # requested[sequence] = next tokens whose log-probabilities are needed
+        requested: RequestedTokens = {}
         waiting: dict[tuple[int, ...], list[int]] = {}
         open_parts = [0] * len(encoded)
         for i, e in enumerate(encoded):
             for sequence, token in parts(e):
-                wanted.setdefault(sequence, set()).add(token)
+                requested.setdefault(sequence, set()).add(token)
                 users = waiting.setdefault(sequence, [])
                 if i not in users[-1:]:
                     users.append(i)
                     open_parts[i] += 1
-        known: Found = {}
-        for done in self._found(wanted):
-            known |= done
-            for sequence in done:
+        logprobs: TokenLogprobs = {}
+        for batch in self._logprobs(requested):
+            logprobs |= batch
+            for sequence in batch:
                 for i in waiting[sequence]:
                     open_parts[i] -= 1
                     if open_parts[i] == 0:
-                        yield i, answer_of(encoded[i], known)
+                        yield i, answer_of(encoded[i], logprobs)
 
-    def _found(self, wanted: Wanted) -> Iterator[Found]:
-        """All wanted log-probabilities; what a batch that ran out of memory left is done in smaller ones."""
-        left = dict(wanted)
-        while left:
+    def _logprobs(self, requested: RequestedTokens) -> Iterator[TokenLogprobs]:
+        """Yields all requested log-probabilities. After running out of memory, the rest is done in smaller batches."""
+        pending = dict(requested)
+        while pending:
             try:
-                for found in self._run(left):
-                    for sequence in found:
-                        del left[sequence]
-                    yield found
+                for batch in self._run_tier(pending):
+                    for sequence in batch:
+                        del pending[sequence]
+                    yield batch
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
-                self._less_memory(error)
+                self._halve_batch(error)
 
-    def _run(self, wanted: Wanted) -> Iterator[Found]:
+    def _run_tier(self, requested: RequestedTokens) -> Iterator[TokenLogprobs]:
+        """Yields log-probabilities by the chosen tier, reusing the last samples' keys and values where it can."""
         if self.tier == "fused" and self._sampler is not None:
             sampler, self._sampler = self._sampler, None
             if sampler.decoder is self._decoder():
                 answered: set[tuple[int, ...]] = set()
-                for found in sampler.answer(wanted, self.batch_tokens):
-                    answered |= found.keys()
-                    yield found
-                wanted = {s: tokens for s, tokens in wanted.items() if s not in answered}
-        if wanted:
-            yield from self._make(self.tier or "plain")(False)(wanted, self.batch_tokens)
+                for batch in sampler.logprobs(requested, self.batch_tokens):
+                    answered |= batch.keys()
+                    yield batch
+                requested = {s: tokens for s, tokens in requested.items() if s not in answered}
+        if requested:
+            yield from self._tier_run(self.tier or "plain")(False)(requested, self.batch_tokens)
 
-    def _less_memory(self, error: BaseException) -> None:
+    def _halve_batch(self, error: BaseException) -> None:
         if self.batch_tokens // 2 < LEAST_BATCH_TOKENS:
             raise InputError(
                 f"out of memory with batches of {self.batch_tokens} tokens: the model needs more memory than there is, "
@@ -172,7 +178,7 @@ class TransformersScorer:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _make(self, tier: str) -> Any:
+    def _tier_run(self, tier: str) -> Any:
         """eval.scorers.local.selfcheck.Tier.make of a tier."""
 
         def make(fp32: bool) -> Run:
@@ -184,7 +190,7 @@ class TransformersScorer:
         return make
 
     def _decoder(self) -> FusedDecoder:
-        """The fused decoder of the weights as they are now."""
+        """The fused decoder of the current weights."""
         weights = hash(tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in self.model.parameters()))
         if self._fused is None or self._fused[0] != weights:
             self._fused = weights, FusedDecoder(self.model, self.dtype)
@@ -192,12 +198,12 @@ class TransformersScorer:
 
     @torch.no_grad()
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Chooses the tier on these prompts, as asking them would."""
+        """Chooses the tier for these prompts, as scoring or sampling them would."""
         encoded = encode(prompts, self.tokenizer, self.style)
-        self._check([e if e.candidates else _sampled_from(e) for e in encoded])
+        self._choose_tier([e if e.candidates else _as_scored(e) for e in encoded])
 
-    def _check(self, encoded: list[Encoded]) -> None:
-        """Chooses the tier, and again where prompts are longer than those it was checked on; then only downwards."""
+    def _choose_tier(self, encoded: list[Encoded]) -> None:
+        """Chooses the tier. For prompts longer than those checked, chooses again among the same and slower tiers."""
         if self.forced or not encoded:
             return
         longest = max(len(e.context) + max(map(len, e.candidates), default=1) - 1 for e in encoded)
@@ -209,18 +215,19 @@ class TransformersScorer:
             ):  # fmt: skip
                 return
             tiers = TIERS[TIERS.index(self.verdict.tier) : -1]
-        wanted: Wanted = {}
-        for i in selfcheck.some([e.context for e in encoded]):  # the first token of every candidate tells enough
-            wanted[encoded[i].context] = {candidate[0] for candidate in encoded[i].candidates}
+        requested: RequestedTokens = {}
+        for i in selfcheck.representative([e.context for e in encoded]):
+            # the first token of every candidate is enough for the comparison
+            requested[encoded[i].context] = {candidate[0] for candidate in encoded[i].candidates}
         if not self.portable.linear_head:
             self.verdict = Verdict("plain", "the model's output layer is not linear", longest)
             return
         if self.device.type != "cpu":
             tiers = tuple(t for t in tiers if t != "fused")
-        others = [Tier(t, self._make(t)) for t in tiers]
-        plain = Tier("plain", lambda fp32: self._make("plain")(True) if fp32 else self.portable.stock)
+        others = [Tier(t, self._tier_run(t)) for t in tiers]
+        plain = Tier("plain", lambda fp32: self._tier_run("plain")(True) if fp32 else self.portable.stock)
         try:
-            self.verdict = selfcheck.choose(self.model, self.dtype in HALF, plain, others, wanted)
+            self.verdict = selfcheck.choose(self.model, self.dtype in HALF, plain, others, requested)
         finally:
             self.portable.widened = False
             if self.tier != "fused":
@@ -228,46 +235,46 @@ class TransformersScorer:
 
     @torch.no_grad()
     def sample(self, prompts: Sequence[Prompt], seeds: Sequence[int], max_new_tokens: int) -> Iterator[tuple[int, str]]:
-        """Samples at temperature 1, each prompt by the uniform numbers of its own seed.
+        """Samples at temperature 1, each prompt with the uniform numbers of its own seed.
 
-        By the fused tier, whose samples do not depend on what is sampled beside them; else by transformers' generate.
+        The fused tier's samples do not depend on the other samples. The other tiers use transformers' generate.
         """
         encoded = encode([Prompt(p.turns) for p in prompts], self.tokenizer, self.style)
         ids = [e.context for e in encoded]
-        self._check([_sampled_from(e) for e in encoded])
-        order = sorted(range(len(prompts)), key=lambda i: len(ids[i]))  # alike in length: little padding
+        self._choose_tier([_as_scored(e) for e in encoded])
+        order = sorted(range(len(prompts)), key=lambda i: len(ids[i]))  # similar lengths need little padding
         rows_at_once = min(self.sample_batch, ROWS) if self.tier == "fused" else self.sample_batch
-        waiting = [order[at : at + rows_at_once] for at in range(0, len(order), rows_at_once)]
+        waiting = [order[start : start + rows_at_once] for start in range(0, len(order), rows_at_once)]
         while waiting:
             batch, done = waiting.pop(0), set()
-            rows, of_rows = [ids[i] for i in batch], [seeds[i] for i in batch]
+            rows, row_seeds = [ids[i] for i in batch], [seeds[i] for i in batch]
             generate = self._sample_fused if self.tier == "fused" else self._generate
             try:
-                for row, text in generate(rows, of_rows, max_new_tokens):
+                for row, text in generate(rows, row_seeds, max_new_tokens):
                     done.add(batch[row])
                     yield batch[row], text
             except (RuntimeError, MemoryError) as error:
-                left = [i for i in batch if i not in done]
+                remaining = [i for i in batch if i not in done]
                 if not out_of_memory(error):
                     raise
-                if len(left) < 2:
+                if len(remaining) < 2:
                     raise InputError("out of memory while sampling one answer: lower --cot_max_new_tokens") from error
-                log.warning("out of memory: sampling %d at a time", len(left) // 2)
-                waiting = [left[: len(left) // 2], left[len(left) // 2 :], *waiting]
+                log.warning("out of memory: sampling %d at a time", len(remaining) // 2)
+                waiting = [remaining[: len(remaining) // 2], remaining[len(remaining) // 2 :], *waiting]
 
     def _sample_fused(
         self, rows: list[tuple[int, ...]], seeds: list[int], new_tokens: int
     ) -> Iterator[tuple[int, str]]:
-        def ended(new: list[int]) -> bool:
+        def is_finished(new: list[int]) -> bool:
             if new[-1] in self.stop_ids:
                 return True
             if self.style.name != "paper":
                 return False
             text = self.tokenizer.decode(new[-MARK_TOKENS:])
-            return any(mark in text for mark in TURN_MARKS)  # the model began a further turn
+            return any(mark in text for mark in TURN_MARKS)  # the model started another turn
 
         self._sampler = Sampler(self._decoder(), rows, new_tokens)
-        for row, new in self._sampler.sample(seeds, new_tokens, ended):
+        for row, new in self._sampler.sample(seeds, new_tokens, is_finished):
             yield row, clean(str(self.tokenizer.decode(new, skip_special_tokens=True)))
 
     def _generate(
@@ -285,13 +292,13 @@ class TransformersScorer:
             input_ids=ids_BT,
             attention_mask=mask_BT,
             max_new_tokens=max_new_tokens,
-            do_sample=False,  # the draw is SeededDraw's, so that no global random state is touched
+            do_sample=False,  # SeededDraw samples without changing the global random state
             num_beams=1,
             use_cache=True,
             pad_token_id=pad,
             eos_token_id=sorted(self.stop_ids) or None,
             tokenizer=self.tokenizer,
-            repetition_penalty=1.0,  # some models' own generation_config sets one
+            repetition_penalty=1.0,  # some models' generation_config sets one
             stop_strings=list(TURN_MARKS) if self.style.name == "paper" else None,
             logits_processor=LogitsProcessorList([SeededDraw(seeds, max_new_tokens, width)]),
         )
@@ -299,12 +306,12 @@ class TransformersScorer:
         yield from enumerate(clean(t) for t in texts)
 
 
-def open_target(target: Target, config: ScorerConfig, planned: Plan) -> Opened:
-    """eval.scorers.registry.open_target."""
-    described, style, known = local.describe(target, config)
+def open_target(target: Target, config: ScorerConfig, plan: Plan) -> OpenedTarget:
+    """Implements eval.scorers.registry.open_target."""
+    described, style, provenance = local.describe(target, config)
 
     def load_scorer() -> tuple[TransformersScorer, dict[str, Any]]:
-        local.check(described, style, target, config, planned)
+        local.check(described, style, target, config, plan)
         loaded = checkpoints.load(described, config.device)
         scorer = TransformersScorer(
             loaded.model, loaded.tokenizer, config.format, config.most_batch_tokens, config.sample_batch,
@@ -312,11 +319,11 @@ def open_target(target: Target, config: ScorerConfig, planned: Plan) -> Opened:
         )  # fmt: skip
         return scorer, loaded.provenance
 
-    return Opened(known, load_scorer)
+    return OpenedTarget(provenance, load_scorer)
 
 
-def _sampled_from(prompt: Encoded) -> Encoded:
-    """A prompt to sample from as one to score: its last token as the candidate after the others."""
+def _as_scored(prompt: Encoded) -> Encoded:
+    """Turns a prompt to sample from into one to score: its last token becomes the candidate after the others."""
     return Encoded(prompt.context[:-1], (prompt.context[-1:],), 0)
 
 

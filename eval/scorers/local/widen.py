@@ -1,4 +1,4 @@
-"""A half-precision model that computes in fp32, one module at a time, so that it needs little memory more."""
+"""Makes a half-precision model compute in fp32, one module at a time, so that it needs little extra memory."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ HALF = (torch.float16, torch.bfloat16)
 
 @contextmanager
 def in_fp32(model: torch.nn.Module) -> Iterator[None]:
-    """While it is open, every module's half-precision weights are fp32 during its own forward call.
+    """Within this context every module's half-precision weights are fp32 during its forward call.
 
-    The weights are the same tensors afterwards, bit for bit. A module that reads another's weights without calling it
-    may raise RuntimeError for mixed dtypes; adapters (modules around a base_layer) are widened as one.
+    Afterwards the weights are the same tensors, bit for bit. Adapters (modules around a base_layer) are widened as one.
+
+    Raises:
+        RuntimeError: From the forward call, for mixed dtypes, if a module reads another's weights without calling it.
     """
     handles = []
     for module in _units(model):
         widened: list[tuple[Any, torch.Tensor]] = []
 
         def widen(module: torch.nn.Module, _: Any, __: Any, widened: list = widened) -> None:
-            whole = hasattr(module, "base_layer")
-            tensors = [*module.parameters(recurse=whole), *module.buffers(recurse=whole)]
+            with_children = hasattr(module, "base_layer")
+            tensors = [*module.parameters(recurse=with_children), *module.buffers(recurse=with_children)]
             for tensor in {id(t): t for t in tensors if t.dtype in HALF}.values():
                 widened.append((tensor, tensor.data))
                 tensor.data = tensor.data.float()
@@ -44,12 +46,12 @@ def in_fp32(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _units(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    """The modules that are widened by themselves: with weights of their own, or adapters with all that is in them."""
-    whole = hasattr(module, "base_layer")
-    if any(p.dtype in HALF for p in module.parameters(recurse=whole)) or any(
-        b.dtype in HALF for b in module.buffers(recurse=whole)
+    """The modules to widen one by one: those with weights of their own, and adapters with everything inside them."""
+    with_children = hasattr(module, "base_layer")
+    if any(p.dtype in HALF for p in module.parameters(recurse=with_children)) or any(
+        b.dtype in HALF for b in module.buffers(recurse=with_children)
     ):
         yield module
-    if not whole:
+    if not with_children:
         for child in module.children():
             yield from _units(child)

@@ -1,10 +1,9 @@
 """vLLM's offline engine as a scorer.
 
-Every sequence before a candidate's token is one request, which asks for the raw log-probabilities of just the wanted
-next tokens (vLLM's logprob_token_ids: log-softmax in fp32 over the full vocabulary); its beginning is read from the
-prefix cache, which prompt_logprobs would not do. The engine runs in this process (with several GPUs its workers end
-when this process does), so that whatever ends this process leaves no other behind, and batches are the same from one
-run to the next.
+Every sequence before a candidate's token is one request. It asks for the raw log-probabilities of only the requested
+next tokens (vLLM's logprob_token_ids: log-softmax in fp32 over the full vocabulary). Its beginning is read from the
+prefix cache, which prompt_logprobs would not do. The engine runs in this process, and with several GPUs its workers end
+when this process does. So whatever ends this process leaves no other behind, and batches are the same in every run.
 """
 
 from __future__ import annotations
@@ -36,19 +35,19 @@ from eval.scorers.options import ScorerConfig
 from eval.secrets import masked
 from eval.types import Answer, Prompt
 
-IN_FLIGHT = 512  # requests in the engine at once: more than it takes into a batch, so that no batch is short
-CPU_BLOCK = 32  # tokens of a block of the prefix cache: the smallest that vLLM's CPU kernels are made for
-CPU_CACHE = 4 << 30  # bytes of keys and values at most on a CPU, where vLLM would take nearly all memory
-LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values that vLLM takes for max_lora_rank
+IN_FLIGHT = 512  # requests in the engine at once: more than fit into a batch, so that no batch is short
+CPU_BLOCK = 32  # tokens of a block of the prefix cache: the fewest that vLLM's CPU kernels support
+CPU_CACHE = 4 << 30  # the most bytes of keys and values on a CPU, where vLLM would take nearly all memory
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values that vLLM accepts for max_lora_rank
 REFUSALS = (*checkpoints.UNREADABLE, TypeError, AssertionError, NotImplementedError, AttributeError)
-"""What vLLM raises for a model or an argument that it does not take."""
+"""What vLLM raises for a model or an argument that it does not support."""
 
 Request = tuple[int, Sequence[int], Any]
-"""Its number, the prompt's tokens, vLLM's SamplingParams."""
+"""(number, prompt tokens, vLLM's SamplingParams)"""
 
 
 class VllmScorer:
-    """eval.types.Scorer over vLLM's engine. context: the most tokens of a dialogue with its answer."""
+    """Implements eval.types.Scorer with vLLM's engine. context: the most tokens of a dialogue with its answer."""
 
     def __init__(
         self, llm: Any, tokenizer: Any, style: Format, stop_ids: frozenset[int], options: dict[str, Any],
@@ -64,11 +63,11 @@ class VllmScorer:
         self.context = int(self.config.model_config.max_model_len)
         self.sampling_params: Any = import_module("vllm").SamplingParams
         self.tokens_input: Any = import_module("vllm.inputs").tokens_input
-        # frees the model's memory when the scorer goes, for the next checkpoint of the same process
+        # frees the model's memory with the scorer, for the next checkpoint of the same process
         weakref.finalize(self, self.engine.engine_core.shutdown)
 
     def describe(self) -> dict[str, Any]:
-        """The fields of the transformers scorer, of which tier and kernels are none, and the engine's settings."""
+        """The fields of the transformers scorer (tier and kernels are None) and the engine's settings."""
         device = self.config.device_config.device
         return {
             "scorer": "vllm",
@@ -90,24 +89,26 @@ class VllmScorer:
     def score(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
         """Yields (index, Answer) as they are done."""
         encoded = encode(prompts, self.tokenizer, self.style)
-        wanted: dict[tuple[int, ...], set[int]] = {}
+        requested: dict[tuple[int, ...], set[int]] = {}
         users: dict[tuple[int, ...], set[int]] = {}
         for i, e in enumerate(encoded):
             for sequence, token in parts(e):
-                wanted.setdefault(sequence, set()).add(token)
+                requested.setdefault(sequence, set()).add(token)
                 users.setdefault(sequence, set()).add(i)
-        left = [len({sequence for sequence, _ in parts(e)}) for e in encoded]
-        sequences = sorted(wanted)  # those that begin alike beside each other: the first one's keys serve the others
-        requests = ((n, s, self._scoring(sorted(wanted[s]))) for n, s in enumerate(sequences) if self._fits(s, 1))
-        known: dict[tuple[int, ...], dict[int, float]] = {}
+        pending = [len({sequence for sequence, _ in parts(e)}) for e in encoded]
+        sequences = sorted(requested)  # sorted: sequences with a common beginning share keys
+        requests = (
+            (n, s, self._scoring(sorted(requested[s]))) for n, s in enumerate(sequences) if self._check_fits(s, 1)
+        )
+        logprobs: dict[tuple[int, ...], dict[int, float]] = {}
         for number, output in self._run(requests):
             sequence = sequences[number]
-            (found,) = output.outputs[0].logprobs
-            known[sequence] = {token: found[token].logprob for token in wanted[sequence]}
+            (next_logprobs,) = output.outputs[0].logprobs
+            logprobs[sequence] = {token: next_logprobs[token].logprob for token in requested[sequence]}
             for i in sorted(users[sequence]):
-                left[i] -= 1
-                if not left[i]:
-                    yield i, answer_of(encoded[i], known)
+                pending[i] -= 1
+                if not pending[i]:
+                    yield i, answer_of(encoded[i], logprobs)
 
     def _scoring(self, tokens: list[int]) -> Any:
         return self.sampling_params(temperature=0.0, max_tokens=1, logprob_token_ids=tokens, detokenize=False)
@@ -118,7 +119,7 @@ class VllmScorer:
         requests = (
             (i, e.context, self._sampling(seeds[i], max_new_tokens))
             for i, e in enumerate(encoded)
-            if self._fits(e.context, max_new_tokens)
+            if self._check_fits(e.context, max_new_tokens)
         )
         for i, output in self._run(requests):
             yield i, clean(str(self.tokenizer.decode(output.outputs[0].token_ids, skip_special_tokens=True)))
@@ -130,39 +131,43 @@ class VllmScorer:
             stop=list(TURN_MARKS) if self.style.name == "paper" else None,
         )  # fmt: skip
 
-    def _fits(self, tokens: Sequence[int], more: int) -> bool:
-        """True, or InputError: vLLM would cut a sample short without a word."""
-        if len(tokens) + more > self.context:
+    def _check_fits(self, tokens: Sequence[int], new_tokens: int) -> bool:
+        """Returns True or raises InputError: vLLM would silently cut a sample short."""
+        if len(tokens) + new_tokens > self.context:
             raise InputError(
-                f"a dialogue needs {len(tokens) + more} tokens, and vLLM was started for {self.context}; raise "
+                f"a dialogue needs {len(tokens) + new_tokens} tokens, and vLLM was started for {self.context}; raise "
                 "max_model_len in --vllm_options, or lower --cot_max_new_tokens"
             )
         return True
 
     def _run(self, requests: Iterable[Request]) -> Iterator[tuple[int, Any]]:
-        """(number, vLLM's output) of each request when it is finished; at most IN_FLIGHT are in the engine."""
-        waiting, flying = iter(requests), set()
+        """Yields (number, vLLM's output) of each finished request. At most IN_FLIGHT requests are in the engine."""
+        queue, in_flight = iter(requests), set()
         try:
             while True:
-                for number, tokens, parameters in islice(waiting, IN_FLIGHT - len(flying)):
-                    flying.add(str(number))
+                for number, tokens, parameters in islice(queue, IN_FLIGHT - len(in_flight)):
+                    in_flight.add(str(number))
                     prompt = self.tokens_input(list(tokens))
                     self.engine.add_request(str(number), prompt, parameters, lora_request=self.adapter)
-                if not flying:
+                if not in_flight:
                     return
                 for output in self.engine.step():
                     if output.finished:
-                        flying.remove(output.request_id)
+                        in_flight.remove(output.request_id)
                         yield int(output.request_id), output
         finally:
-            self.engine.abort_request(sorted(flying))  # of a caller that takes no more
+            self.engine.abort_request(sorted(in_flight))  # if the caller stops early
 
 
-def start(described: DescribedCheckpoint, style: Format, dtype: str, config: ScorerConfig) -> VllmScorer:
-    """Starts the engine on the checkpoint. Raises InputError for what vLLM does not take."""
+def start_engine(described: DescribedCheckpoint, style: Format, dtype: str, config: ScorerConfig) -> VllmScorer:
+    """Starts the engine on the checkpoint.
+
+    Raises:
+        InputError: vLLM cannot be imported, or does not support the checkpoint or an option.
+    """
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ["VLLM_LOGGING_STREAM"] = "ext://sys.stderr"
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its warnings are one for each tensor that is converted
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # it warns once for each converted tensor
     model, adapter = described.provenance["model"], described.provenance["adapter"]
     with stdout_to_stderr():
         try:
@@ -173,11 +178,13 @@ def start(described: DescribedCheckpoint, style: Format, dtype: str, config: Sco
                 "in which it can"
             ) from error
         given = config.vllm_arguments()
-        _check_known(vllm, given)
+        _check_arguments(vllm, given)
         _check_device(config.device)
         try:
             llm = vllm.LLM(**_arguments(described, dtype, config), **_on_cpu(given), **given)
-            llm.generate({"prompt_token_ids": [0]}, vllm.SamplingParams(max_tokens=1), use_tqdm=False)  # a first step
+            llm.generate(
+                {"prompt_token_ids": [0]}, vllm.SamplingParams(max_tokens=1), use_tqdm=False
+            )  # errors show at the first step
         except REFUSALS as error:
             raise InputError(
                 f"model {model} cannot be started by vLLM: {_cause(error)}; see --vllm_options, or use "
@@ -188,58 +195,60 @@ def start(described: DescribedCheckpoint, style: Format, dtype: str, config: Sco
 
 
 def _arguments(described: DescribedCheckpoint, dtype: str, config: ScorerConfig) -> dict[str, Any]:
-    known = described.provenance
-    found: dict[str, Any] = {
-        "model": known["model"], "revision": known["commit"], "tokenizer_revision": known["commit"],
-        "trust_remote_code": known["trust_remote_code"], "dtype": dtype, "generation_config": "vllm",
+    provenance = described.provenance
+    arguments: dict[str, Any] = {
+        "model": provenance["model"], "revision": provenance["commit"], "tokenizer_revision": provenance["commit"],
+        "trust_remote_code": provenance["trust_remote_code"], "dtype": dtype, "generation_config": "vllm",
         "logprobs_mode": "raw_logprobs", "tensor_parallel_size": config.tensor_parallel_size,
     }  # fmt: skip
     if dtype != "float32" and getattr(described.config, "quantization_config", None) is None:
-        found["hf_overrides"] = {"head_dtype": "float32"}  # else logits come out rounded to half precision
+        arguments["hf_overrides"] = {"head_dtype": "float32"}  # else logits are rounded to half precision
     if config.most_batch_tokens is not None:
-        found["max_num_batched_tokens"] = config.most_batch_tokens
-    if known["adapter"]:
-        found |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _lora_rank(known["adapter"])}
-    return found
+        arguments["max_num_batched_tokens"] = config.most_batch_tokens
+    if provenance["adapter"]:
+        arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _lora_rank(provenance["adapter"])}
+    return arguments
 
 
 def _on_cpu(given: dict[str, Any]) -> dict[str, Any]:
-    """Arguments that `given` leaves out and that are better than vLLM's own on a CPU; prefix caching everywhere."""
-    found: dict[str, Any] = {"enable_prefix_caching": True}
+    """Arguments that `given` omits: on a CPU, better values than vLLM's defaults; everywhere, prefix caching."""
+    arguments: dict[str, Any] = {"enable_prefix_caching": True}
     if _platform().is_cpu():
         import psutil
 
         keep_freed_memory()
-        # vLLM's runner cannot put a CPU's seeded generator back after a part of a prompt, so prompts stay whole
-        found |= {"block_size": CPU_BLOCK, "enforce_eager": True, "enable_chunked_prefill": False}
-        sized = {"gpu_memory_utilization", "kv_cache_memory_bytes", "num_gpu_blocks_override"} & given.keys()
-        if not sized and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
-            found["kv_cache_memory_bytes"] = min(CPU_CACHE, psutil.virtual_memory().available // 4)
-    return {name: value for name, value in found.items() if name not in given}
+        # vLLM's runner cannot reset a CPU's seeded generator after a chunk of a prompt, so prompts are not chunked
+        arguments |= {"block_size": CPU_BLOCK, "enforce_eager": True, "enable_chunked_prefill": False}
+        cache_sized = {"gpu_memory_utilization", "kv_cache_memory_bytes", "num_gpu_blocks_override"} & given.keys()
+        if not cache_sized and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
+            arguments["kv_cache_memory_bytes"] = min(CPU_CACHE, psutil.virtual_memory().available // 4)
+    return {name: value for name, value in arguments.items() if name not in given}
 
 
 def _platform() -> Any:
     return import_module("vllm.platforms").current_platform
 
 
-def _check_known(vllm: Any, given: dict[str, Any]) -> None:
-    known = {f.name for f in dataclasses.fields(vllm.EngineArgs)} | {*inspect.signature(vllm.LLM.__init__).parameters}
+def _check_arguments(vllm: Any, given: dict[str, Any]) -> None:
+    accepted = {f.name for f in dataclasses.fields(vllm.EngineArgs)} | {
+        *inspect.signature(vllm.LLM.__init__).parameters
+    }
     for name in given:
-        if name not in known - {"self", "kwargs"}:
-            raise InputError(f"vllm_options: vLLM has no argument '{name}'{nearest(name, sorted(known))}")
+        if name not in accepted - {"self", "kwargs"}:
+            raise InputError(f"vllm_options: vLLM has no argument '{name}'{nearest(name, sorted(accepted))}")
 
 
 def _check_device(device: str) -> None:
-    there = _platform().device_type
-    if device not in ("auto", there):
+    device_type = _platform().device_type
+    if device not in ("auto", device_type):
         raise InputError(
-            f"device '{device}': this vLLM runs on {there} and takes the first devices that it sees; use --device "
-            "auto, and CUDA_VISIBLE_DEVICES to choose among GPUs"
+            f"device '{device}': this vLLM runs on {device_type} and takes the first devices that it sees; use "
+            "--device auto, and CUDA_VISIBLE_DEVICES to choose among GPUs"
         )
 
 
 def _cause(error: BaseException) -> str:
-    """The first lines of an error; of a list of validation errors, what is said of the first."""
+    """The first lines of an error; of a list of validation errors, the message of the first."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if len(lines) > 1 and "validation error" in lines[0]:
         return lines[-2 if lines[-1].startswith("For further information") else -1].partition(" [type=")[0]
@@ -252,12 +261,12 @@ def _lora_rank(adapter: str) -> int:
     config: Any = PeftConfig.from_pretrained(adapter, **checkpoints.adapter_options(adapter))
     rank = max([config.r, *(config.rank_pattern or {}).values()])
     if rank > LORA_RANKS[-1]:
-        raise InputError(not_served(adapter, f"rank {rank}, and the highest that it takes is {LORA_RANKS[-1]}"))
+        raise InputError(adapter_error(adapter, f"rank {rank}, and the highest that it takes is {LORA_RANKS[-1]}"))
     return next(r for r in LORA_RANKS if r >= rank)
 
 
 def _adapter_request(llm: Any, adapter: str) -> Any:
-    """Loads the adapter now, so that what does not fit is told before anything is scored."""
+    """Loads the adapter now, so that an adapter that does not fit is reported before anything is scored."""
     from huggingface_hub import snapshot_download
 
     options = checkpoints.adapter_options(adapter)
@@ -266,12 +275,12 @@ def _adapter_request(llm: Any, adapter: str) -> Any:
     try:
         llm.llm_engine.add_lora(request)
     except REFUSALS as error:
-        raise InputError(not_served(adapter, first_lines(error))) from error
+        raise InputError(adapter_error(adapter, first_lines(error))) from error
     return request
 
 
-def shortened(described: DescribedCheckpoint, context: Any) -> DescribedCheckpoint:
-    """The description with a context of at most so many tokens, for the check of the questions."""
+def with_context(described: DescribedCheckpoint, context: Any) -> DescribedCheckpoint:
+    """A copy of the description with at most `context` tokens of context, for the check of the questions."""
     if not isinstance(context, int) or context < 1:
         return described
     config = copy.deepcopy(described.config)
@@ -280,32 +289,34 @@ def shortened(described: DescribedCheckpoint, context: Any) -> DescribedCheckpoi
     return dataclasses.replace(described, config=config)
 
 
-def parameters(described: DescribedCheckpoint) -> int | None:
-    """The base's number of parameters, as eval.models.checkpoints counts it. No weights are read.
+def count_parameters(described: DescribedCheckpoint) -> int | None:
+    """The base's number of parameters, counted as in eval.models.checkpoints. No weights are read.
 
-    Raises InputError where weights are missing from the checkpoint: of a tensor that vLLM merges from several, it
-    leaves what is missing unset and says nothing.
+    Raises:
+        InputError: The checkpoint lacks weights. vLLM silently leaves the missing part of a merged tensor unset.
     """
-    known = described.provenance
+    provenance = described.provenance
     try:
         pair: Any = AutoModelForCausalLM.from_pretrained(
-            known["model"], revision=known["commit"], trust_remote_code=known["trust_remote_code"],
+            provenance["model"], revision=provenance["commit"], trust_remote_code=provenance["trust_remote_code"],
             device_map="meta", output_loading_info=True,
         )  # fmt: skip
     except checkpoints.UNREADABLE as error:
-        why = checkpoints.load_error(error, known["model"], known["revision"])
-        raise InputError(f"model {known['model']} cannot be loaded: {why}") from error
-    empty, found = pair
-    check_all_loaded(found, known["model"])
-    return checkpoints.base_parameters(empty)
+        why = checkpoints.load_error(error, provenance["model"], provenance["revision"])
+        raise InputError(f"model {provenance['model']} cannot be loaded: {why}") from error
+    empty_model, loading_info = pair
+    check_all_loaded(loading_info, provenance["model"])
+    return checkpoints.base_parameters(empty_model)
 
 
 def _stop_ids(described: DescribedCheckpoint) -> frozenset[int]:
     """The ends of sequence of the model's generation settings (else of its configuration) and of the tokenizer."""
-    known = described.provenance
+    provenance = described.provenance
     try:
-        configured: Any = GenerationConfig.from_pretrained(known["model"], revision=known["commit"]).eos_token_id
-    except OSError:  # a model without such settings
+        configured: Any = GenerationConfig.from_pretrained(
+            provenance["model"], revision=provenance["commit"]
+        ).eos_token_id
+    except OSError:  # the model has no generation settings
         configured = getattr(described.config.get_text_config(), "eos_token_id", None)
     ids = configured if isinstance(configured, list) else [configured]
     return frozenset(int(i) for i in [*ids, described.tokenizer.eos_token_id] if i is not None)
@@ -313,20 +324,20 @@ def _stop_ids(described: DescribedCheckpoint) -> frozenset[int]:
 
 @contextmanager
 def stdout_to_stderr() -> Iterator[None]:
-    """Whatever is written to standard output meanwhile, also by programs that are started, goes to standard error."""
+    """Redirects standard output to standard error, also for programs that are started meanwhile."""
     sys.stdout.flush()
-    kept = os.dup(1)
+    saved_stdout = os.dup(1)
     os.dup2(2, 1)
     try:
         yield
     finally:
         sys.stdout.flush()
-        os.dup2(kept, 1)
-        os.close(kept)
+        os.dup2(saved_stdout, 1)
+        os.close(saved_stdout)
 
 
-def not_served(adapter: str, why: str) -> str:
-    """The line for an adapter that vLLM cannot serve."""
+def adapter_error(adapter: str, why: str) -> str:
+    """The error line for an adapter that vLLM cannot serve."""
     return (
         f"adapter {adapter} cannot be served by vLLM ({why}); merge it into its base (peft's merge_and_unload, then "
         "save_pretrained) and give the merged folder as --model, or use --scorer transformers"

@@ -1,7 +1,7 @@
-"""--scorer vllm: a checkpoint asked through vLLM's offline engine (eval.scorers.vllm.engine), where vLLM is installed.
+"""--scorer vllm: a checkpoint in vLLM's offline engine (eval.scorers.vllm.engine), where vLLM is installed.
 
-Identity, format and the check of the questions are those of the transformers scorer; what vLLM would compute otherwise
-than from these weights in this dtype is refused in one line.
+Identity, format and the check of the questions are those of the transformers scorer. What vLLM would compute from other
+weights or in another dtype is refused with a one-line error.
 """
 
 from __future__ import annotations
@@ -11,19 +11,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.errors import InputError
-from eval.scorers.vllm.engine import not_served
+from eval.scorers.vllm.engine import adapter_error
 
 if TYPE_CHECKING:
     from eval.models.checkpoints import DescribedCheckpoint
     from eval.models.target import Target
     from eval.runner.plan import Plan
     from eval.scorers.options import ScorerConfig
-    from eval.scorers.registry import Opened
+    from eval.scorers.registry import OpenedTarget
     from eval.types import Scorer
 
 
-def open_target(target: Target, config: ScorerConfig, planned: Plan) -> Opened:
-    """eval.scorers.registry.open_target. Raises InputError for what vLLM is not there for, or cannot take."""
+def open_target(target: Target, config: ScorerConfig, plan: Plan) -> OpenedTarget:
+    """Implements eval.scorers.registry.open_target.
+
+    Raises:
+        InputError: vLLM is not installed, or does not support the checkpoint.
+    """
     if find_spec("vllm") is None:
         raise InputError(
             "scorer vllm: vLLM is not installed in this environment; `make vllm` makes .venv-vllm (for a CPU; "
@@ -35,9 +39,9 @@ def open_target(target: Target, config: ScorerConfig, planned: Plan) -> Opened:
             "--scorer transformers"
         )
     from eval.scorers.local import describe as local
-    from eval.scorers.registry import Opened
+    from eval.scorers.registry import OpenedTarget
 
-    described, style, known = local.describe(target, config)
+    described, style, provenance = local.describe(target, config)
     dtype = stored_dtype(described, target.model)
     if target.adapter:
         check_adapter(target.adapter)
@@ -46,23 +50,29 @@ def open_target(target: Target, config: ScorerConfig, planned: Plan) -> Opened:
         from eval.scorers.vllm import engine as vllm_engine
 
         context = config.vllm_arguments().get("max_model_len")
-        local.check(vllm_engine.shortened(described, context), style, target, config, planned)
-        size = vllm_engine.parameters(described)
-        scorer = vllm_engine.start(described, style, dtype, config)
-        if scorer.context != context:  # vLLM's own limit may be lower than the one in the model's configuration
-            local.check(vllm_engine.shortened(described, scorer.context), style, target, config, planned)
-        return scorer, {**described.provenance, "model_params": size}
+        local.check(vllm_engine.with_context(described, context), style, target, config, plan)
+        n_parameters = vllm_engine.count_parameters(described)
+        scorer = vllm_engine.start_engine(described, style, dtype, config)
+        if scorer.context != context:  # vLLM's limit may be lower than the configuration's
+            local.check(vllm_engine.with_context(described, scorer.context), style, target, config, plan)
+        return scorer, {**described.provenance, "model_params": n_parameters}
 
-    return Opened(known, load_scorer)
+    return OpenedTarget(provenance, load_scorer)
 
 
 def stored_dtype(described: DescribedCheckpoint, model: str) -> str:
-    """The dtype in which the transformers scorer would have the model: the one asked for, for auto the one in its
-    configuration (vLLM's own auto makes float16 of float32). Raises InputError where that names none.
+    """The dtype in which the transformers scorer would load the model.
+
+    Returns:
+        The value of --dtype, or for auto the dtype in the model's configuration (vLLM's own auto turns float32 into
+        float16).
+
+    Raises:
+        InputError: --dtype is auto and the configuration names no dtype.
     """
-    asked = described.provenance["dtype_asked"]
-    if asked != "auto":
-        return asked
+    requested = described.provenance["dtype_asked"]
+    if requested != "auto":
+        return requested
     stored = getattr(described.config, "dtype", None)
     if stored is None:
         raise InputError(
@@ -73,7 +83,11 @@ def stored_dtype(described: DescribedCheckpoint, model: str) -> str:
 
 
 def check_adapter(adapter: str) -> None:
-    """InputError for an adapter of which vLLM would leave out a part; the rest it refuses itself when it is loaded."""
+    """Refuses an adapter of which vLLM would silently ignore a part. vLLM itself refuses the rest on loading.
+
+    Raises:
+        InputError: The adapter is not a plain LoRA.
+    """
     from peft import PeftConfig
 
     from eval.models.checkpoints import adapter_options
@@ -86,6 +100,6 @@ def check_adapter(adapter: str) -> None:
         "trainable_token_indices": getattr(config, "trainable_token_indices", None),
         "target_parameters": getattr(config, "target_parameters", None),
     }
-    for part, there in parts.items():
-        if there:
-            raise InputError(not_served(adapter, part))
+    for part, present in parts.items():
+        if present:
+            raise InputError(adapter_error(adapter, part))
