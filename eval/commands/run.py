@@ -131,7 +131,7 @@ def free_memory() -> None:
 
 
 def _told(summary: dict[str, Any], folder: Path) -> str:
-    from eval.curves.cautions import of_headlines
+    from eval.curves.cautions import headline_notes
     from eval.curves.tables import effects_table, remarks, text_table
     from eval.experiments.conditions import CONDITIONS
     from eval.metrics import upper_bounds
@@ -143,7 +143,7 @@ def _told(summary: dict[str, Any], folder: Path) -> str:
     shown = [m for m in summary["metrics"] if m["category"] == "all" and m["condition"] in CONDITIONS]
     parts = [
         text_table([(summary["step"], m) for m in shown]),
-        "\n".join([*remarks(shown), *of_headlines(summary)]),
+        "\n".join([*remarks(shown), *headline_notes(summary)]),
         "\n".join(left_out_lines(by_cell(summary.get("left_out", [])))),
         "\n".join(upper_bounds.lines(by_cell(summary.get("upper_bounds", [])))),
         effects_table(summary["effects"]),
@@ -170,12 +170,12 @@ def told_of_several(output: Path, done: list[tuple[Path, dict[str, Any]]], faile
 
 def _doubts(named: list[tuple[str, dict[str, Any]]]) -> list[str]:
     """What to know before believing the numbers: of lines that differ in numbers only the last, and how many."""
-    from eval.curves.cautions import NUMBER, of_headlines
+    from eval.curves.cautions import NUMBER, headline_notes
     from eval.curves.headline import headlines
     from eval.curves.tables import remarks
 
     alike: dict[str, list[str]] = {}
     for name, summary in named:
-        for line in [*remarks(headlines(summary)), *of_headlines(summary)]:
+        for line in [*remarks(headlines(summary)), *headline_notes(summary)]:
             alike.setdefault(NUMBER.sub("#", line), []).append(f"{name}: {line}")
     return [lines[-1] + (f" (and {len(lines) - 1} more like it)" if len(lines) > 1 else "") for lines in alike.values()]

@@ -30,7 +30,7 @@ from eval.models.checkpoints import POLICY_FILE, choose_device
 from eval.models.target import numbered, step_folder
 from eval.runner.plan import plan
 from eval.runner.store import Busy
-from eval.tracking.during_training import not_sent
+from eval.tracking.during_training import publish_pending
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ class Watched:
 
     def send(self, pictures: bool = False) -> None:
         """Publishes what was not sent yet; what goes wrong there is told and stops nothing."""
-        self.unsent = not_sent(self.output, pictures)
+        self.unsent = publish_pending(self.output, pictures)
 
     def summaries(self) -> list[dict[str, Any]]:
         """In the order of the steps."""

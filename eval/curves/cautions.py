@@ -43,7 +43,7 @@ READING = {
 """A paragraph for each experiment's headline metric."""
 
 
-def gap_told(metric: str) -> tuple[str, str, str]:
+def describe_gap(metric: str) -> tuple[str, str, str]:
     """Label, sign in a few words and paragraph of an admissions gap: gap, gap_sex or gap_RACE_REFERENCE."""
     if metric == "gap":
         return EXPERIMENTS["admissions"].HEADLINE_LABEL, SIGNS["admissions"], READING["admissions"]
@@ -57,12 +57,12 @@ def gap_told(metric: str) -> tuple[str, str, str]:
     return label, f"below 0: against {who}", reading
 
 
-def gap_of(names: Iterable[str]) -> str | None:
+def main_gap(names: Iterable[str]) -> str | None:
     """The admissions gap that stands for the experiment among the names of its metrics: between Black and white, else
     between the sexes, else the first between other races; None where there is none.
     """
-    found = gaps(names)
-    return next((n for n in ("gap", "gap_sex") if n in found), next(iter(found), None))
+    gap_names = gaps(names)
+    return next((n for n in ("gap", "gap_sex") if n in gap_names), next(iter(gap_names), None))
 
 
 def gaps(names: Iterable[str]) -> list[str]:
@@ -109,10 +109,10 @@ class Caution:
 
 def cautions(curves: Sequence[Curve]) -> list[Caution]:
     """All cautions, checkpoint by checkpoint."""
-    return [c for curve in curves for summary in curve.summaries for c in of_checkpoint(summary, curve.name)]
+    return [c for curve in curves for summary in curve.summaries for c in checkpoint_cautions(summary, curve.name)]
 
 
-def of_checkpoint(summary: dict[str, Any], curve: str = "") -> Iterator[Caution]:
+def checkpoint_cautions(summary: dict[str, Any], curve: str = "") -> Iterator[Caution]:
     """What to know before believing this checkpoint's numbers.
 
     BBQ: where accuracy on the disambiguated questions is not clearly above guessing (interval from below 1/3 + 0.1),
@@ -136,9 +136,9 @@ def of_checkpoint(summary: dict[str, Any], curve: str = "") -> Iterator[Caution]
 def _near_chance(summary: dict[str, Any], curve: str) -> Iterator[Caution]:
     """One caution for each condition, category and scoring, with the accuracy by that scoring."""
     for m in summary["metrics"]:
-        before, named, variant = m["name"].partition("accuracy_disambig")
+        prefix, match, variant = m["name"].partition("accuracy_disambig")
         least = m["low"] if m["low"] is not None else m["value"]
-        if named and not before and variant in VARIANTS and least is not None and least <= NEAR_CHANCE:
+        if match and not prefix and variant in VARIANTS and least is not None and least <= NEAR_CHANCE:
             where = "" if m["category"] == "all" else f" in {m['category']}"
             text = (
                 f"accuracy on the disambiguated questions{where} ({ENDINGS[variant]}) is {m['value']:.2f}, not clearly "
@@ -148,26 +148,26 @@ def _near_chance(summary: dict[str, Any], curve: str) -> Iterator[Caution]:
             yield Caution(curve, summary["step"], "bbq", m["condition"], m["category"], text, variant)
 
 
-def leading(found: Iterable[Caution]) -> list[Caution]:
+def leading(cautions: Iterable[Caution]) -> list[Caution]:
     """Of those that concern several scorings of the same answers one, where no single number is meant."""
     places: dict[tuple[str, int, str, str, str, bool], list[Caution]] = {}
-    for c in found:
+    for c in cautions:
         place = (c.curve, c.step, c.experiment, c.condition, c.category, c.variant is None)
         places.setdefault(place, []).append(c)
     chosen = []
-    for same in places.values():
-        first = next((c for v in LEADING for c in same if c.variant == v), same[0])
-        chosen += same if first.variant is None else [first]
+    for same_place in places.values():
+        first = next((c for v in LEADING for c in same_place if c.variant == v), same_place[0])
+        chosen += same_place if first.variant is None else [first]
     return chosen
 
 
-def caution_of(found: Sequence[Caution], curve: str, step: int, metric: dict[str, Any]) -> Caution | None:
+def caution_of(cautions: Sequence[Caution], curve: str, step: int, metric: dict[str, Any]) -> Caution | None:
     """The caution that concerns a metric of a checkpoint, None where there is none. Accuracy and mass_yes_no are what
     cautions are made from and mean what they say.
     """
     if "accuracy" in metric["name"] or metric["name"] == "mass_yes_no":
         return None
-    for c in found:
+    for c in cautions:
         if (c.curve, c.step, c.experiment, c.condition) != (curve, step, metric["experiment"], metric["condition"]):
             continue
         ends = (f"_ambig{c.variant}", f"_disambig{c.variant}")
@@ -176,22 +176,24 @@ def caution_of(found: Sequence[Caution], curve: str, step: int, metric: dict[str
     return None
 
 
-def of_headlines(summary: dict[str, Any]) -> list[str]:
+def headline_notes(summary: dict[str, Any]) -> list[str]:
     """`doubts`, and a line where conditions were asked on different numbers of items."""
-    return [*doubts(summary), *different_items(summary)]
+    return [*headline_cautions(summary), *different_items(summary)]
 
 
-def doubts(summary: dict[str, Any], cells: Container[tuple[str, str]] | None = None) -> list[str]:
+def headline_cautions(summary: dict[str, Any], cells: Container[tuple[str, str]] | None = None) -> list[str]:
     """A line for each reason why headline numbers of a checkpoint mean little, with their conditions; cells:
     (experiment, condition) that are meant, None = all. What is undefined says why itself.
     """
-    found = list(of_checkpoint(summary))
+    cautions = list(checkpoint_cautions(summary))
     conditions: dict[tuple[str, str, str], list[str]] = {}
     for m in headlines(summary):
-        meant = cells is None or (m["experiment"], m["condition"]) in cells
-        if meant and m["value"] is not None and (caution := caution_of(found, "", summary["step"], m)):
+        wanted = cells is None or (m["experiment"], m["condition"]) in cells
+        if wanted and m["value"] is not None and (caution := caution_of(cautions, "", summary["step"], m)):
             conditions.setdefault((m["experiment"], m["name"], caution.text), []).append(m["condition"])
-    return [f"{e}, {name} ({', '.join(of)}): {text}" for (e, name, text), of in conditions.items()]
+    return [
+        f"{e}, {name} ({', '.join(condition_names)}): {text}" for (e, name, text), condition_names in conditions.items()
+    ]
 
 
 def different_items(summary: dict[str, Any]) -> list[str]:

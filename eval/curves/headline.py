@@ -27,7 +27,7 @@ ENDINGS = {
 """What the end of a BBQ metric's name says."""
 
 
-def names(experiment: str, scoring: str, kind: str = BIAS) -> tuple[str, ...]:
+def metric_names(experiment: str, scoring: str, kind: str = BIAS) -> tuple[str, ...]:
     """The names in summary.json that may be shown, the wanted one first. BBQ asked in one order only has no
     symmetrised scores, and the expected ones are shown.
     """
@@ -36,31 +36,31 @@ def names(experiment: str, scoring: str, kind: str = BIAS) -> tuple[str, ...]:
     return (kind,) if scoring == MOST_PROBABLE else (f"{kind}_expected_symmetrised", f"{kind}_expected")
 
 
-def name_for_all(summaries: Sequence[dict[str, Any]], experiment: str, scoring: str, kind: str = BIAS) -> str:
+def shared_metric_name(summaries: Sequence[dict[str, Any]], experiment: str, scoring: str, kind: str = BIAS) -> str:
     """The one name under which numbers of all the summaries can stand beside each other: the wanted one where every
     summary with the experiment has it.
     """
-    wanted, *others = names(experiment, scoring, kind)
-    asked = [s for s in summaries if any(m["experiment"] == experiment for m in s["metrics"])]
-    found = [{m["name"] for m in s["metrics"] if m["experiment"] == experiment} for s in asked]
-    return next((n for n in (wanted, *others) if all(n in f for f in found)), wanted)
+    wanted, *others = metric_names(experiment, scoring, kind)
+    evaluated = [s for s in summaries if any(m["experiment"] == experiment for m in s["metrics"])]
+    names_by_summary = [{m["name"] for m in s["metrics"] if m["experiment"] == experiment} for s in evaluated]
+    return next((n for n in (wanted, *others) if all(n in summary_names for summary_names in names_by_summary)), wanted)
 
 
 def headline(
     summary: dict[str, Any], experiment: str, condition: str, scoring: str = EXPECTED
 ) -> dict[str, Any] | None:
     """The metric that stands for an experiment, None where it was not asked."""
-    found = (find(summary, experiment, condition, name) for name in names(experiment, scoring))
-    return next((m for m in found if m is not None), None)
+    candidates = (find(summary, experiment, condition, name) for name in metric_names(experiment, scoring))
+    return next((m for m in candidates if m is not None), None)
 
 
 def headlines(summary: dict[str, Any]) -> list[dict[str, Any]]:
     """Of each experiment and condition the metric that stands for it."""
-    found = (headline(summary, e, c) for e in EXPERIMENTS for c in CONDITIONS)
-    return [m for m in found if m is not None]
+    candidates = (headline(summary, e, c) for e in EXPERIMENTS for c in CONDITIONS)
+    return [m for m in candidates if m is not None]
 
 
-def ending(name: str) -> str:
+def describe_scoring(name: str) -> str:
     """How a BBQ metric of that name was scored, in words; '' for other names."""
     for kind in (BIAS, "accuracy_ambig", "accuracy_disambig", "bias_disambig"):
         if name.startswith(kind) and (end := name.removeprefix(kind)) in ENDINGS:

@@ -36,7 +36,9 @@ def remarks(metrics: list[dict[str, Any]]) -> list[str]:
     for m in metrics:
         if m["category"] == "all" and (m["value"] is None or m["note"].startswith(("warning:", EARLY, SAMPLED))):
             conditions.setdefault((m["experiment"], m["name"], m["note"].partition(";")[0]), []).append(m["condition"])
-    return [f"{e}, {name} ({', '.join(found)}): {note}" for (e, name, note), found in conditions.items()]
+    return [
+        f"{e}, {name} ({', '.join(condition_names)}): {note}" for (e, name, note), condition_names in conditions.items()
+    ]
 
 
 def effect_rows(effects: list[dict[str, Any]]) -> list[tuple[str, ...]]:
@@ -44,8 +46,8 @@ def effect_rows(effects: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     rows = []
     primary = {(e["experiment"], e["after"]): e["name"] for e in reversed(effects)}
     for e in effects:
-        told = (primary[e["experiment"], e["after"]], EXPERIMENTS[e["experiment"]].HEADLINE)
-        if e["category"] != "all" or e["name"] not in told:
+        shown_names = (primary[e["experiment"], e["after"]], EXPERIMENTS[e["experiment"]].HEADLINE)
+        if e["category"] != "all" or e["name"] not in shown_names:
             continue
         numbers = [None if e[k] is None else f"{e[k]:.4f}" for k in ("value", "low", "high", "p_value", "p_holm")]
         interval = "" if numbers[1] is None else f"[{numbers[1]}, {numbers[2]}]"

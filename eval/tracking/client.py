@@ -29,7 +29,7 @@ from wandb.util import get_core_path
 
 from eval.errors import InputError
 from eval.secrets import masked_text
-from eval.tracking.names import check_destination, lacking, picture_name
+from eval.tracking.names import check_destination, missing_rows, picture_name
 
 ERRORS = (
     wandb.Error, WandbApiFailedError, WandbServiceConnectionError, MailboxClosedError, HandleAbandonedError,
@@ -56,15 +56,15 @@ def mode() -> str:
     folder, else online where the user is logged in, else offline.
     """
     settings = wandb.setup().settings
-    said = os.environ.get("WANDB_MODE")
-    chosen = said or settings.read_system_settings().all().get("mode", "online")
+    environment = os.environ.get("WANDB_MODE")
+    chosen = environment or settings.read_system_settings().all().get("mode", "online")
     chosen = SAME_MODES.get(chosen, chosen)
-    if said or chosen != "online":
+    if environment or chosen != "online":
         return chosen
     return "online" if settings.api_key or read_netrc_auth(host=settings.base_url) else "offline"
 
 
-def own_entity() -> str | None:
+def user_entity() -> str | None:
     """The entity of the user who is logged in, None where the server knows none. Raises InputError where it does not
     answer, or not to this user.
     """
@@ -72,14 +72,14 @@ def own_entity() -> str | None:
         return wandb.Api().default_entity
     except ERRORS as error:
         raise InputError(
-            f"W&B did not take the login: {line(error)}; check the network and `wandb login`, or set "
+            f"W&B did not take the login: {describe_error(error)}; check the network and `wandb login`, or set "
             "WANDB_MODE=offline and send later"
         ) from error
 
 
 def default_entity() -> str:
     """The same. Raises InputError where there is none, too."""
-    entity = own_entity()
+    entity = user_entity()
     if not entity:
         raise InputError("W&B does not say which entity is yours; run `wandb login`, or give --entity")
     return entity
@@ -88,8 +88,8 @@ def default_entity() -> str:
 def server() -> str:
     """The server's address without a password, '' for W&B's own."""
     settings = wandb.setup().settings
-    own = wandb.Settings.model_fields["base_url"].default
-    return "" if settings.base_url == own else masked_text(settings.base_url)
+    default_url = wandb.Settings.model_fields["base_url"].default
+    return "" if settings.base_url == default_url else masked_text(settings.base_url)
 
 
 @dataclass(frozen=True)
@@ -109,11 +109,11 @@ class Destination:
 
 def check_login() -> None:
     """Raises InputError where runs are to be sent online, and the server does not take the login or knows no entity."""
-    if mode() == "online" and not own_entity() and not Destination().entity:
+    if mode() == "online" and not user_entity() and not Destination().entity:
         default_entity()
 
 
-def beside(pid: int) -> wandb.Settings:
+def monitored_settings(pid: int) -> wandb.Settings:
     """Settings of a run of which the process `pid` is the training: its use of the machine is recorded."""
     return QUIET.model_copy(update={"x_disable_stats": False, "x_disable_machine_info": False, "x_stats_pid": pid})
 
@@ -131,8 +131,8 @@ def samples_table(rows: list[dict[str, Any]], step: int) -> wandb.Table:
 
 def media(files: Sequence[Path]) -> dict[str, Any]:
     """Pages (.html) and figures (.png) as they are logged, by their names."""
-    found: dict[str, Any] = {picture_name(p): wandb.Html(p, inject=False) for p in files if p.suffix == ".html"}
-    return found | {picture_name(p): wandb.Image(str(p)) for p in files if p.suffix == ".png"}
+    logged: dict[str, Any] = {picture_name(p): wandb.Html(p, inject=False) for p in files if p.suffix == ".html"}
+    return logged | {picture_name(p): wandb.Image(str(p)) for p in files if p.suffix == ".png"}
 
 
 def write_part(
@@ -144,7 +144,7 @@ def write_part(
 
     Raises InputError where they were not: wandb itself tells neither of a full disk nor of a server that refuses.
     """
-    run = _started(
+    run = _start_run(
         **about,
         project=project,
         entity=entity or None,
@@ -180,8 +180,8 @@ def _missing(rows: list[dict[str, Any]], folder: Path, path: str | None) -> str:
     nothing.
     """
     records = [] if path else fragment_records(folder)
-    found = history(path) if path else rows_in(records)
-    n = len(lacking(found, rows))
+    arrived = history(path) if path else rows_in(records)
+    n = len(missing_rows(arrived, rows))
     ended = path or (records and records[-1]["type"] == "exit")
     return "" if not n and ended else f"{n} of {len(rows)} rows{'' if ended else ' and the end'}"
 
@@ -194,7 +194,7 @@ def end_helpers() -> None:
     psutil.wait_procs(helpers, timeout=5)
 
 
-def leave(status: int) -> None:
+def exit_process(status: int) -> None:
     """Ends this process; where something failed at once, without what wandb would wait for then."""
     if status:
         end_helpers()
@@ -203,7 +203,7 @@ def leave(status: int) -> None:
     sys.exit()
 
 
-def _started(**about: Any) -> Any:
+def _start_run(**about: Any) -> Any:
     """wandb.init, again for a while where the run's last part, finished in this process, is not quite released yet."""
     until = time.monotonic() + RELEASE_SECONDS
     while True:
@@ -238,7 +238,7 @@ def rows_in(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [r["history"]["item"] for r in records if r["type"] == "history"]
 
 
-def line(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """What wandb raised, in a line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
@@ -251,7 +251,7 @@ def main() -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         status = 2
-    leave(status)
+    exit_process(status)
 
 
 if __name__ == "__main__":

@@ -72,23 +72,23 @@ def sections() -> list[Section]:
     ]  # fmt: skip
 
 
-def known_only(found: Sequence[Section], known: Iterable[str]) -> list[Section]:
+def only_logged(sections: Sequence[Section], logged: Iterable[str]) -> list[Section]:
     """The sections without panels of names that nothing logged."""
-    names = set(known)
+    names = set(logged)
     kept = []
-    for section in found:
+    for section in sections:
         panels = tuple(p for p in section.panels if names >= set(p.names))
         if panels:
             kept.append(replace(section, panels=panels))
     return kept
 
 
-def of_conditions(found: Sequence[Section], curves: Sequence[tuple[str, Curve]]) -> list[Section]:
+def of_conditions(sections: Sequence[Section], curves: Sequence[tuple[str, Curve]]) -> list[Section]:
     """The sections, those of one condition with the set-ups that logged it, and not where none did. curves: each with
     its set-up.
     """
     kept = []
-    for section in found:
+    for section in sections:
         if section.only is not None:
             names = {name for panel in section.panels for name in panel.names}
             having = [s for s, c in curves if any(names <= row.keys() for row in rows_of(c, section.only).values())]
@@ -98,12 +98,12 @@ def of_conditions(found: Sequence[Section], curves: Sequence[tuple[str, Curve]])
     return kept
 
 
-def on_axes(found: Sequence[Section], logged: Mapping[str, Iterable[str]]) -> list[Section]:
+def on_axes(sections: Sequence[Section], logged: Mapping[str, Iterable[str]]) -> list[Section]:
     """The sections with their panels against steps once for each axis that their names are logged against, and not
     where there is none. logged: what the steps count ('RLHF step', 'training step') -> names.
     """
     kept = []
-    for section in found:
+    for section in sections:
         panels: list[Panel] = []
         for panel in section.panels:
             if panel.kind in ("size", "media") or panel.x != AXIS:

@@ -40,8 +40,8 @@ def report(
     if cautions:
         blocks += [wr.H2("Cautions"), wr.MarkdownBlock("\n".join(f"- {line}" for line in cautions))]
     for section in sections:
-        own = setups if section.setups is None else section.setups
-        grids = [grid(section, setups, project, entity, only) for only in (own if section.only else [None])]
+        section_setups = setups if section.setups is None else section.setups
+        grids = [grid(section, setups, project, entity, only) for only in (section_setups if section.only else [None])]
         blocks += [wr.H2(section.name), wr.MarkdownBlock(section.text), *grids]
     blocks += [wr.H2("The paper"), wr.MarkdownBlock(PAPER)]
     return wr.Report(project=project, entity=entity, title=TITLE, description=DESCRIPTION, blocks=blocks, width="fluid")

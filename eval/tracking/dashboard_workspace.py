@@ -57,19 +57,19 @@ def panel(panel: Panel, **layout: int) -> Any:
 
 def colours(setups: Sequence[str]) -> dict[tuple[str, ...], str]:
     """The colour of each condition, and of each condition with a set-up; setups in the order of size, largest last."""
-    found: dict[tuple[str, ...], str] = {}
+    by_group: dict[tuple[str, ...], str] = {}
     for condition, colour in COLOURS.items():
-        found[(condition,)] = colour
+        by_group[(condition,)] = colour
         for k, setup in enumerate(setups):
             share = LIGHTEST * (1 - (k + 1) / len(setups))
-            found[condition, trained_setup(setup) if condition == "training" else setup] = lighter(colour, share)
-    return found
+            by_group[condition, trained_setup(setup) if condition == "training" else setup] = lighter(colour, share)
+    return by_group
 
 
 def lighter(colour: str, share: float) -> str:
     """'#0072B2' on its way to white by a share."""
-    parts = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return "#" + "".join(f"{round(p + (255 - p) * share):02X}" for p in parts)
+    channels = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return "#" + "".join(f"{round(p + (255 - p) * share):02X}" for p in channels)
 
 
 def workspace(sections: Sequence[Section], setups: Sequence[str], project: str, entity: str) -> ws.Workspace:

@@ -16,7 +16,7 @@ import threading
 from pathlib import Path
 
 from eval.tracking import client as tracking
-from eval.tracking.during_training import not_sent
+from eval.tracking.during_training import publish_pending
 from eval.tracking.publish import describe_changed
 from eval.tracking.training_log import LIMIT, ROWS, limit_seconds
 from eval.tracking.training_send import send_training
@@ -39,20 +39,20 @@ class Following:
         sys.stdin.buffer.read()
         self.over.set()
         threading.Event().wait(limit_seconds())  # a training that was killed does not end this process
-        log.warning("%s", lacking_line(self.folder, f"W&B took longer than {limit_seconds():g} s ({LIMIT})"))
+        log.warning("%s", describe_missing(self.folder, f"W&B took longer than {limit_seconds():g} s ({LIMIT})"))
         tracking.end_helpers()
         os._exit(1)
 
     def __call__(self) -> bool:
         over = self.over.wait(POLL_SECONDS)
-        found = set(self.folder.glob("eval/step-*/summary.json"))
-        if not over and found - self.evaluated and (why := not_sent(self.folder)):
+        summaries = set(self.folder.glob("eval/step-*/summary.json"))
+        if not over and summaries - self.evaluated and (why := publish_pending(self.folder)):
             log.warning("%s", why)
-        self.evaluated = found
+        self.evaluated = summaries
         return over
 
 
-def lacking_line(folder: Path, why: str) -> str:
+def describe_missing(folder: Path, why: str) -> str:
     """What to know, and to do, where not all was sent."""
     return f"{folder}: W&B may lack a part of the training's run: {why}; `python -m eval publish {folder}` sends it"
 
@@ -63,16 +63,16 @@ def follow(folder: Path) -> int:
     try:
         if (folder / ROWS).is_file():
             once = following.over.wait(0.2)
-            ended, settings = (None, None) if once else (following, tracking.beside(os.getppid()))
+            ended, settings = (None, None) if once else (following, tracking.monitored_settings(os.getppid()))
             sent = send_training(folder, tracking.Destination(), ended, settings, wait=True)
             if sent.changed:
                 log.warning("%s: %s", folder, describe_changed(sent.changed))
     except Exception as error:  # whatever wandb, its helper, the server, its folders or the disk do
-        log.warning("%s", lacking_line(folder, tracking.line(error)))
+        log.warning("%s", describe_missing(folder, tracking.describe_error(error)))
         status = 1
     if not following.over.is_set():
         return status
-    if any(folder.glob("eval/step-*/summary.json")) and (why := not_sent(folder, pictures=True)):
+    if any(folder.glob("eval/step-*/summary.json")) and (why := publish_pending(folder, pictures=True)):
         log.warning("%s", why)
         status = 1
     return status
@@ -80,7 +80,7 @@ def follow(folder: Path) -> int:
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    tracking.leave(follow(Path(sys.argv[1])))
+    tracking.exit_process(follow(Path(sys.argv[1])))
 
 
 if __name__ == "__main__":

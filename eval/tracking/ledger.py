@@ -33,7 +33,7 @@ from eval.errors import InputError
 from eval.experiments.conditions import Condition
 from eval.files import read_json, write_json
 from eval.runner.store import Busy
-from eval.tracking.names import ASKED, LONGEST_NAME, digest
+from eval.tracking.names import LONGEST_NAME, SETUP_KEYS, digest
 
 LEDGER, TRAINING_LEDGER = "wandb-ledger.json", "wandb-training-ledger.json"
 """Of evaluations; of a training's own run, which its training holds while it sends."""
@@ -81,8 +81,8 @@ class Ledger:
             entry = self.content["policies"].setdefault(
                 self.policy, {"results": [], "fragments": [], "targets": {}}
             )  # fmt: skip
-            known = set(entry["results"] or [])
-            entry["results"] = sorted(known | {os.path.relpath(p.resolve(), self.home.resolve()) for p in results})
+            recorded = set(entry["results"] or [])
+            entry["results"] = sorted(recorded | {os.path.relpath(p.resolve(), self.home.resolve()) for p in results})
             self.write()
             yield self
             self.write()
@@ -95,7 +95,7 @@ class Ledger:
         """What was sent to a server, entity and project."""
         return self.entry["targets"].setdefault(name, {"sent": {}, "open": {}, "pictures": {}})
 
-    def entity(self, server: str, project: str, named: str | None, own: str | None) -> str:
+    def entity(self, server: str, project: str, named: str | None, user_entity: str | None) -> str:
         """The entity that a project's results go to, '' for the user's own whose name is not known: the one named, else
         the only one that the ledger has of the project, else the user's own.
 
@@ -110,17 +110,17 @@ class Ledger:
             if name.startswith(start) and name.endswith(end) and name.count("/") == server.count("/") + 2
             and any(place.values())
         }  # fmt: skip
-        if own and "" in used:
-            place = self.target(f"{start}{own}{end}")
+        if user_entity and "" in used:
+            place = self.target(f"{start}{user_entity}{end}")
             for part, content in targets.pop(start + end).items():
                 place[part] |= content
-            used[own] = used.pop("")
+            used[user_entity] = used.pop("")
         if named and named not in used and "" in used:
             raise InputError(
                 f"{self.policy} was sent to your own entity of project {project} before, and offline it is not known "
                 f"whether '{named}' is that; leave out --entity and $WANDB_ENTITY to go on there, or publish online"
             )
-        return named or (next(iter(used)) if len(used) == 1 else own or "")
+        return named or (next(iter(used)) if len(used) == 1 else user_entity or "")
 
     def write(self) -> None:
         """Writes the file atomically."""
@@ -129,8 +129,8 @@ class Ledger:
     def folders(self, run_id: str) -> list[Path]:
         """wandb's folders of a run, in the order of their times: offline-run-TIME-ID, online run-TIME-ID."""
         name = re.compile(rf"(offline-)?run-\d{{8}}_\d{{6}}-{re.escape(run_id)}")
-        found = [p for p in (self.home / "wandb").glob("*run-*") if name.fullmatch(p.name) and not p.is_symlink()]
-        return sorted(found, key=lambda p: p.name.removeprefix("offline-"))
+        paths = [p for p in (self.home / "wandb").glob("*run-*") if name.fullmatch(p.name) and not p.is_symlink()]
+        return sorted(paths, key=lambda p: p.name.removeprefix("offline-"))
 
     def unfinished(self, run_id: str) -> list[Path]:
         """Those that no publishing has written to the end."""
@@ -178,7 +178,7 @@ def training_policy(folder: Path, settings: dict[str, Any], run_name: str | None
     return safe_name(kept) if kept else policy_name(folder, settings, readable=run_name)
 
 
-def ledger_of(curve: Curve, alone: Path | None) -> Ledger:
+def ledger_of(curve: Curve, exclusive: Path | None) -> Ledger:
     """The ledger that knows of one of the curve's results, wherever above them it lies; else a new one.
 
     A new one lies in the training's folder, else in `alone`, the folder given that holds this curve and no other, else
@@ -191,14 +191,14 @@ def ledger_of(curve: Curve, alone: Path | None) -> Ledger:
                 covered = [(folder / name).resolve() for name in entry["results"] or []]
                 if place in covered or (entry["results"] is None and training_folder(place) in (None, folder)):
                     return Ledger(folder, policy)
-    home = curve.folder if training_folder(results[0]) or alone is None else alone
+    home = curve.folder if training_folder(results[0]) or exclusive is None else exclusive
     first = curve.summaries[0]
     made_of = [(first["step"], first.get("weights"), first.get("adapter_weights"))]
-    said = curve.described.get("policy")
-    name = safe_name(said) if said else policy_name(home, made_of)
+    recorded_name = curve.described.get("policy")
+    name = safe_name(recorded_name) if recorded_name else policy_name(home, made_of)
     taken = _read(home, "")["policies"].get(name)
     if taken and any((home / place / "summary.json").is_file() for place in taken["results"] or []):
-        name = f"{name}-{digest({k: first.get(k) for k in ASKED})[:6]}"  # another way of asking the same policy
+        name = f"{name}-{digest({k: first.get(k) for k in SETUP_KEYS})[:6]}"  # another way of asking the same policy
     return Ledger(home, name)
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # so that the login is checked without what evaluation needs
 
 RUN_KEYS = ("data", "git_commit", "format", "dtype")
 """Of an evaluation; what the training says of these is recorded beside them, as training_data ..."""
-ASKED = ("format", "system_turn", "dtype", "prompt_version", "evaluation", "data", "data_sha256")
+SETUP_KEYS = ("format", "system_turn", "dtype", "prompt_version", "evaluation", "data", "data_sha256")
 """How a policy was asked: what two curves of one training may differ in."""
 NO_NUMBERS = ("experiments", "conditions", "paraphrases")
 """What of the evaluation's settings says what is asked beside, and changes no number that is asked anyway."""
@@ -71,9 +71,9 @@ def evaluated_setup(curve: Curve, policy: str) -> str:
     setup, first = setup_of(curve.described, policy), curve.summaries[0]
     if "algorithm" not in curve.described:
         return setup
-    asked = {name: first.get(name) for name in ASKED}
-    asked["evaluation"] = {k: v for k, v in (first.get("evaluation") or {}).items() if k not in NO_NUMBERS}
-    return f"{setup}, asked {digest(asked)[:4]}"
+    questions = {name: first.get(name) for name in SETUP_KEYS}
+    questions["evaluation"] = {k: v for k, v in (first.get("evaluation") or {}).items() if k not in NO_NUMBERS}
+    return f"{setup}, asked {digest(questions)[:4]}"
 
 
 def trained_setup(setup: str) -> str:
@@ -101,14 +101,14 @@ def metric_name(metric: dict[str, Any]) -> str:
 def rows_of(curve: Curve, condition: str) -> dict[int, dict[str, float]]:
     """{step: {name: value}} of a condition, steps in their order; undefined values are left out."""
     rows = {s["step"]: _values(s, condition, "eval/") for s in curve.summaries}
-    return {step: found for step, row in sorted(rows.items()) if (found := _defined(row))}
+    return {step: defined for step, row in sorted(rows.items()) if (defined := _defined(row))}
 
 
 def final_values(curve: Curve, condition: str) -> dict[str, float | None]:
     """Every metric at the last step at which its experiment was asked, and that step; None where undefined there, so
     that no value of an earlier step stays.
     """
-    found: dict[str, float | None] = {}
+    values: dict[str, float | None] = {}
     last: dict[str, int] = {}
     for summary in curve.summaries:
         for metric in summary["metrics"]:
@@ -118,20 +118,20 @@ def final_values(curve: Curve, condition: str) -> dict[str, float | None]:
         summary = curve.at(step)
         assert summary is not None
         row = _values(summary, condition, "final/")
-        found |= {name: value for name, value in row.items() if name.split("/")[1] == experiment}
-        found[f"final/{experiment}/step"] = step
-    return found
+        values |= {name: value for name, value in row.items() if name.split("/")[1] == experiment}
+        values[f"final/{experiment}/step"] = step
+    return values
 
 
 def cautions_of(curve: Curve, condition: str) -> list[str]:
     """What to know before believing the condition's numbers, by step; of categories, and of numbers of items
     that differ between conditions, at the last step only.
     """
-    from eval.curves.cautions import different_items, leading, of_checkpoint
+    from eval.curves.cautions import checkpoint_cautions, different_items, leading
 
     lines = []
     for summary in curve.summaries:
-        for caution in leading(of_checkpoint(summary, curve.name)):
+        for caution in leading(checkpoint_cautions(summary, curve.name)):
             if caution.condition == condition and (caution.category == "all" or caution.step == curve.steps[-1]):
                 lines.append(f"step {caution.step}, {caution.experiment}: {caution.text}")
     last = curve.summaries[-1]
@@ -156,27 +156,29 @@ def _defined(row: dict[str, float | None]) -> dict[str, float]:
 
 def by_experiment(row: dict[str, Any]) -> dict[str, dict[str, float]]:
     """The metrics of a row, experiment by experiment; as floats, since 1.0 comes back from W&B as 1."""
-    parts: dict[str, dict[str, float]] = {}
+    grouped: dict[str, dict[str, float]] = {}
     for name, value in row.items():
         if name.startswith("eval/") and value is not None:
-            parts.setdefault(name.split("/")[1], {})[name] = float(value)
-    return parts
+            grouped.setdefault(name.split("/")[1], {})[name] = float(value)
+    return grouped
 
 
-def lacking(rows: Sequence[dict[str, Any]], wanted: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def missing_rows(rows: Sequence[dict[str, Any]], wanted: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The wanted rows of which no row, as they come back from W&B, has all values."""
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for name in {next(iter(one)) for one in wanted}:  # by their first value: a training has thousands of rows
+    by_first_value: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for name in {
+        next(iter(row_wanted)) for row_wanted in wanted
+    }:  # by their first value: a training has thousands of rows
         for row in rows:
             if name in row:
-                found.setdefault((name, plain(row[name])), []).append(row)
+                by_first_value.setdefault((name, plain(row[name])), []).append(row)
 
-    def there(one: dict[str, Any]) -> bool:
-        name, value = next(iter(one.items()))
-        candidates = found.get((name, plain(value)), [])
-        return any(all(n in row and plain(row[n]) == plain(v) for n, v in one.items()) for row in candidates)
+    def arrived(row_wanted: dict[str, Any]) -> bool:
+        name, value = next(iter(row_wanted.items()))
+        candidates = by_first_value.get((name, plain(value)), [])
+        return any(all(n in row and plain(row[n]) == plain(v) for n, v in row_wanted.items()) for row in candidates)
 
-    return [one for one in wanted if not there(one)]
+    return [row_wanted for row_wanted in wanted if not arrived(row_wanted)]
 
 
 def plain(value: Any) -> str:

@@ -37,14 +37,14 @@ class Sent:
     held: list[str] = field(default_factory=list)
 
 
-def send(curve: Curve, destination: Destination, alone: Path | None = None) -> Sent:
+def send(curve: Curve, destination: Destination, exclusive: Path | None = None) -> Sent:
     """Sends what was not sent to the destination yet. alone: a folder that holds this curve and no other.
 
     Killed anywhere and called again it loses and doubles nothing (eval.tracking.ledger). Where W&B is disabled nothing
     is sent, and nothing is taken for sent. Raises InputError where something did not arrive, with what did not still to
     be sent.
     """
-    ledger = ledger_of(curve, alone)
+    ledger = ledger_of(curve, exclusive)
     sent = Sent(ledger.policy, ledger.home)
     if tracking.mode() == "disabled":
         sent.held.append("W&B is disabled: nothing is sent, and nothing is taken for sent")
@@ -67,7 +67,7 @@ def send(curve: Curve, destination: Destination, alone: Path | None = None) -> S
 
 
 def send_pictures(
-    curves: Sequence[Curve], destination: Destination, alone: Path | None, draw: Callable[[], list[Path]]
+    curves: Sequence[Curve], destination: Destination, exclusive: Path | None, draw: Callable[[], list[Path]]
 ) -> str | None:
     """Logs pages (.html) as report/page and figures (.png) as report/NAME into a run of their own, report-POLICY or
     that of several policies, where results are new since it was last done; its id, or None where nothing is new.
@@ -79,7 +79,7 @@ def send_pictures(
     content = digest([[s["step"], s["metrics"]] for c in curves for s in c.summaries])
     policies = sorted(ledger_of(c, None).policy for c in curves)
     run_id = f"report-{policies[0] if len(policies) == 1 else digest(policies)}"
-    ledger = ledger_of(curves[0], alone)
+    ledger = ledger_of(curves[0], exclusive)
     with ledger.opened(Destination().target()):
         channel = Channel(ledger, destination)
         for row in channel.arrived(run_id, known=run_id in channel.place["pictures"]):
@@ -129,10 +129,10 @@ def _unsent(
     keys: dict[str, str] = {}
     changed: list[tuple[int, str]] = []
     for step, row in rows.items():
-        whole = f"{start}{step}"  # the key before experiments had keys of their own
+        step_key = f"{start}{step}"  # the key before experiments had keys of their own
         for experiment, part in by_experiment(row).items():
-            key = f"{whole}/{experiment}"
-            if not {key, whole} & done.keys():
+            key = f"{step_key}/{experiment}"
+            if not {key, step_key} & done.keys():
                 new.setdefault(step, {axis: step}).update(part)
                 keys[key] = digest(part)
             elif done.get(key) not in (None, digest(part)):
@@ -145,7 +145,7 @@ def _send_rows(
     changed: Sequence[tuple[int, str]],
 ) -> None:  # fmt: skip
     """Sends rows, and the last values with them; not those of an experiment of which W&B keeps other numbers there."""
-    axis, told = axis_of(curve), cautions_of(curve, condition.name)
+    axis, cautions = axis_of(curve), cautions_of(curve, condition.name)
     last = final_values(curve, condition.name)
     kept = {experiment for step, experiment in changed if last[f"final/{experiment}/step"] == step}
     last = {name: value for name, value in last.items() if name.split("/")[1] not in kept}
@@ -155,10 +155,10 @@ def _send_rows(
         run.define_metric("eval/*", step_metric=axis, step_sync=False, summary="none")
         for row in rows.values():
             run.log(row)
-        run.summary.update({**last, "cautions": told})
+        run.summary.update({**last, "cautions": cautions})
         return list(rows.values())
 
-    notes = "\n".join(["Before believing these numbers:", *(f"- {line}" for line in told)]) if told else ""
+    notes = "\n".join(["Before believing these numbers:", *(f"- {line}" for line in cautions)]) if cautions else ""
     config, run_id = config_of(curve, channel.ledger.policy, condition.name), channel.ledger.run_id(condition)
     channel.write(run_id, "eval", config, notes, write)
     channel.place["sent"] |= keys
@@ -173,8 +173,8 @@ class Channel:
     def __init__(self, ledger: Ledger, destination: Destination) -> None:
         self.ledger = ledger
         self.online = tracking.mode() == "online"
-        own = tracking.own_entity() if self.online else None
-        entity = ledger.entity(tracking.server(), destination.project, destination.entity, own)
+        user_entity = tracking.user_entity() if self.online else None
+        entity = ledger.entity(tracking.server(), destination.project, destination.entity, user_entity)
         if self.online and not entity:
             entity = tracking.default_entity()
         self.destination = Destination(destination.project, entity or None)

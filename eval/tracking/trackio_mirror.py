@@ -26,7 +26,7 @@ from eval.errors import InputError
 from eval.files import read_json
 from eval.models.target import numbered
 from eval.tracking.ledger import check_distinct, ledger_of
-from eval.tracking.publish import alone_in
+from eval.tracking.publish import exclusive_folder
 from eval.views.options import RunsConfig
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class LiveConfig(RunsConfig):
 
 
 @dataclass(frozen=True)
-class Shown:
+class MirroredRun:
     """A run of the dashboard: rows are (step, {metric: value})."""
 
     name: str
@@ -76,14 +76,14 @@ def live(config: LiveConfig) -> Told:
     Raises InputError where trackio is not installed, or a run folder is not there or holds nothing.
     """
     storage = _storage()
-    written, runs = _bring(storage, config)
+    written, runs = _update_project(storage, config)
     url = None
     if config.show or config.follow:
-        url = _keep(storage, config)
+        url = _serve(storage, config)
     text = (
         f"trackio project {config.project}: {len(runs)} runs, {len(written)} of them new or changed\n"
         f"see it: python -m eval live {' '.join(config.runs)} --show (x axis rlhf_step, no smoothing: {QUERY})\n"
-        f"signs: {'; '.join(f'{name} {said}' for name, said in SIGNS.items())}\n"
+        f"signs: {'; '.join(f'{name} {sign}' for name, sign in SIGNS.items())}\n"
         "trackio draws no intervals; python -m eval report does"
     )
     return text, {"project": config.project, "runs": runs, "written": written, "url": url}
@@ -97,7 +97,7 @@ def _storage() -> Any:
     return SQLiteStorage
 
 
-def _keep(storage: Any, config: LiveConfig) -> str | None:
+def _serve(storage: Any, config: LiveConfig) -> str | None:
     """Serves and follows, as asked, until interrupted; the dashboard's address."""
     shown = url = None
     if config.show:
@@ -110,27 +110,27 @@ def _keep(storage: Any, config: LiveConfig) -> str | None:
         while True:
             time.sleep(config.every)
             if config.follow:
-                for name in _bring(storage, config)[0]:
+                for name in _update_project(storage, config)[0]:
                     log.info("updated: %s", name)
     except KeyboardInterrupt:
         log.info("ended")
     return url
 
 
-def _bring(storage: Any, config: LiveConfig) -> tuple[list[str], list[str]]:
+def _update_project(storage: Any, config: LiveConfig) -> tuple[list[str], list[str]]:
     """Writes what is new or changed; (names written, all names)."""
     written, runs = [], []
-    for run in shown_runs(gather(config.folders), config.folders):
+    for run in mirrored_runs(gather(config.folders), config.folders):
         runs.append(run.name)
         if put(storage, config.project, run):
             written.append(run.name)
     return written, runs
 
 
-def put(storage: Any, project: str, run: Shown) -> bool:
+def put(storage: Any, project: str, run: MirroredRun) -> bool:
     """Writes a run, in the place of an earlier state of it; whether there was anything to write."""
-    known = storage.get_run_config(project, run.name)
-    if known is not None and known.get("content") == run.content:
+    stored = storage.get_run_config(project, run.name)
+    if stored is not None and stored.get("content") == run.content:
         return False
     storage.delete_run(project, run.name)
     storage.bulk_log(
@@ -140,13 +140,13 @@ def put(storage: Any, project: str, run: Shown) -> bool:
     return True
 
 
-def shown_runs(curves: Sequence[Curve], folders: Sequence[Path]) -> Iterator[Shown]:
+def mirrored_runs(curves: Sequence[Curve], folders: Sequence[Path]) -> Iterator[MirroredRun]:
     """A run per curve and condition, and one per training whose log is known, under the names that `eval publish` of
     these folders has for the policies: unlike the curves' own, they tell apart what is given in different calls.
 
     Raises InputError where two trainings say that they are the same policy.
     """
-    ledgers = [ledger_of(curve, alone_in(curve, curves, folders)) for curve in curves]
+    ledgers = [ledger_of(curve, exclusive_folder(curve, curves, folders)) for curve in curves]
     check_distinct(ledgers)
     for curve, name in zip(curves, (ledger.policy for ledger in ledgers), strict=True):
         about = {
@@ -155,24 +155,26 @@ def shown_runs(curves: Sequence[Curve], folders: Sequence[Path]) -> Iterator[Sho
         }  # fmt: skip
         for condition in dict.fromkeys(m["condition"] for s in curve.summaries for m in s["metrics"]):
             rows = [(s["step"], _metrics(s, condition)) for s in curve.summaries]
-            yield Shown(f"{name} {condition}", about | {"condition": condition}, [r for r in rows if len(r[1]) > 1])
+            yield MirroredRun(
+                f"{name} {condition}", about | {"condition": condition}, [r for r in rows if len(r[1]) > 1]
+            )
         if rows := [(entry["step"], _logged(entry)) for entry in _log(curve) if "step" in entry]:
-            yield Shown(f"{name} training", about, [r for r in rows if len(r[1]) > 1])
+            yield MirroredRun(f"{name} training", about, [r for r in rows if len(r[1]) > 1])
 
 
 def _metrics(summary: dict[str, Any], condition: str) -> dict[str, float]:
     """The metrics of whole experiments, by the names that W&B has them under."""
-    found = {
+    values = {
         f"eval/{m['experiment']}/{m['name']}": m["value"]
         for m in summary["metrics"]
         if m["condition"] == condition and m["category"] == "all" and m["value"] is not None
     }
-    return {"rlhf_step": summary["step"], **found}
+    return {"rlhf_step": summary["step"], **values}
 
 
 def _logged(entry: dict[str, Any]) -> dict[str, float]:
-    found = {name: entry[key] for key, name in TRAINING.items() if isinstance(entry.get(key), int | float)}
-    return {"rlhf_step": entry["step"], **found}
+    values = {name: entry[key] for key, name in TRAINING.items() if isinstance(entry.get(key), int | float)}
+    return {"rlhf_step": entry["step"], **values}
 
 
 def _log(curve: Curve) -> list[dict[str, Any]]:
@@ -181,6 +183,6 @@ def _log(curve: Curve) -> list[dict[str, Any]]:
         if result := read_json(curve.folder / name):
             return result["log"]
         states = {step: p / "trainer_state.json" for step, p in numbered(curve.folder).items()}
-        if there := [step for step, state in states.items() if state.is_file()]:
-            return (read_json(states[max(there)]) or {}).get("log_history", [])
+        if saved_steps := [step for step, state in states.items() if state.is_file()]:
+            return (read_json(states[max(saved_steps)]) or {}).get("log_history", [])
     return []

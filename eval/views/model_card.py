@@ -56,12 +56,12 @@ def write_card(checkpoint: Path, summary: dict[str, Any]) -> Path:
 
 def card(policy: dict[str, Any], summary: dict[str, Any], adapted: bool) -> str:
     """The card: YAML for the hub, then Markdown. adapted: the checkpoint is an adapter, else a whole model."""
-    from eval.curves.cautions import of_headlines
+    from eval.curves.cautions import headline_notes
     from eval.curves.headline import headlines
 
     shown = headlines(summary)
-    notes = remarks(shown) + of_headlines(summary)
-    parts = [
+    notes = remarks(shown) + headline_notes(summary)
+    sections = [
         f"---\n{_front_matter(policy, summary, shown, adapted)}\n---",
         MARK,
         f"# {_name(policy, summary)}",
@@ -80,7 +80,7 @@ def card(policy: dict[str, Any], summary: dict[str, Any], adapted: bool) -> str:
         "## How to evaluate it again",
         _evaluating(summary),
     ]
-    return "\n\n".join(p for p in parts if p) + "\n"
+    return "\n\n".join(p for p in sections if p) + "\n"
 
 
 def _front_matter(policy: dict[str, Any], summary: dict[str, Any], shown: list[dict[str, Any]], adapted: bool) -> str:
@@ -138,7 +138,7 @@ def _origin(policy: dict[str, Any], summary: dict[str, Any]) -> list[tuple[str, 
     """Rows of name and value, without what was not recorded."""
     trained, evaluated = policy.get("git_commit"), summary.get("git_commit")
     parameters = summary.get("model_params")
-    found = {
+    values = {
         "algorithm": policy.get("algorithm"),
         step_name([summary]): summary["step"],
         "seed": policy.get("seed"),
@@ -155,7 +155,7 @@ def _origin(policy: dict[str, Any], summary: dict[str, Any]) -> list[tuple[str, 
         "adapter's weights": summary.get("adapter_weights"),
         "versions": ", ".join(f"{k} {v}" for k, v in summary.get("versions", {}).items()),
     }
-    return [(name, str(value)) for name, value in found.items() if value not in (None, "")]
+    return [(name, str(value)) for name, value in values.items() if value not in (None, "")]
 
 
 def _loading(policy: dict[str, Any], summary: dict[str, Any], adapted: bool) -> str:
@@ -167,8 +167,8 @@ def _loading(policy: dict[str, Any], summary: dict[str, Any], adapted: bool) -> 
         imports = ""
     else:
         commit = str(policy.get("base_weights")).removeprefix("hub:")
-        known = hub_id and commit not in ("None", "main")  # earlier versions did not know a hub model's commit
-        at = f', revision="{commit}"' if known else ""
+        pinned = hub_id and commit not in ("None", "main")  # earlier versions did not know a hub model's commit
+        at = f', revision="{commit}"' if pinned else ""
         code = f'base = AutoModelForCausalLM.from_pretrained("{name}"{at}, {dtype})\n'
         code += 'model = PeftModel.from_pretrained(base, ".")'
         imports = "from peft import PeftModel\n"
@@ -183,14 +183,14 @@ def _loading(policy: dict[str, Any], summary: dict[str, Any], adapted: bool) -> 
 def _evaluating(summary: dict[str, Any]) -> str:
     """The evaluation's options as YAML, and the command."""
     names = {f.name for f in dataclasses.fields(EvaluationConfig)}
-    asked = {k: v for k, v in summary["evaluation"].items() if k in names and v not in (None, [])}
-    asked["format"] = summary["format"]
-    asked |= {"inverse": True} if INVERSE in asked["conditions"] else {}
-    asked |= {"system_turn": "drop"} if str(summary.get("system_turn")).startswith("dropped") else {}
+    options = {k: v for k, v in summary["evaluation"].items() if k in names and v not in (None, [])}
+    options["format"] = summary["format"]
+    options |= {"inverse": True} if INVERSE in options["conditions"] else {}
+    options |= {"system_turn": "drop"} if str(summary.get("system_turn")).startswith("dropped") else {}
     data = "" if summary["data"] == "small set" else f" --data-dir {summary['data']}"
     return (
         f"With selfcorrect at commit {summary.get('git_commit') or 'unknown'}, in a file `eval.yaml`:\n\n```yaml\n"
-        f"{yaml.safe_dump(asked, sort_keys=False).strip()}\n```\n\n```bash\npython -m eval run --config eval.yaml "
+        f"{yaml.safe_dump(options, sort_keys=False).strip()}\n```\n\n```bash\npython -m eval run --config eval.yaml "
         f"--model THIS_FOLDER --dtype {summary['dtype']}{data} --output RESULTS\n```"
     )
 

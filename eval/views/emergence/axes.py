@@ -38,7 +38,7 @@ class Axis:
 
     kind: str
     places: tuple[Place, ...]
-    held: int | None
+    fixed: int | None
     step_name: str
     policies: tuple[str, ...]
     algorithm: str | None
@@ -71,9 +71,9 @@ def axes(curves: Sequence[Curve], step: int | None, left_out: list[str], strict:
         sizes: dict[Any, list[Curve]] = {}
         for curve in family:
             sizes.setdefault(curve.model_params or curve.name, []).append(curve)
-        for alike in (part for of_size in sizes.values() for part in _trainings(of_size)):
-            together = len(set.intersection(*(set(c.steps) for c in alike))) >= MIN_PLACES
-            for part in [alike] if together else [[c] for c in alike]:
+        for trainings in (part for of_size in sizes.values() for part in _trainings(of_size)):
+            together = len(set.intersection(*(set(c.steps) for c in trainings))) >= MIN_PLACES
+            for part in [trainings] if together else [[c] for c in trainings]:
                 if (axis := _step_axis(part, left_out)) is not None:
                     yield axis
 
@@ -82,41 +82,43 @@ def _trainings(curves: Sequence[Curve]) -> list[list[Curve]]:
     """The curves (of one algorithm and size) in groups, each of the trainings of one model, asked in one way."""
     groups: dict[Any, list[Curve]] = {}
     for number, curve in enumerate(curves):
-        alike: tuple[Any, ...] = (number,)  # without run.json nothing says what it is a training of
+        key: tuple[Any, ...] = (number,)  # without run.json nothing says what it is a training of
         if curve.described:
-            before = [c for c in curves[:number] if c.folder.resolve() == curve.folder.resolve()]
-            same = [c for c in before if _asked(c) == _asked(curve)]  # told apart by something else than these
-            alike = (curve.described.get("model"), *_asked(curve), len(same))
-        groups.setdefault(alike, []).append(curve)
+            earlier = [c for c in curves[:number] if c.folder.resolve() == curve.folder.resolve()]
+            same = [
+                c for c in earlier if _prompt_setup(c) == _prompt_setup(curve)
+            ]  # told apart by something else than these
+            key = (curve.described.get("model"), *_prompt_setup(curve), len(same))
+        groups.setdefault(key, []).append(curve)
     return list(groups.values())
 
 
-def _asked(curve: Curve) -> tuple[Any, ...]:
+def _prompt_setup(curve: Curve) -> tuple[Any, ...]:
     return tuple(curve.summaries[0].get(name) for name in ("format", "system_turn", "dtype"))
 
 
-def _as_asked(curve: Curve) -> str:
+def _describe_setup(curve: Curve) -> str:
     return f"{curve.name} [{curve.summaries[0].get('format')}, {curve.summaries[0].get('dtype')}]"
 
 
-def _one_of_each_size(known: list[Curve], sizes: Sequence[int], where: str, left_out: list[str]) -> list[Curve]:
+def _one_of_each_size(sized: list[Curve], sizes: Sequence[int], where: str, left_out: list[str]) -> list[Curve]:
     """The curves that are trainings of one model at each size: of several models, or ways of asking, those with the
     most trainings; then those asked as most of the curves are; then the first by name. A line for what is left out.
     """
-    usual = Counter(_asked(c) for c in known)
+    usual = Counter(_prompt_setup(c) for c in sized)
     kept: list[Curve] = []
-    of, others = [], []
+    kept_names, other_names = [], []
     for at in sizes:
-        groups = _trainings([c for c in known if c.model_params == at])
-        chosen = max(groups, key=lambda g: (len(g), usual[_asked(g[0])]))  # of equal ones the first
+        groups = _trainings([c for c in sized if c.model_params == at])
+        chosen = max(groups, key=lambda g: (len(g), usual[_prompt_setup(g[0])]))  # of equal ones the first
         kept += chosen
         if len(groups) > 1:
-            of += map(_as_asked, chosen)
-            others += [_as_asked(c) for g in groups if g is not chosen for c in g]
-    if others:
+            kept_names += map(_describe_setup, chosen)
+            other_names += [_describe_setup(c) for g in groups if g is not chosen for c in g]
+    if other_names:
         left_out.append(
-            f"{where}: {', '.join(others)}: left out, no further trainings of {', '.join(of)} (other folders whose "
-            "run.json names the same model and algorithm, asked in the same format, system turn and dtype). Of a size "
+            f"{where}: {', '.join(other_names)}: left out, no further trainings of {', '.join(kept_names)} "
+            "(other folders whose run.json names the same model and algorithm, asked in the same format, system turn and dtype). Of a size "
             "those with the most trainings stay, then those asked as most are, then the first name; give only the "
             "folders that are meant to choose otherwise"
         )
@@ -136,49 +138,51 @@ def _missing(curves: Sequence[Curve], used: Sequence[int], after: int | None = N
 
 
 def _size_axis(family: list[Curve], step: int | None, left_out: list[str], strict: bool) -> Axis | None:
-    known = [c for c in family if c.model_params]
-    where = f"size, {named(family)}"
-    if len(known) < len(family):
+    sized = [c for c in family if c.model_params]
+    where = f"size, {describe_family(family)}"
+    if len(sized) < len(family):
         unknown = [c.name for c in family if not c.model_params]
         left_out.append(f"{where}: parameters of {', '.join(unknown)} are not known, so left out")
-    sizes = sorted({c.model_params or 0 for c in known})
+    sizes = sorted({c.model_params or 0 for c in sized})
     if len(sizes) < MIN_PLACES:
         left_out.append(f"{where}: {_count(len(sizes), 'size')}, at least {MIN_PLACES} are needed")
         return None
-    known = _one_of_each_size(known, sizes, where, left_out)
-    common = set.intersection(*(set(c.steps) for c in known))
+    sized = _one_of_each_size(sized, sizes, where, left_out)
+    common = set.intersection(*(set(c.steps) for c in sized))
     if not common or (step is not None and step not in common):
         have = f"steps that all have: {', '.join(map(str, sorted(common))) or 'none'}"
         if step is not None and strict:
-            raise InputError(f"step {step} is not there for every size of {named(family)}; {have}")
+            raise InputError(f"step {step} is not there for every size of {describe_family(family)}; {have}")
         left_out.append(f"{where}: the sizes share no such step; {have}")
         return None
     at = max(common) if step is None else step
     places = [
-        Place(size, tuple((c, s) for c in known if c.model_params == size and (s := c.at(at)) is not None))
+        Place(size, tuple((c, s) for c in sized if c.model_params == size and (s := c.at(at)) is not None))
         for size in sizes
     ]
-    names = tuple(c.name for c in known)
-    not_used = _missing(known, [at], at) if step is None else ""
+    names = tuple(c.name for c in sized)
+    not_used = _missing(sized, [at], at) if step is None else ""
     if not_used:
         left_out.append(f"{where}: {not_used}; taken is {at}, the largest that all have")
     return Axis(SIZE, tuple(places), at, family[0].step_name, names, family[0].algorithm, not_used)
 
 
-def _step_axis(alike: list[Curve], left_out: list[str]) -> Axis | None:
-    common = sorted(set.intersection(*(set(c.steps) for c in alike)))
+def _step_axis(trainings: list[Curve], left_out: list[str]) -> Axis | None:
+    common = sorted(set.intersection(*(set(c.steps) for c in trainings)))
     if len(common) < MIN_PLACES:
-        left_out.append(f"step, {named(alike)}: {_count(len(common), 'step')}, at least {MIN_PLACES} are needed")
+        left_out.append(
+            f"step, {describe_family(trainings)}: {_count(len(common), 'step')}, at least {MIN_PLACES} are needed"
+        )
         return None
-    places = [Place(s, tuple((c, found) for c in alike if (found := c.at(s)) is not None)) for s in common]
-    if not_used := _missing(alike, common):
-        left_out.append(f"step, {named(alike)}: {not_used}")
-    first = alike[0]
-    names = tuple(c.name for c in alike)
+    places = [Place(s, tuple((c, summary) for c in trainings if (summary := c.at(s)) is not None)) for s in common]
+    if not_used := _missing(trainings, common):
+        left_out.append(f"step, {describe_family(trainings)}: {not_used}")
+    first = trainings[0]
+    names = tuple(c.name for c in trainings)
     return Axis(STEP, tuple(places), first.model_params, first.step_name, names, first.algorithm, not_used)
 
 
-def named(curves: Sequence[Curve]) -> str:
+def describe_family(curves: Sequence[Curve]) -> str:
     """The algorithm and the policies, for a line."""
     names = list(dict.fromkeys(c.name for c in curves))
     of = f"{curves[0].algorithm}: " if curves[0].algorithm else ""

@@ -17,7 +17,7 @@ import numpy as np
 
 from eval.cli.dispatch import Told
 from eval.cli.parser import check_seed, split_commas
-from eval.curves.cautions import caution_of, of_checkpoint
+from eval.curves.cautions import caution_of, checkpoint_cautions
 from eval.curves.gather import Curve, find, gather
 from eval.curves.headline import EXPECTED, MOST_PROBABLE, SCORINGS
 from eval.errors import InputError, nearest
@@ -26,9 +26,9 @@ from eval.experiments.registry import EXPERIMENTS
 from eval.metrics.measure import CONTROL
 from eval.stats.bootstrap import Bootstrap, Quantity, holm
 from eval.stats.change_point import Effects, Undefined, change_point, over_trainings, reductions
-from eval.views.emergence import sentences as emerged
-from eval.views.emergence.axes import STEP, Axis, axes, named
-from eval.views.emergence.shared_questions import Asked, NoShared, metric_name, shared_pairs
+from eval.views.emergence import sentences
+from eval.views.emergence.axes import STEP, Axis, axes, describe_family
+from eval.views.emergence.shared_questions import FolderQuestions, NoSharedQuestions, metric_name, shared_pairs
 from eval.views.options import RunsConfig
 
 RESAMPLES = 2000
@@ -70,19 +70,19 @@ def emergence(config: EmergenceConfig) -> Told:
     """
     curves = gather(config.folders)
     check_conditions(curves)
-    found, left_out = thresholds(
+    entries, left_out = thresholds(
         curves, config.seed, config.resamples, config.experiments, config.step, config.scoring, strict=True
     )
-    if not found:
+    if not entries:
         raise InputError(f"no threshold can be looked for: {'; '.join(left_out)}")
-    told_all = {
-        "thresholds": found, "left_out": left_out, "seed": config.seed, "resamples": config.resamples,
+    result = {
+        "thresholds": entries, "left_out": left_out, "seed": config.seed, "resamples": config.resamples,
         "scoring": config.scoring,
     }  # fmt: skip
-    return emerged.text(found, left_out), told_all
+    return sentences.text(entries, left_out), result
 
 
-def told(curves: Sequence[Curve]) -> list[dict[str, Any]]:
+def default_thresholds(curves: Sequence[Curve]) -> list[dict[str, Any]]:
     """The thresholds that can be looked for in these curves, with the defaults of the command; [] where none can."""
     return thresholds(curves)[0]
 
@@ -96,29 +96,29 @@ def thresholds(
     Raises InputError, where `strict`, for a `step` that a size lacks; else the size axis is left out.
     """
     left_out: list[str] = []
-    found = []
-    asked: dict[Path, Asked] = {}
+    entries = []
+    cache: dict[Path, FolderQuestions] = {}
     for axis in axes(curves, step, left_out, strict):
-        entries = list(_along(axis, asked, seed, resamples, experiments, scoring, left_out))
-        for condition in {e["condition"] for e in entries}:
-            family = [e for e in entries if e["condition"] == condition]
+        axis_entries = list(_along(axis, cache, seed, resamples, experiments, scoring, left_out))
+        for condition in {e["condition"] for e in axis_entries}:
+            family = [e for e in axis_entries if e["condition"] == condition]
             for entry, p in zip(family, holm([e["p_value"] for e in family]), strict=True):
-                emerged.conclude(entry, p)
-        found += entries
-    return found, list(dict.fromkeys(left_out))
+                sentences.conclude(entry, p)
+        entries += axis_entries
+    return entries, list(dict.fromkeys(left_out))
 
 
 def check_conditions(curves: Sequence[Curve]) -> None:
     """InputError where nothing was asked with the instruction, or nothing without."""
-    asked = {m["condition"] for c in curves for s in c.summaries for m in s["metrics"]}
-    if CONTROL not in asked:
+    evaluated = {m["condition"] for c in curves for s in c.summaries for m in s["metrics"]}
+    if CONTROL not in evaluated:
         raise InputError(f"no result has the condition {CONTROL}, which an instruction is compared with; evaluate it")
-    if not any(c in CONDITIONS and CONDITIONS[c].instruction for c in asked):
+    if not any(c in CONDITIONS and CONDITIONS[c].instruction for c in evaluated):
         raise InputError("no result has the condition Q+IF or Q+IF+CoT, whose effect is looked for; evaluate one")
 
 
 def _along(
-    axis: Axis, asked: dict[Path, Asked], seed: int, resamples: int, experiments: Sequence[str], scoring: str,
+    axis: Axis, cache: dict[Path, FolderQuestions], seed: int, resamples: int, experiments: Sequence[str], scoring: str,
     left_out: list[str],
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """An entry per experiment and condition that all of the axis' checkpoints were asked under."""
@@ -126,22 +126,22 @@ def _along(
     folders = [Path(s["results"]) for _, s in axis.checkpoints]
     for name in [e for e in EXPERIMENTS if not experiments or e in experiments]:
         for condition in [c.name for c in CONDITIONS.values() if c.instruction]:
-            where = f"{axis.kind}, {named([c for c, _ in axis.checkpoints])}, {name}, {condition}"
+            where = f"{axis.kind}, {describe_family([c for c, _ in axis.checkpoints])}, {name}, {condition}"
             try:
-                _check_alike(axis, name)
-                pairs = shared_pairs(folders, name, condition, scoring, asked)
+                _check_same_questions(axis, name)
+                pairs = shared_pairs(folders, name, condition, scoring, cache)
                 if pairs is None:  # not asked of any of them
                     continue
                 before, after = [p.before for p in pairs], [p.after for p in pairs]
                 reduced = reductions(before, after, bootstrap)
-            except (NoShared, Undefined) as error:
+            except (NoSharedQuestions, Undefined) as error:
                 left_out.append(f"{where}: {error}")
                 continue
             place_P = np.array([k for k, place in enumerate(axis.places) for _ in place.checkpoints])
             effects = over_trainings(*reduced, place_P, seed, same_trainings=axis.kind == STEP)
             threshold = change_point(axis.x_M, effects)
             means = [_means(part, place_P) for part in (before, after)]
-            entry = emerged.entry(axis, name, condition, before[0], threshold)
+            entry = sentences.entry(axis, name, condition, before[0], threshold)
             entry["points"] = _points(axis, effects, means)
             entry["cautions"] = _cautions(axis, name, condition, before[0].name)
             yield entry | {"seed": seed, "resamples": resamples}
@@ -156,16 +156,16 @@ def _means(measured: Sequence[Quantity], place_P: np.ndarray) -> list[float]:
     return [float(abs(v).mean() if len(v) > 1 else v[0]) for v in at]
 
 
-def _check_alike(axis: Axis, experiment: str) -> None:
+def _check_same_questions(axis: Axis, experiment: str) -> None:
     """Raises NoShared where the checkpoints were asked from other data, or with other words."""
-    for key, said in (("data_sha256", "other data"), ("prompt_version", "other words")):
+    for key, difference in (("data_sha256", "other data"), ("prompt_version", "other words")):
         values = []
         for _, summary in axis.checkpoints:
             value = summary.get(key)
             values.append(value.get(experiment) if isinstance(value, dict) else value)
-        asked = [v for v in values if v is not None]
-        if any(v != asked[0] for v in asked):
-            raise NoShared(f"the checkpoints were asked with {said} ({key} differs)")
+        recorded = [v for v in values if v is not None]
+        if any(v != recorded[0] for v in recorded):
+            raise NoSharedQuestions(f"the checkpoints were asked with {difference} ({key} differs)")
 
 
 def _points(axis: Axis, effects: Effects, means: list[list[float]]) -> list[dict[str, Any]]:
@@ -181,12 +181,12 @@ def _points(axis: Axis, effects: Effects, means: list[list[float]]) -> list[dict
 
 def _cautions(axis: Axis, experiment: str, condition: str, name: str) -> list[dict[str, Any]]:
     """{"at", "condition", "text"} of each place and condition whose number means little."""
-    found: dict[tuple[int, str], dict[str, Any]] = {}  # by place and condition
+    by_place: dict[tuple[int, str], dict[str, Any]] = {}  # by place and condition
     for place in axis.places:
         for curve, summary in place.checkpoints:
-            known = list(of_checkpoint(summary, curve.name))
+            cautions = list(checkpoint_cautions(summary, curve.name))
             for of in (CONTROL, condition):
                 metric = find(summary, experiment, of, metric_name(experiment, summary, of, name))
-                if metric and (caution := caution_of(known, curve.name, summary["step"], metric)):
-                    found.setdefault((place.at, of), {"at": place.at, "condition": of, "text": caution.text})
-    return list(found.values())
+                if metric and (caution := caution_of(cautions, curve.name, summary["step"], metric)):
+                    by_place.setdefault((place.at, of), {"at": place.at, "condition": of, "text": caution.text})
+    return list(by_place.values())

@@ -17,7 +17,7 @@ from typing import Any
 from eval.curves import kinds
 from eval.curves.cautions import Caution, caution_of
 from eval.curves.gather import Curve, find
-from eval.curves.settings import asked_in, differing
+from eval.curves.settings import differing, question_settings
 from eval.experiments.bbq_metrics import MEAN
 from eval.experiments.conditions import INVERSE
 from eval.experiments.registry import EXPERIMENTS
@@ -71,7 +71,7 @@ class Cell:
         return self.algorithm, self.kind
 
     @property
-    def lacking(self) -> str:
+    def why_missing(self) -> str:
         """Why there is no number, in words."""
         return self.note if self.state == ABSENT and self.note else self.state
 
@@ -88,32 +88,32 @@ def cell(
     condition: str,
     metric: str,
     category: str,
-    found: Sequence[Caution],
+    cautions: Sequence[Caution],
 ) -> Cell:
     """What a curve has at a step (None: nothing)."""
     summary = None if step is None else curve.at(step)
     m = None if summary is None else find(summary, experiment, condition, metric, category)
-    told = m or {"note": _lacking(curve, step, experiment, condition)}
+    values = m or {"note": _why_missing(curve, step, experiment, condition)}
     state = ABSENT if m is None else UNDEFINED if m["value"] is None else MEASURED
-    caution = caution_of(found, curve.name, step or 0, m) if m is not None and "accuracy" not in metric else None
+    caution = caution_of(cautions, curve.name, step or 0, m) if m is not None and "accuracy" not in metric else None
     return Cell(
         experiment, condition, category, curve.name, model_name(curve), curve.algorithm or "", curve.seed,
         curve.model_params, step, curve.step_name, metric, state,
-        told.get("value"), told.get("low"), told.get("high"), told.get("n_items"), told.get("n_clusters"),
-        told.get("method", ""), told.get("note", ""), caution.text if caution else "",
+        values.get("value"), values.get("low"), values.get("high"), values.get("n_items"), values.get("n_clusters"),
+        values.get("method", ""), values.get("note", ""), caution.text if caution else "",
         summary["data"] if summary else "", summary["results"] if summary else "",
         str(summary.get("git_commit") or "") if summary else "", kinds.kind(curve),
-        json.dumps(asked_in(summary, experiment, condition)) if summary and m is not None else "",
+        json.dumps(question_settings(summary, experiment, condition)) if summary and m is not None else "",
     )  # fmt: skip
 
 
-def _lacking(curve: Curve, step: int | None, experiment: str, condition: str) -> str:
+def _why_missing(curve: Curve, step: int | None, experiment: str, condition: str) -> str:
     """Why a number that is not there is not there, '' where it was simply not asked."""
     summary = None if step is None else curve.at(step)
     if summary is None:
         return curve.unfinished.get(step, "") if step is not None else ""
-    asked = any((m["experiment"], m["condition"]) == (experiment, condition) for m in summary["metrics"])
-    return ANOTHER_PAIR if asked and experiment == "admissions" else ""
+    evaluated = any((m["experiment"], m["condition"]) == (experiment, condition) for m in summary["metrics"])
+    return ANOTHER_PAIR if evaluated and experiment == "admissions" else ""
 
 
 def model_name(curve: Curve) -> str:
@@ -121,14 +121,14 @@ def model_name(curve: Curve) -> str:
     return kinds.model_name(curve) if Path(curve.model).is_absolute() else curve.model
 
 
-def nearest_step(curve: Curve, experiment: str, asked: int | None = None) -> int | None:
+def nearest_step(curve: Curve, experiment: str, requested: int | None = None) -> int | None:
     """The step of a curve that stands for it where sizes are compared: `asked`, if it is there; else of the steps at
     which the experiment was evaluated the nearest to the paper's, the smaller of two. A curve whose steps are no RLHF
     steps stands for itself by its last.
     """
     steps = [s["step"] for s in curve.summaries if any(m["experiment"] == experiment for m in s["metrics"])]
-    if asked is not None:
-        return asked if asked in steps else None
+    if requested is not None:
+        return requested if requested in steps else None
     if not steps:
         return None
     return min(steps, key=lambda s: (abs(s - PAPER_STEPS[experiment]), s)) if curve.rlhf else steps[-1]
@@ -136,14 +136,16 @@ def nearest_step(curve: Curve, experiment: str, asked: int | None = None) -> int
 
 def conditions(curves: Sequence[Curve], experiment: str) -> list[str]:
     """The paper's conditions of an experiment, evaluated or not, and the misuse probe where it was asked."""
-    asked = {m["condition"] for c in curves for s in c.summaries for m in s["metrics"] if m["experiment"] == experiment}
-    return [c for c in EXPERIMENTS[experiment].CONDITIONS if c != INVERSE or c in asked]
+    evaluated = {
+        m["condition"] for c in curves for s in c.summaries for m in s["metrics"] if m["experiment"] == experiment
+    }
+    return [c for c in EXPERIMENTS[experiment].CONDITIONS if c != INVERSE or c in evaluated]
 
 
 def categories(curves: Sequence[Curve]) -> list[str]:
     """BBQ's categories among the results, in alphabetical order."""
-    found = {m["category"] for c in curves for s in c.summaries for m in s["metrics"] if m["experiment"] == "bbq"}
-    return sorted(found - {"all", MEAN})
+    names = {m["category"] for c in curves for s in c.summaries for m in s["metrics"] if m["experiment"] == "bbq"}
+    return sorted(names - {"all", MEAN})
 
 
 def largest(curves: Sequence[Curve]) -> list[Curve]:
@@ -167,24 +169,24 @@ def questions_differ(curves: Sequence[Curve], experiment: str) -> list[str]:
     """Which settings differ, among the results that have the experiment, that decide what was asked in it: numbers of
     such curves do not belong on one line.
     """
-    asked: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
+    settings: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
     for summary in (s for c in curves for s in c.summaries):
         conditions = {m["condition"] for m in summary["metrics"] if m["experiment"] == experiment}
         for reasoned in (False, True) if COT in conditions else (False,) if conditions else ():
-            asked[reasoned].append(asked_in(summary, experiment, COT if reasoned else ""))
-    return list(dict.fromkeys(name for found in asked.values() for name in differing(found)))
+            settings[reasoned].append(question_settings(summary, experiment, COT if reasoned else ""))
+    return list(dict.fromkeys(name for group in settings.values() for name in differing(group)))
 
 
-def unlike(cells: Iterable[Cell]) -> list[str]:
+def cells_differ_in(cells: Iterable[Cell]) -> list[str]:
     """In which settings the questions differ that these numbers of one condition are of."""
-    asked = {c.asked for c in cells if c.asked}
-    return differing([json.loads(a) for a in sorted(asked)]) if len(asked) > 1 else []
+    settings = {c.asked for c in cells if c.asked}
+    return differing([json.loads(a) for a in sorted(settings)]) if len(settings) > 1 else []
 
 
 def no_mean(cells: Sequence[Cell]) -> str:
     """Why the numbers of several policies have no mean, in words; '' where they have one."""
     measured = [c for c in cells if c.state == MEASURED]
-    if differ := unlike(measured):
+    if differ := cells_differ_in(measured):
         return f"not asked the same ({', '.join(differ)})"
     return "not at the same step" if len({c.step for c in measured}) > 1 else ""
 
@@ -193,20 +195,20 @@ def missing(cells: Iterable[Cell]) -> list[str]:
     """A line for every experiment and condition that lacks something: what, in which categories, for which curves; and
     one for every curve that was not evaluated at all at a step of others.
     """
-    lacking: dict[tuple[str, str, str, str], list[Cell]] = {}
+    without_value: dict[tuple[str, str, str, str], list[Cell]] = {}
     steps: dict[tuple[str, str], set[int]] = {}
     for c in cells:
         if c.step is not None and not c.results:
-            steps.setdefault((c.curve, c.lacking), set()).add(c.step)
+            steps.setdefault((c.curve, c.why_missing), set()).add(c.step)
         elif c.state != MEASURED:
-            lacking.setdefault((c.experiment, c.condition, c.lacking, c.category), []).append(c)
-    parts: dict[tuple[str, str, str], list[str]] = {}
-    for (experiment, condition, state, category), where in lacking.items():
-        told = f"{condition}: {state} for {some(checkpoints(where), 6)}"
-        parts.setdefault((experiment, state, told), []).append(category)
+            without_value.setdefault((c.experiment, c.condition, c.why_missing, c.category), []).append(c)
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for (experiment, condition, state, category), where in without_value.items():
+        line = f"{condition}: {state} for {first_few(checkpoints(where), 6)}"
+        groups.setdefault((experiment, state, line), []).append(category)
     lines = [
-        f"{experiment}{'' if found == ['all'] else f' ({some(found, 11)})'}, {told}"
-        for (experiment, _, told), found in parts.items()
+        f"{experiment}{'' if names == ['all'] else f' ({first_few(names, 11)})'}, {line}"
+        for (experiment, _, line), names in groups.items()
     ]
     return lines + [f"{name}: {why} at step {', '.join(map(str, sorted(s)))}" for (name, why), s in steps.items()]
 
@@ -217,17 +219,17 @@ def checkpoints(cells: Iterable[Cell]) -> list[str]:
     for c in cells:
         steps.setdefault(c.curve, set()).update([] if c.step is None else [c.step])
     return [
-        f"{curve} at step{'s' * (len(found) > 1)} {', '.join(map(str, sorted(found)))}" if found else curve
-        for curve, found in steps.items()
+        f"{curve} at step{'s' * (len(numbers) > 1)} {', '.join(map(str, sorted(numbers)))}" if numbers else curve
+        for curve, numbers in steps.items()
     ]
 
 
-def at(cell: Cell) -> str:
+def checkpoint_name(cell: Cell) -> str:
     """Which checkpoint, in words."""
     return cell.curve if cell.step is None else f"{cell.curve} at step {cell.step}"
 
 
-def some(where: Sequence[str], most: int) -> str:
+def first_few(where: Sequence[str], most: int) -> str:
     """The first of them, and how many more."""
     more = f" and {len(where) - most} more" if len(where) > most else ""
     return ", ".join(where[:most]) + more

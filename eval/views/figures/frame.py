@@ -15,8 +15,8 @@ from matplotlib.lines import Line2D
 from eval.curves.cautions import Caution
 from eval.curves.gather import Curve, size_name, unfinished
 from eval.data.readers import SMALL_SET_NOTE
-from eval.views.figures import apart, panels
 from eval.views.figures import cells as data
+from eval.views.figures import panels, unjoined
 from eval.views.figures.cells import Cell
 from eval.views.figures.lines import SIZE
 from eval.views.figures.style import GREY, SETTINGS, SMALL, WIDTH
@@ -31,7 +31,7 @@ SEVERAL = (
 
 
 @dataclass(frozen=True)
-class Asked:
+class FigureRequest:
     """What is to be drawn. curves: all; chosen: those that stand for the largest model; step: at which sizes are
     compared, None for the nearest to the paper's; named: whether the user named the model; left_out: curves of this
     model, or of its size or a larger one, that are not drawn against the step.
@@ -41,7 +41,7 @@ class Asked:
     chosen: tuple[Curve, ...]
     scoring: str
     step: int | None
-    found: tuple[Caution, ...]
+    cautions: tuple[Caution, ...]
     named: bool = False
     left_out: tuple[Curve, ...] = ()
 
@@ -64,7 +64,7 @@ class Drawn:
     title: str
     figure: Figure
     cells: list[Cell]
-    says: str
+    description: str
     remarks: list[str] = field(default_factory=list)
     rows: list[Any] = field(default_factory=list)  # what the CSV file holds, where it is not the cells
 
@@ -80,7 +80,7 @@ def new(height: float) -> Figure:
     return figure
 
 
-def steps_told(cells: Sequence[Cell]) -> str:
+def format_steps(cells: Sequence[Cell]) -> str:
     """'RLHF step 800', 'RLHF steps 50 to 60', '' where no number is of a step."""
     steps = sorted({c.step for c in cells if c.step is not None})
     names = {c.step_name for c in cells if c.step is not None}
@@ -90,35 +90,38 @@ def steps_told(cells: Sequence[Cell]) -> str:
     return f"{name} {steps[0]}" if len(steps) == 1 else f"{name}s {steps[0]} to {steps[-1]}"
 
 
-def chosen_told(asked: Asked) -> str:
+def describe_chosen(request: FigureRequest) -> str:
     """Which model stands in the figures of one model."""
-    names = ", ".join(c.name for c in asked.chosen)
-    size = size_name(asked.chosen[0].model_params)
-    what = "the model asked for" if asked.named else "the largest model"
+    names = ", ".join(c.name for c in request.chosen)
+    size = size_name(request.chosen[0].model_params)
+    what = "the model asked for" if request.named else "the largest model"
     return f"{what}, {size} ({names})"
 
 
-def not_drawn(asked: Asked) -> list[str]:
+def not_drawn(request: FigureRequest) -> list[str]:
     """A remark on curves that are not drawn against the step although their model is as large, or was asked for."""
-    size = asked.chosen[0].model_params
-    larger = [c for c in asked.left_out if size is not None and (c.model_params or 0) > size]
-    told = {"larger, but ": larger, "": [c for c in asked.left_out if c not in larger]}
+    size = request.chosen[0].model_params
+    larger = [c for c in request.left_out if size is not None and (c.model_params or 0) > size]
+    groups = {"larger, but ": larger, "": [c for c in request.left_out if c not in larger]}
     return [
-        f"{which}not drawn against the step: {data.some([_of_steps(c, asked) for c in curves], 4)}"
-        for which, curves in told.items()
+        f"{which}not drawn against the step: {data.first_few([_of_steps(c, request) for c in curves], 4)}"
+        for which, curves in groups.items()
         if curves
     ]
 
 
-def _of_steps(curve: Curve, asked: Asked) -> str:
+def _of_steps(curve: Curve, request: FigureRequest) -> str:
     """The curve, and why it is not drawn, where its size does not say so."""
-    if curve.step_name != asked.step_name:
+    if curve.step_name != request.step_name:
         return f"{curve.name} ({curve.step_name})"
     return f"{curve.name} (one step only)" if len(curve.steps) == 1 else curve.name
 
 
 def complete(
-    drawn: Drawn, asked: Asked, parts: Sequence[tuple[Sequence[Cell], str]], lines: list[Line2D] | None = None
+    drawn: Drawn,
+    request: FigureRequest,
+    cells_by_axis: Sequence[tuple[Sequence[Cell], str]],
+    lines: list[Line2D] | None = None,
 ) -> Drawn:
     """Legend, the line below the figure, remarks; ticks that would overlap lose their label.
 
@@ -128,21 +131,25 @@ def complete(
     shown = [a for a in figure.axes if a.axison]
     panels.make_room(shown)
     panels.legend(figure, panels.condition_lines(drawn.cells) if lines is None else lines, shown)
-    there = {(c.curve, c.step) for c in drawn.cells}
-    shown_curves = [c for c in asked.curves if c.name in {name for name, _ in there}]
-    drawn.remarks = [*apart.told(parts), *drawn.remarks, *unfinished(shown_curves, there)]
-    drawn.remarks += several_told(drawn)
+    drawn_checkpoints = {(c.curve, c.step) for c in drawn.cells}
+    shown_curves = [c for c in request.curves if c.name in {name for name, _ in drawn_checkpoints}]
+    drawn.remarks = [
+        *unjoined.describe_unjoined(cells_by_axis),
+        *drawn.remarks,
+        *unfinished(shown_curves, drawn_checkpoints),
+    ]
+    drawn.remarks += describe_policies(drawn)
     measured = [c for c in drawn.cells if c.state == data.MEASURED]
     if bare := sum(c.low is None for c in measured):
         drawn.remarks.append(f"{bare} of {len(measured)} values have no interval ({drawn.stem}.csv says why)")
-    if any(along == SIZE for _, along in parts):
-        drawn.remarks += [f"size not known, not drawn: {c.name}" for c in asked.curves if c.model_params is None]
-    foot(drawn, asked)
-    part_labels(figure)
+    if any(along == SIZE for _, along in cells_by_axis):
+        drawn.remarks += [f"size not known, not drawn: {c.name}" for c in request.curves if c.model_params is None]
+    write_footnote(drawn, request)
+    drop_overlapping_labels(figure)
     return drawn
 
 
-def several_told(drawn: Drawn) -> list[str]:
+def describe_policies(drawn: Drawn) -> list[str]:
     """How policies that do not belong together are shown, and several of one size."""
     remarks = []
     cells = [c for c in drawn.cells if c.state != data.ABSENT]
@@ -151,10 +158,10 @@ def several_told(drawn: Drawn) -> list[str]:
         sizes.setdefault(c.group, {})[size_name(c.model_params)] = None
     groups = list(dict.fromkeys(c.group for c in cells))
     if len(groups) > 1:
-        told = "; ".join(
+        group_names = "; ".join(
             f"{kind} ({made or 'no RLHF run of ours'}): {', '.join(sizes[made, kind])}" for made, kind in groups
         )
-        remarks.append(f"lines apart for {told}" + ("" if drawn.number == 5 else "; the first is the thickest"))
+        remarks.append(f"lines apart for {group_names}" + ("" if drawn.number == 5 else "; the first is the thickest"))
     policies: dict[tuple[int | None, tuple[str, str]], set[str]] = {}
     for c in cells:
         policies.setdefault((c.model_params, c.group), set()).add(c.curve)
@@ -165,7 +172,7 @@ def several_told(drawn: Drawn) -> list[str]:
     return remarks
 
 
-def foot(drawn: Drawn, asked: Asked) -> None:
+def write_footnote(drawn: Drawn, request: FigureRequest) -> None:
     """The words below the figure."""
     lines = [SMALL_SET_NOTE] if any(c.data == panels.SHIPPED for c in drawn.cells) else []
     lines += [f"{r[0].upper()}{r[1:]}." for r in drawn.remarks]
@@ -174,7 +181,7 @@ def foot(drawn: Drawn, asked: Asked) -> None:
         drawn.figure.supxlabel(text, fontsize=SMALL, color=GREY, x=0.01, ha="left")
 
 
-def part_labels(figure: Figure) -> None:
+def drop_overlapping_labels(figure: Figure) -> None:
     """Lays the figure out, once for all formats, and takes away the label of every tick that would touch the one
     before it.
     """

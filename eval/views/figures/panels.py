@@ -31,18 +31,18 @@ def draw(axes: Axes, cells: Sequence[Cell], along: str) -> None:
     present = draw_lines(axes, cells, along)
     rug(axes, cells, present, along)
     if not present:
-        nothing(axes)
+        draw_empty(axes)
 
 
-def nothing(axes: Axes, text: str = "not evaluated") -> None:
+def draw_empty(axes: Axes, text: str = "not evaluated") -> None:
     """An empty panel that says so."""
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=GREY)
     axes.tick_params(left=False, labelleft=False, bottom=False, labelbottom=False)
 
 
-def why(cells: Iterable[Cell]) -> str:
+def why_missing(cells: Iterable[Cell]) -> str:
     """Why there is no number among them, in words: what is told of some of their checkpoints, else not evaluated."""
-    return next((c.lacking for c in cells if c.results and c.note), ABSENT)
+    return next((c.why_missing for c in cells if c.results and c.note), ABSENT)
 
 
 def rug(axes: Axes, cells: Sequence[Cell], present: Sequence[str], along: str, colour: str = "") -> None:
@@ -67,10 +67,10 @@ def rug(axes: Axes, cells: Sequence[Cell], present: Sequence[str], along: str, c
 
 def make_room(panels: Sequence[Axes]) -> None:
     """Room at the foot of the panels that mark something there, once for those that share their axis of values."""
-    left = list(panels)
-    while left:
-        shared = [a for a in left if a is left[0] or left[0].get_shared_y_axes().joined(left[0], a)]
-        left = [a for a in left if a not in shared]
+    remaining = list(panels)
+    while remaining:
+        shared = [a for a in remaining if a is remaining[0] or remaining[0].get_shared_y_axes().joined(remaining[0], a)]
+        remaining = [a for a in remaining if a not in shared]
         rows = max((len({str(line.get_label()) for line in _rug_of(a)}) for a in shared), default=0)
         if rows:
             share = RUG[0] + RUG[1] * rows
@@ -119,12 +119,12 @@ def finish(axes: Axes, cells: Sequence[Cell], along: str, sign: str = "", level:
     words = [{SIZE: "model parameters", STEP: cells[0].step_name if cells else "RLHF step"}[along]]
     words += [f"({sign})"] if sign else []
     names = list(dict.fromkeys(c.condition for c in cells))
-    lacking = [n for n in names if all(c.state == ABSENT for c in cells if c.condition == n)]
-    reasons = {n: why(c for c in cells if c.condition == n) for n in lacking if len(lacking) < len(names)}
+    missing = [n for n in names if all(c.state == ABSENT for c in cells if c.condition == n)]
+    reasons = {n: why_missing(c for c in cells if c.condition == n) for n in missing if len(missing) < len(names)}
     for reason in dict.fromkeys(reasons.values()):
         words += textwrap.wrap(f"{reason}: {', '.join(n for n in reasons if reasons[n] == reason)}", 36)
     axes.set_xlabel("\n".join(words), fontsize=SMALL)
-    if len(lacking) == len(names):
+    if len(missing) == len(names):
         return
     axes.axhline(level, color=GREY, linestyle=(0, (4, 3)), linewidth=0.7, zorder=1, label="_reference")
     places = sorted({position(c, along) for c in cells})

@@ -48,7 +48,7 @@ def parity(experiment: str) -> list[Reference]:
     return [r for r in REFERENCES if r.experiment == experiment and r.step != PAPER_STEPS[experiment]]
 
 
-def told(experiment: str) -> str:
+def describe_reference(experiment: str) -> str:
     """All values of an experiment in a sentence."""
-    parts = [f"{r.condition}: {r.where}" for r in REFERENCES if r.experiment == experiment]
-    return f"{SOURCE}, 175B: {'; '.join(parts)}."
+    values = [f"{r.condition}: {r.where}" for r in REFERENCES if r.experiment == experiment]
+    return f"{SOURCE}, 175B: {'; '.join(values)}."

@@ -60,8 +60,8 @@ FORMATS = ("svg", "pdf", "png")
 
 def lighter(colour: str, keep: float = 0.5) -> str:
     """The colour with `keep` of its distance from white: for marks that stand behind."""
-    parts = (int(colour[k : k + 2], 16) for k in (1, 3, 5))
-    return "#" + "".join(f"{round(255 - keep * (255 - part)):02X}" for part in parts)
+    channels = (int(colour[k : k + 2], 16) for k in (1, 3, 5))
+    return "#" + "".join(f"{round(255 - keep * (255 - channel)):02X}" for channel in channels)
 
 
 def save(figure: Figure, path: Path, described: dict[str, str] | None = None) -> Path:

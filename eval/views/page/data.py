@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from eval.curves import headline as scoring
-from eval.curves.cautions import SIGNS, VARIANTS, Caution, caution_of, gap_of, gap_told, gaps, of_checkpoint
+from eval.curves.cautions import SIGNS, VARIANTS, Caution, caution_of, checkpoint_cautions, describe_gap, gaps, main_gap
 from eval.curves.gather import Curve, find, size_name
 from eval.curves.kinds import model_name
 from eval.curves.tables import effect_rows
 from eval.errors import InputError
 from eval.experiments.conditions import CONDITIONS
 from eval.experiments.registry import EXPERIMENTS
-from eval.views.page.lines import apart, asked, family
+from eval.views.page.lines import describe_unjoined, family, question_keys
 
 UNIT = 10_000
 CHARTED = (
@@ -57,7 +57,7 @@ def headline(summary: dict[str, Any], experiment: str, condition: str) -> dict[s
     admissions do not compare Black with white, the gap that they measure.
     """
     if experiment == "admissions":
-        gap = gap_of(_names(m for m in summary["metrics"] if m["condition"] == condition))
+        gap = main_gap(_names(m for m in summary["metrics"] if m["condition"] == condition))
         return find(summary, experiment, condition, gap) if gap else None
     return scoring.headline(summary, experiment, condition)
 
@@ -69,7 +69,7 @@ def _names(metrics: Iterable[dict[str, Any]]) -> list[str]:
 
 def _gap(curves: Sequence[Curve]) -> str:
     """The gap that the page shows."""
-    return gap_of(_names(m for c in curves for s in c.summaries for m in s["metrics"])) or "gap"
+    return main_gap(_names(m for c in curves for s in c.summaries for m in s["metrics"])) or "gap"
 
 
 def experiments(curves: Sequence[Curve]) -> list[str]:
@@ -83,17 +83,17 @@ def page_data(curves: Sequence[Curve], detail: Detail) -> dict[str, Any]:
     checkpoints = [(k, curve, s) for k, curve in enumerate(curves) for s in curve.summaries]
     present, texts = experiments(curves), Texts()
     texts(None)
-    found = [list(of_checkpoint(s)) for _, _, s in checkpoints]
+    cautions = [list(checkpoint_cautions(s)) for _, _, s in checkpoints]
     return {
         "unit": UNIT,
         "curves": _curves(curves),
         "checkpoints": [_checkpoint(k, curve, s) for k, curve, s in checkpoints],
         "experiments": {e: _experiment(curves, e) for e in present},
-        "apart": apart(curves, present),
+        "apart": describe_unjoined(curves, present),
         "conditions": list(CONDITIONS),
         "variants": {v: LABELS[v] for v in reversed(VARIANTS) if _has(curves, f"bias_ambig{v}")},
-        "metrics": _metrics(checkpoints, detail, texts, found),
-        "effects": _effects(checkpoints, texts, found),
+        "metrics": _metrics(checkpoints, detail, texts, cautions),
+        "effects": _effects(checkpoints, texts, cautions),
         "cautions": texts.values,
         "breakdowns": _breakdowns(checkpoints, detail.breakdowns, _gap(curves)),
     }
@@ -113,10 +113,10 @@ def _experiment(curves: Sequence[Curve], name: str) -> dict[str, Any]:
         metric, label = "bias_ambig", "bias score"
     elif name == "admissions":
         metric = _gap(curves)
-        label, sign, _ = gap_told(metric)
-    told = {"title": experiment.TITLE, "metric": metric, "label": label, "sign": sign}
-    groups = asked(curves, name)
-    return {**told, "asked": [sorted(set(groups)).index(g) for g in groups]}
+        label, sign, _ = describe_gap(metric)
+    description = {"title": experiment.TITLE, "metric": metric, "label": label, "sign": sign}
+    groups = question_keys(curves, name)
+    return {**description, "asked": [sorted(set(groups)).index(g) for g in groups]}
 
 
 def _curves(curves: Sequence[Curve]) -> list[dict[str, Any]]:
@@ -177,7 +177,7 @@ def _metrics(
     checkpoints: Sequence[tuple[int, Curve, dict[str, Any]]],
     detail: Detail,
     texts: Texts,
-    found: Sequence[list[Caution]],
+    cautions_by_checkpoint: Sequence[list[Caution]],
 ) -> dict[str, Any]:
     """Columns: key (experiment, condition, name, category), how (items, clusters, method, note), caution, a place in
     `texts`. found: the cautions of each checkpoint.
@@ -189,7 +189,7 @@ def _metrics(
         for m in summary["metrics"]:
             if not _wanted(m, detail.metrics):
                 continue
-            caution = caution_of(found[place], "", summary["step"], m)
+            caution = caution_of(cautions_by_checkpoint[place], "", summary["step"], m)
             row = (
                 place, keys([m[k] for k in ("experiment", "condition", "name", "category")]),
                 fixed(m["value"]), fixed(m["low"]), fixed(m["high"]),
@@ -213,7 +213,9 @@ def _wanted(m: dict[str, Any], metrics: str) -> bool:
 
 
 def _effects(
-    checkpoints: Sequence[tuple[int, Curve, dict[str, Any]]], texts: Texts, found: Sequence[list[Caution]]
+    checkpoints: Sequence[tuple[int, Curve, dict[str, Any]]],
+    texts: Texts,
+    cautions_by_checkpoint: Sequence[list[Caution]],
 ) -> list[list[Any]]:
     """[checkpoint, cells of eval.curves.tables.EFFECT_COLUMNS ..., places in `texts` of the cautions on the condition
     before and on that after], as the terminal writes them.
@@ -224,7 +226,7 @@ def _effects(
             cautions = []
             for condition in row[1].split(" -> "):
                 of = {"experiment": row[0], "condition": condition, "name": row[2], "category": "all"}
-                caution = caution_of(found[place], "", s["step"], of)
+                caution = caution_of(cautions_by_checkpoint[place], "", s["step"], of)
                 cautions.append(texts(caution.text if caution else None))
             rows.append([place, *row, *cautions])
     return rows
@@ -245,8 +247,8 @@ def _breakdowns(
 ) -> list[dict[str, Any]]:
     """Occupations and profiles of the checkpoints, in their order."""
     chosen = sorted(shown_first(checkpoints)[:most])
-    found = ({"checkpoint": k, **breakdown(Path(checkpoints[k][2]["results"]), gap)} for k in chosen)
-    return [b for b in found if b["occupations"] or b["profiles"]]
+    breakdowns = ({"checkpoint": k, **breakdown(Path(checkpoints[k][2]["results"]), gap)} for k in chosen)
+    return [b for b in breakdowns if b["occupations"] or b["profiles"]]
 
 
 def breakdown(results: Path, gap: str = "gap") -> dict[str, Any]:
@@ -268,7 +270,9 @@ def breakdown(results: Path, gap: str = "gap") -> dict[str, Any]:
             )
         elif row["by"] == "LSAT x UGPA" and row.get(gap) is not None:
             _add(cells.setdefault(row["condition"], {}), row, row[gap])
-    profiles = {c: [_cell(place, sums) for place, sums in sorted(found.items())] for c, found in cells.items()}
+    profiles = {
+        c: [_cell(place, sums) for place, sums in sorted(sums_by_place.items())] for c, sums_by_place in cells.items()
+    }
     return {"occupations": occupations, "profiles": profiles}
 
 

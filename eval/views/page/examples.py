@@ -54,7 +54,7 @@ def checkpoints(curves: Sequence[Curve]) -> list[Shown]:
 
 def examples(shown: Sequence[Shown], each: int) -> list[Example]:
     """`each` items that the instruction changed most at the last checkpoint and `each` at random, per experiment."""
-    last = _asked(shown[-1][1])
+    last = _answers_by_item(shown[-1][1])
     chosen = [e for name in EXPERIMENTS if name in last for e in _choose(name, last[name], each)]
     for place, (_, summary) in enumerate(shown):
         wanted = {(e.experiment, item): e for e in chosen for item in e.items}
@@ -67,45 +67,45 @@ def examples(shown: Sequence[Shown], each: int) -> list[Example]:
 
 def _records(summary: dict[str, Any]) -> Iterable[Record]:
     """Those with the options as given, under the paper's wordings."""
-    found = Store(Path(summary["results"])).read()
-    return (r for r in found if r["order"] == 0 and r["condition"] in CONDITIONS)
+    records = Store(Path(summary["results"])).read()
+    return (r for r in records if r["order"] == 0 and r["condition"] in CONDITIONS)
 
 
-def _asked(summary: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+def _answers_by_item(summary: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
     """{experiment: {item: {condition: probabilities, 'unit': ..., 'ambiguous': ...}}}."""
-    found: dict[str, dict[str, dict[str, Any]]] = {}
+    by_experiment: dict[str, dict[str, dict[str, Any]]] = {}
     for r in _records(summary):
-        item = found.setdefault(r["experiment"], {}).setdefault(r["item"], {})
+        item = by_experiment.setdefault(r["experiment"], {}).setdefault(r["item"], {})
         item["unit"] = r["cluster"] if r["experiment"] == "admissions" else r["item"]
         item["ambiguous"] = r.get("context_condition") != "disambig"
         if r["logprobs"] is not None:
             item[r["condition"]] = normalised(r["logprobs"])
-    return found
+    return by_experiment
 
 
-def _choose(experiment: str, asked: dict[str, dict[str, Any]], each: int) -> list[Example]:
+def _choose(experiment: str, answers: dict[str, dict[str, Any]], each: int) -> list[Example]:
     """Among the items that were asked under the most conditions, so that sampled reasoning is among them."""
-    most = max(len(a) for a in asked.values())
-    full = sorted(item for item, a in asked.items() if len(a) == most)
-    moved = {item: _moved(asked[item]) for item in full if asked[item]["ambiguous"]}
+    most = max(len(a) for a in answers.values())
+    full = sorted(item for item, a in answers.items() if len(a) == most)
+    moved = {item: _moved(answers[item]) for item in full if answers[item]["ambiguous"]}
     order = sorted((m for m in moved if moved[m] is not None), key=lambda m: (-(moved[m] or 0), m))
     units: dict[str, tuple[str, int]] = {}
     for item in order:
         if len(units) < each:
             why = f"moved most by the instruction: {moved[item]:.3f} of its probability"
-            units.setdefault(asked[item]["unit"], (why, len(units)))
-    rest = sorted({asked[item]["unit"] for item in full} - set(units))
+            units.setdefault(answers[item]["unit"], (why, len(units)))
+    rest = sorted({answers[item]["unit"] for item in full} - set(units))
     drawn = random.Random(f"{SEED} {experiment}").sample(rest, min(each, len(rest)))
     units |= {unit: (f"drawn at random, seed {SEED}", rank) for rank, unit in enumerate(drawn)}
-    members = {unit: [i for i, a in asked.items() if a["unit"] == unit] for unit in units}
+    members = {unit: [i for i, a in answers.items() if a["unit"] == unit] for unit in units}
     return [Example(experiment, unit, why, rank, members[unit]) for unit, (why, rank) in units.items()]
 
 
-def _moved(asked: dict[str, Any]) -> float | None:
+def _moved(answers: dict[str, Any]) -> float | None:
     """Total variation between the answers under Q and Q+IF; None where one of them is missing."""
-    if "Q" not in asked or "Q+IF" not in asked:
+    if "Q" not in answers or "Q+IF" not in answers:
         return None
-    return sum(abs(a - b) for a, b in zip(asked["Q"], asked["Q+IF"], strict=True)) / 2
+    return sum(abs(a - b) for a, b in zip(answers["Q"], answers["Q+IF"], strict=True)) / 2
 
 
 def normalised(logprobs: Sequence[float]) -> list[float]:
@@ -123,10 +123,10 @@ class Words:
         self.missing: dict[str, str] = {}
         small = summary["data"] == "small set"
         folder = SMALL_SET if small else data_folder(data_dir)
-        known = {f.name for f in fields(EvaluationConfig)}
-        asked = {k: v for k, v in summary["evaluation"].items() if k in known}
-        asked["inverse"] = INVERSE in asked["conditions"]
-        self.config = EvaluationConfig(**asked, data_dir=str(folder))
+        option_names = {f.name for f in fields(EvaluationConfig)}
+        options = {k: v for k, v in summary["evaluation"].items() if k in option_names}
+        options["inverse"] = INVERSE in options["conditions"]
+        self.config = EvaluationConfig(**options, data_dir=str(folder))
         for name in dict.fromkeys(wanted):
             if folder == SMALL_SET and not small:
                 self.missing[name] = f"the data folder '{summary['data']}' is not at hand: give it by --data-dir"
@@ -187,17 +187,17 @@ def _example(shown: Sequence[Shown], example: Example, words: Words, text: int) 
     keys = sorted({(c, i) for _, c, i in example.records}, key=lambda k: (example.items.index(k[1]), k[0]))
     order = list(CONDITIONS)
     keys.sort(key=lambda k: order.index(k[0]))
-    body = "".join(_asked_once(shown, example, condition, item, words, text) for condition, item in keys)
+    body = "".join(_item_html(shown, example, condition, item, words, text) for condition, item in keys)
     return (
         f"<details class='example'><summary>{html.escape(example.unit)} <span class='quiet'>"
         f"({html.escape(example.why)})</span></summary>{body}</details>"
     )
 
 
-def _asked_once(shown: Sequence[Shown], example: Example, condition: str, item: str, words: Words, text: int) -> str:
+def _item_html(shown: Sequence[Shown], example: Example, condition: str, item: str, words: Words, text: int) -> str:
     """One item under one condition: prompt, candidates with numbers of each checkpoint, sampled texts."""
-    found = [example.records.get((k, condition, item)) for k in range(len(shown))]
-    first = next(r for r in found if r is not None)
+    records = [example.records.get((k, condition, item)) for k in range(len(shown))]
+    first = next(r for r in records if r is not None)
     question, why = words.question(first)
     about = f" ({html.escape(first['race'])} {html.escape(first['sex'])})" if "race" in first else ""
     parts = [f"<h4>{html.escape(condition)}{about}</h4>"]
@@ -209,14 +209,14 @@ def _asked_once(shown: Sequence[Shown], example: Example, condition: str, item: 
             f"<dt>{'Human' if t.role == 'human' else 'Assistant'}</dt><dd>{_turn(t.text)}</dd>" for t in prompt.turns
         )
         parts.append(f"<dl class='dialogue'>{''.join(turns)}</dl>")
-    parts.append(_answers(shown, found, question))
-    for (curve, summary), record in zip(shown, found, strict=True):
+    parts.append(_answers(shown, records, question))
+    for (curve, summary), record in zip(shown, records, strict=True):
         if record is not None and "reasoning" in record:
-            said, cut = record["reasoning"][:text], len(record["reasoning"]) > text
+            excerpt, cut = record["reasoning"][:text], len(record["reasoning"]) > text
             end = f" [cut here after {text} characters; the whole is in records.jsonl]" if cut else ""
             parts.append(
                 f"<figure class='sampled'><figcaption>Sampled at {html.escape(curve.step_name)} {summary['step']}, "
-                f"seed {record['seed']}</figcaption><blockquote>{html.escape(said)}{end}</blockquote></figure>"
+                f"seed {record['seed']}</figcaption><blockquote>{html.escape(excerpt)}{end}</blockquote></figure>"
             )
     return f"<section>{''.join(parts)}</section>"
 
@@ -225,20 +225,20 @@ def _turn(text: str) -> str:
     return html.escape(text).replace(html.escape(SAMPLED_HERE), "<em>[the sampled text below]</em>")
 
 
-def _answers(shown: Sequence[Shown], found: Sequence[Record | None], question: Question | None) -> str:
-    first = next(r for r in found if r is not None)
+def _answers(shown: Sequence[Shown], records: Sequence[Record | None], question: Question | None) -> str:
+    first = next(r for r in records if r is not None)
     heads = "".join(
         f"<th scope='col'>log-prob, {html.escape(c.step_name)} {s['step']}</th><th scope='col'>p</th>" for c, s in shown
     )
     rows = []
     for k, candidate in enumerate(first["candidates"]):
-        cells = "".join(_numbers(r, k) for r in found)
+        cells = "".join(_numbers(r, k) for r in records)
         rows.append(
             f"<tr><th scope='row'>{html.escape(candidate.strip())}{_meaning(first, k, question)}</th>{cells}</tr>"
         )
     counted = "".join(
         f"<p class='quiet'>{html.escape(curve.step_name)} {s['step']}: {html.escape(_counted(r))}.</p>"
-        for (curve, s), r in zip(shown, found, strict=True)
+        for (curve, s), r in zip(shown, records, strict=True)
         if r is not None and "samples" in r
     )
     head = f"<thead><tr><th scope='col'>candidate</th>{heads}</tr></thead>"
@@ -265,8 +265,8 @@ def _meaning(record: Record, k: int, question: Question | None) -> str:
         )
         if is_it
     ]  # fmt: skip
-    told = question.item.texts[f"ans{k}"] if question else ""
-    return html.escape(f" {told}" + (f" [{', '.join(kinds)}]" if kinds else ""))
+    option_text = question.item.texts[f"ans{k}"] if question else ""
+    return html.escape(f" {option_text}" + (f" [{', '.join(kinds)}]" if kinds else ""))
 
 
 def _numbers(record: Record | None, k: int) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from eval.curves.gather import Curve
 from eval.curves.kinds import kind
 from eval.experiments.registry import EXPERIMENTS
-from eval.views.figures.cells import questions_differ, some
+from eval.views.figures.cells import first_few, questions_differ
 
 
 def family(curve: Curve) -> str:
@@ -20,7 +20,7 @@ def family(curve: Curve) -> str:
     return ", ".join(p for p in parts if p)
 
 
-def asked(curves: Sequence[Curve], experiment: str) -> list[str]:
+def question_keys(curves: Sequence[Curve], experiment: str) -> list[str]:
     """Of each checkpoint in their order: its values of the settings in which what the curves were asked in the
     experiment differs. Numbers of checkpoints with other values do not belong on one line.
     """
@@ -33,23 +33,23 @@ def _setting(summary: dict[str, Any], experiment: str, name: str) -> Any:
     return value.get(experiment) if isinstance(value, dict) else value
 
 
-def apart(curves: Sequence[Curve], experiments: Sequence[str]) -> str:
+def describe_unjoined(curves: Sequence[Curve], experiments: Sequence[str]) -> str:
     """Which sizes no line joins although training and seed are the same, and why; '' where there are none."""
     sized = [c for c in curves if c.model_params is not None]
-    found = []
+    reasons = []
     for trained in _of_sizes(sized, lambda c: (c.algorithm, c.seed)):
         if len(kinds := list(dict.fromkeys(kind(c) for c in trained))) > 1:
-            found.append(f"{' | '.join(kinds)} (different models)")
+            reasons.append(f"{' | '.join(kinds)} (different models)")
     for joined in _of_sizes(sized, family):
-        told: dict[str, tuple[list[str], dict[str, None]]] = {}
+        differences: dict[str, tuple[list[str], dict[str, None]]] = {}
         for experiment in experiments:
             if differ := questions_differ(joined, experiment):
-                titles, settings = told.setdefault(_groups_told(joined, experiment), ([], {}))
+                titles, settings = differences.setdefault(_describe_groups(joined, experiment), ([], {}))
                 titles.append(EXPERIMENTS[experiment].TITLE.partition(",")[0])
                 settings |= dict.fromkeys(differ)
-        for names, (titles, settings) in told.items():
-            found.append(f"{names} ({', '.join(titles)}: asked differently in {', '.join(settings)})")
-    return f"Not joined by lines: {'; '.join(dict.fromkeys(found))}." if found else ""
+        for names, (titles, settings) in differences.items():
+            reasons.append(f"{names} ({', '.join(titles)}: asked differently in {', '.join(settings)})")
+    return f"Not joined by lines: {'; '.join(dict.fromkeys(reasons))}." if reasons else ""
 
 
 def _of_sizes(curves: Sequence[Curve], key: Callable[[Curve], Any]) -> list[list[Curve]]:
@@ -60,11 +60,11 @@ def _of_sizes(curves: Sequence[Curve], key: Callable[[Curve], Any]) -> list[list
     return [g for g in groups.values() if len({c.model_params for c in g}) > 1]
 
 
-def _groups_told(curves: Sequence[Curve], experiment: str) -> str:
+def _describe_groups(curves: Sequence[Curve], experiment: str) -> str:
     """'a, b | c': those that were asked the same together."""
     groups: dict[str, list[str]] = {}
     checkpoints = [(c, s) for c in curves for s in c.summaries]
-    for (curve, summary), settings in zip(checkpoints, asked(curves, experiment), strict=True):
+    for (curve, summary), settings in zip(checkpoints, question_keys(curves, experiment), strict=True):
         if any(m["experiment"] == experiment for m in summary["metrics"]):
             groups.setdefault(settings, []).append(curve.name)
-    return " | ".join(some(list(dict.fromkeys(names)), 4) for names in groups.values())
+    return " | ".join(first_few(list(dict.fromkeys(names)), 4) for names in groups.values())

@@ -68,17 +68,17 @@ def report(config: ReportConfig, emergence: Emergence | None = None) -> Told:
     page, left_out = build(curves, notes, config.data_dir, emergence(curves) if emergence else None)
     path = folder / "report.html"
     path.write_bytes(page)
-    said = [f"Left out, to keep the page below 2 MB: {what}." for what in left_out]
+    left_out_lines = [f"Left out, to keep the page below 2 MB: {what}." for what in left_out]
     summaries = [s for c in curves for s in c.summaries]
-    told = {"files": [str(path)], "left_out": left_out, "notes": notes, "checkpoints": summaries}
-    return "\n".join([table(curves), *notes, *said, f"page: {path}"]), told
+    result = {"files": [str(path)], "left_out": left_out, "notes": notes, "checkpoints": summaries}
+    return "\n".join([table(curves), *notes, *left_out_lines, f"page: {path}"]), result
 
 
 def table(curves: Sequence[Curve]) -> str:
     """The headline numbers; of several curves a table each, under its name."""
     tables = []
     for curve in curves:
-        found = [
+        rows = [
             (s["step"], m)
             for e in experiments([curve])
             for s in curve.summaries
@@ -87,7 +87,7 @@ def table(curves: Sequence[Curve]) -> str:
         ]
         seed = "" if curve.seed is None else f", seed {curve.seed}"
         head = f"{curve.name} ({size_name(curve.model_params)}{seed}), {curve.step_name}\n" if len(curves) > 1 else ""
-        tables.append(head + text_table(found))
+        tables.append(head + text_table(rows))
     return "\n\n".join(tables)
 
 
