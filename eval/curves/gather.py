@@ -1,8 +1,8 @@
-"""RUNS... on the command line -> curves: what page, figures, dashboards and emergence are made from.
+"""Turns RUNS... of the command line into curves, the input of page, figures, dashboards and emergence.
 
-A curve is the checkpoints of one training, or the revisions of one model, or one checkpoint alone, in the order of
-their steps. A folder may hold several: a sweep's, or every result below runs/. Which results belong together is told by
-what they say of themselves (eval.curves.read), not by where they lie.
+A curve is a sequence of checkpoints ordered by step: those of one training, the revisions of one model, or a single
+checkpoint. A folder may hold several curves, such as a sweep or everything below runs/. Results are grouped by what
+they record about themselves (eval.curves.read), not by where they lie.
 """
 
 from __future__ import annotations
@@ -31,11 +31,16 @@ TRAINING = ("policy", "algorithm", "model", "model_params", "seed")
 
 @dataclass(frozen=True)
 class Curve:
-    """Checkpoints of one policy. name: unique among the curves gathered together; folder: of the training (with its
-    run.json) or the deepest that holds all of its results; described: run.json, {} for results made elsewhere;
-    summaries: summary.json of each checkpoint by step, with its folder as 'results'; settings: in what the questions
-    differ from those of other curves of the same training, such as 'limit 60', which the name has in brackets;
-    unfinished: {step: why it has no results}.
+    """The evaluated checkpoints of one policy.
+
+    Attributes:
+        name: unique among the curves that were collected together.
+        folder: the training's folder (with run.json), or the deepest folder that holds all the results.
+        described: content of run.json; {} for models trained elsewhere.
+        summaries: summary.json of each checkpoint, ordered by step, with its folder as 'results'.
+        settings: how the questions differ from those of other curves of the same training, such as 'limit 60'. The name
+            has it in brackets.
+        unfinished: {step: why it has no results}.
     """
 
     name: str
@@ -47,17 +52,17 @@ class Curve:
 
     @property
     def model(self) -> str:
-        """What was trained, or what was evaluated, as given."""
+        """The model that was trained, or evaluated, as the user gave it."""
         return self.described.get("model") or self.summaries[0]["model"]
 
     @property
     def model_params(self) -> int | None:
-        """Parameters without adapters; None where they are not known (quantised, served)."""
+        """Number of parameters without adapters; None where it is unknown (quantised or served models)."""
         return self.described.get("model_params") or self.summaries[0].get("model_params")
 
     @property
     def seed(self) -> int | None:
-        """Of the training; None for a model trained elsewhere."""
+        """The training seed; None for a model trained elsewhere."""
         return self.described.get("seed")
 
     @property
@@ -67,7 +72,7 @@ class Curve:
 
     @property
     def step_name(self) -> str:
-        """What its steps count: 'RLHF step', 'training step', 'revision'."""
+        """What the steps count: 'RLHF step', 'training step' or 'revision'."""
         return step_name(list(self.summaries))
 
     @property
@@ -75,21 +80,26 @@ class Curve:
         return [s["step"] for s in self.summaries]
 
     def at(self, step: int) -> dict[str, Any] | None:
-        """The summary of a step, None where there is none."""
+        """The summary at a step, or None."""
         return next((s for s in self.summaries if s["step"] == step), None)
 
     @property
     def rlhf(self) -> bool:
-        """Whether its steps are those of an RLHF run: what the paper's axis counts."""
+        """Whether the steps are those of an RLHF run, which the paper's axis counts."""
         return self.step_name == RLHF_STEP
 
 
 def gather(folders: Sequence[Path]) -> list[Curve]:
-    """All curves in the folders, in the order of size (unknown last), then name. A folder given twice, or inside
-    another, counts once.
+    """Collects all curves in the folders.
 
-    Raises InputError for a folder that is not there or holds no finished evaluation, and where two results are of the
-    same step of the same curve.
+    A folder given twice, or inside another, counts once.
+
+    Returns:
+        The curves ordered by model size (unknown sizes last), then by name.
+
+    Raises:
+        InputError: a folder does not exist or has no finished evaluation, or two results are of the same step of one
+            curve.
     """
     if not folders:
         raise InputError("no run folder is given; give folders of training runs or of `eval run`")
@@ -107,8 +117,9 @@ def gather(folders: Sequence[Path]) -> list[Curve]:
 
 
 def merge_curves(curves: Sequence[Curve]) -> list[Curve]:
-    """The curves, those of one training as one where they have no step in common: checkpoints of one policy, of which
-    some were asked otherwise than others.
+    """Merges the curves of one training that differ only in how they were asked and have no step in common.
+
+    They hold checkpoints of one policy, some evaluated with another prompt version or selection of questions.
     """
     merged: list[Curve] = []
     for folder in dict.fromkeys(c.folder for c in curves):
@@ -130,7 +141,12 @@ def merge_curves(curves: Sequence[Curve]) -> list[Curve]:
 
 
 def unfinished(curves: Sequence[Curve], excluded: Container[tuple[str, int | None]] = ()) -> list[str]:
-    """A line for each curve with checkpoints that have no results, and why. told: (curve's name, step) not to name."""
+    """A line for each curve with checkpoints that have no results, and why.
+
+    Args:
+        curves: the curves to report on.
+        excluded: (curve name, step) pairs to leave out.
+    """
     lines: dict[tuple[str, str], list[str]] = {}
     for curve in curves:
         for step, why in sorted(curve.unfinished.items()):
@@ -140,7 +156,7 @@ def unfinished(curves: Sequence[Curve], excluded: Container[tuple[str, int | Non
 
 
 def metrics(curves: Sequence[Curve]) -> Iterator[tuple[Curve, dict[str, Any], dict[str, Any]]]:
-    """(curve, summary, metric) of every metric of every checkpoint."""
+    """Yields (curve, summary, metric) for every metric of every checkpoint."""
     for curve in curves:
         for summary in curve.summaries:
             for metric in summary["metrics"]:
@@ -150,7 +166,7 @@ def metrics(curves: Sequence[Curve]) -> Iterator[tuple[Curve, dict[str, Any], di
 def find(
     summary: dict[str, Any], experiment: str, condition: str, name: str, category: str = "all"
 ) -> dict[str, Any] | None:
-    """The metric of that name, None where it was not asked."""
+    """The metric with that name, or None where it was not evaluated."""
     wanted = (experiment, condition, name, category)
     return next(
         (m for m in summary["metrics"] if (m["experiment"], m["condition"], m["name"], m["category"]) == wanted), None
@@ -168,18 +184,25 @@ def size_name(params: int | None) -> str:
 
 
 def training_folder(results: Path) -> Path | None:
-    """The folder of the training that the results lie in: the nearest above with run.json."""
+    """The training's folder that the results lie in: the nearest parent with run.json, or None."""
     return next((p for p in (results, *results.parents) if (p / RUN_FILE).is_file()), None)
 
 
 def _group_key(results: Path) -> Any:
-    """Results of one training by its folder, others all together: what is told apart among them is told by `apart`."""
+    """Group key: the training folder, or None for results made outside a training.
+
+    `differs_in` separates the results that have None as key.
+    """
     training = training_folder(results)
     return training.resolve() if training else None
 
 
 def _split(group: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """The group in curves: in a training all that agrees; elsewhere only revisions of one model and steps given."""
+    """Splits a group into the summaries of each curve.
+
+    Within a training, everything with the same set-up is one curve. Elsewhere a curve has only revisions of one model,
+    or steps that were given explicitly.
+    """
     splits: list[list[dict[str, Any]]] = []
     for summary in group:
         match = next((p for p in splits if not differs_in(p[0], summary) and _same_model(p, summary)), None)
@@ -191,8 +214,10 @@ def _split(group: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 
 def _same_model(members: list[dict[str, Any]], summary: dict[str, Any]) -> bool:
-    """Outside a training, models under different names are different models, whatever their size, and so are adapters
-    that do not lie side by side, as the checkpoints of one training do.
+    """Whether a summary is of the same model as the members of a curve.
+
+    Outside a training, different names are different models, whatever their size. Adapters are the same model only
+    where they lie side by side, as the checkpoints of one training do.
     """
     folder = training_folder(Path(summary["results"]))
     return folder is not None or _model_key(members[0]) == _model_key(summary)
@@ -212,15 +237,17 @@ def _build_curve(members: list[dict[str, Any]]) -> Curve:
 
 
 def _common_folder(paths: list[Path]) -> Path:
-    """The deepest folder that holds all of them; a lone result is its own."""
+    """The deepest folder that holds all the paths. A single path is its own."""
     first = paths[0]
     candidates = [first, *first.parents]
     return next(c for c in candidates if all(c == p or c in p.parents for p in paths))
 
 
 def _name_curves(curves: Sequence[Curve]) -> list[Curve]:
-    """The curves with their names: the policy's, or as many of the folder's last parts as tell folders apart, and what
-    was asked otherwise where one training, or folder, has several.
+    """Gives each curve a unique name.
+
+    The name is the policy's. Without one it is as many last parts of the folder's path as make it unique. Where one
+    training or folder has several curves, their differing settings follow in brackets.
     """
     names = {c.folder: c.described.get("policy") or _path_suffix(c, 1) for c in curves}
     for depth in range(2, 12):
@@ -243,8 +270,10 @@ def _path_suffix(curve: Curve, depth: int) -> str:
 
 
 def _add_unfinished(curves: Sequence[Curve], folders: Sequence[Path]) -> None:
-    """Notes, with the curve that they belong to, the checkpoints whose evaluation was begun and not finished, and those
-    of a training that were not evaluated. An evaluation that was begun and belongs to no curve is logged.
+    """Records unfinished checkpoints in the curves that they belong to.
+
+    These are evaluations that were started and not finished, and checkpoints of a training that were never evaluated. A
+    started evaluation that fits no curve is logged.
     """
     started = {path.parent.resolve(): path for folder in folders for path in folder.rglob("provenance.json")}
     for results, path in sorted(started.items()):
@@ -263,7 +292,9 @@ def _add_unfinished(curves: Sequence[Curve], folders: Sequence[Path]) -> None:
 
 
 def _matching_curve(curves: Sequence[Curve], training: Path | None, provenance: dict[str, Any]) -> Curve | None:
-    """The curve that an evaluation would have belonged to: of its training, or of its model; None where none would."""
+    """The curve of the same training, or else of the same model, that an unfinished evaluation would have joined; None
+    if there is none.
+    """
     in_training = [c for c in curves if c.described and training and c.folder.resolve() == training]
     same_model = [
         c for c in curves if not c.described and not training and _model_key(c.summaries[0]) == _model_key(provenance)

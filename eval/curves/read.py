@@ -1,4 +1,4 @@
-"""Which results belong on one curve: the checkpoints of one training, or the revisions of one model."""
+"""Reads results, and decides which belong on one curve: checkpoints of one training, or revisions of one model."""
 
 from __future__ import annotations
 
@@ -16,10 +16,17 @@ REMEDY = "remove it and evaluate again: records are kept"
 
 
 def find_summaries(folder: Path) -> list[dict[str, Any]]:
-    """All complete results of one run in `folder`, ordered by RLHF step, each with its own folder as 'results'.
+    """Reads all complete results of one run.
 
-    Raises InputError where there is none, or where they do not belong on one curve: two of a step, or results of
-    different models, data, formats or settings.
+    Args:
+        folder: a run folder that holds exactly one curve.
+
+    Returns:
+        The summaries ordered by RLHF step, each with its own folder as 'results'.
+
+    Raises:
+        InputError: there are no results, or they do not belong on one curve: two of the same step, or results of
+            different models, data, formats or settings.
     """
     summaries = read_summaries(folder)
     for other in summaries[1:]:
@@ -32,9 +39,13 @@ def find_summaries(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_summaries(folder: Path) -> list[dict[str, Any]]:
-    """All complete results in `folder`, in the order of their paths, each with its own folder as 'results'.
+    """Reads all complete results below a folder.
 
-    Raises InputError where the folder is not there, holds none, or one is damaged or of an earlier records version.
+    Returns:
+        The summaries in the order of their paths, each with its own folder as 'results'.
+
+    Raises:
+        InputError: the folder does not exist or has no results, or a result is damaged or of another records version.
     """
     if not folder.is_dir():
         raise InputError(f"run folder {folder} is not there; give the folder of a training run or of `eval run`")
@@ -54,6 +65,7 @@ def read_summaries(folder: Path) -> list[dict[str, Any]]:
 
 
 def _check(path: Path, summary: dict[str, Any]) -> None:
+    """Raises InputError for a summary of another records version or with numbers that are not finite."""
     version = summary.get("records_version")
     if version != RECORDS_VERSION:
         raise InputError(
@@ -68,7 +80,7 @@ def _check(path: Path, summary: dict[str, Any]) -> None:
 
 
 def by_step(summaries: Sequence[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
-    """In the order of the steps. Raises InputError where two are of the same."""
+    """Sorts summaries by step. Raises InputError where two are of the same step."""
     seen = {s["step"]: s["results"] for s in summaries}
     if len(seen) < len(summaries):
         twice = next(s for s in summaries if seen[s["step"]] != s["results"])
@@ -85,8 +97,10 @@ def step_name(summaries: list[dict[str, Any]]) -> str:
 
 
 def differs_in(one: dict[str, Any], other: dict[str, Any]) -> str | None:
-    """In what two results differ that must be the same along a curve, None where they are. Whole checkpoints of one
-    training are models under different names; revisions, and models of different size, are not.
+    """The first setting in which two results differ although it must be the same along a curve, or None.
+
+    Full checkpoints of one training are models under different names, so the name alone does not separate them.
+    Revisions, and models of different size, are separated by name.
     """
     if step_name([one]) != step_name([other]):
         return "step_name"

@@ -199,7 +199,8 @@ def _line(result: dict[str, Any], mode: str) -> str:
     if result["changed"]:
         lines.append(
             f"  {len(result['changed'])} results were sent before and have other numbers now "
-            f"({result['changed'][0]} ...): W&B keeps the old ones, since rows there cannot be replaced; send all anew with another --project"
+            f"({result['changed'][0]} ...): W&B keeps the old ones, since rows there cannot be replaced; "
+            "send all anew with another --project"
         )
     return "\n".join(lines)
 

@@ -118,7 +118,8 @@ def _one_of_each_size(sized: list[Curve], sizes: Sequence[int], where: str, left
     if other_names:
         left_out.append(
             f"{where}: {', '.join(other_names)}: left out, no further trainings of {', '.join(kept_names)} "
-            "(other folders whose run.json names the same model and algorithm, asked in the same format, system turn and dtype). Of a size "
+            "(other folders whose run.json names the same model and algorithm, asked in the same format, system turn "
+            "and dtype). Of a size "
             "those with the most trainings stay, then those asked as most are, then the first name; give only the "
             "folders that are meant to choose otherwise"
         )

@@ -1,5 +1,7 @@
-"""The caption of a figure: what is drawn, of how many items, with which intervals, from where, what signs mean, what is
-missing, and which numbers mean little. Everything but the first sentence comes from the cells that are drawn.
+"""The caption of a figure.
+
+It says what is drawn, of how many items, with which intervals, from which results, what the signs mean, what is missing
+and which numbers mean little. Everything but the first sentence is computed from the cells that are drawn.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from eval.views.figures.reference import SOURCE, describe_reference
 
 
 def paragraphs(drawn: Drawn) -> list[str]:
-    """The caption, a paragraph each."""
+    """The paragraphs of the caption."""
     measured = [c for c in drawn.cells if c.state == MEASURED]
     texts = [drawn.description]
     texts += [f"{r[0].upper()}{r[1:]}." for r in drawn.remarks]
@@ -34,7 +36,12 @@ def paragraphs(drawn: Drawn) -> list[str]:
 
 
 def document(entries: Sequence[dict[str, Any]], scoring: str) -> str:
-    """captions.md, from what is told of the figures."""
+    """The text of captions.md.
+
+    Args:
+        entries: an entry for each figure, as eval.views.figures.figures.write returns it.
+        scoring: how BBQ was scored.
+    """
     sections = ["# Figures", f"BBQ scored: {scoring}."]
     for entry in entries:
         sections += [f"## Figure {entry['figure']}: {entry['title']}", *entry["caption"]]
@@ -42,7 +49,7 @@ def document(entries: Sequence[dict[str, Any]], scoring: str) -> str:
 
 
 def _experiment(drawn: Drawn, experiment: str) -> str:
-    """What the numbers are, of how many items, with which intervals."""
+    """What the numbers of an experiment are, of how many items, and with which intervals."""
     cells = [c for c in drawn.cells if c.experiment == experiment]
     measured = [c for c in cells if c.state == MEASURED]
     title = EXPERIMENTS[experiment].TITLE.partition(",")[0]
@@ -59,7 +66,7 @@ def _experiment(drawn: Drawn, experiment: str) -> str:
 
 
 def _counts(measured: Sequence[Cell]) -> str:
-    """'Q 180 (45), Q+IF+CoT 15 to 20 (15)'."""
+    """Numbers of items and clusters, such as 'Q 180 (45), Q+IF+CoT 15 to 20 (15)'."""
     counts = []
     for name in dict.fromkeys(c.condition for c in measured):
         cells = [c for c in measured if c.condition == name]
@@ -69,12 +76,13 @@ def _counts(measured: Sequence[Cell]) -> str:
 
 
 def _range(numbers: Sequence[int | None]) -> str:
+    """'15', '15 to 20', or '-' where no number is known."""
     values = sorted({n for n in numbers if n is not None})
     return "-" if not values else f"{values[0]:,}" if len(values) == 1 else f"{values[0]:,} to {values[-1]:,}"
 
 
 def _paper(drawn: Drawn, experiment: str) -> str:
-    """About the reference marks of Figures 1 and 2, or why there are none."""
+    """What the reference marks of Figures 1 and 2 are, or why there are none."""
     if drawn.number > 2:
         return ""
     cells = [c for c in drawn.cells if c.experiment == experiment]
@@ -89,7 +97,7 @@ def _paper(drawn: Drawn, experiment: str) -> str:
 
 
 def _doubts(measured: Sequence[Cell]) -> list[str]:
-    """Cautions of what is drawn, an example and where else; warnings, early stops and sampled answers."""
+    """Cautions on what is drawn (one example, and where else they hold), warnings, early stops and sampled answers."""
     lines = []
     for experiment in dict.fromkeys(c.experiment for c in measured if c.caution):
         first, *others = [c for c in measured if c.experiment == experiment and c.caution]
@@ -103,11 +111,12 @@ def _doubts(measured: Sequence[Cell]) -> list[str]:
 
 
 def _place(cell: Cell) -> str:
+    """Checkpoint, condition and category of a cell, in words."""
     return f"{checkpoint_name(cell)} {cell.condition}" + ("" if cell.category == "all" else f" {cell.category}")
 
 
 def origin(measured: Sequence[Cell]) -> str:
-    """Results folders, data and the commits that measured them."""
+    """Where the numbers come from: results folders, data and the commits that measured them."""
     folders = list(dict.fromkeys(c.results for c in measured))
     commits = list(dict.fromkeys(c.git_commit[:12] for c in measured if c.git_commit))
     sets = list(dict.fromkeys(c.data for c in measured))

@@ -1,7 +1,7 @@
-"""The numbers of a figure, each with where it comes from, and the places where a number should be and is not.
+"""The numbers of a figure, each with its origin, and the places where a number is missing.
 
-A cell is measured, undefined (asked, but the metric has no value) or not evaluated. Figures are drawn from cells and
-their CSV files are cells, so that what is drawn is what is written.
+A cell is measured, undefined (asked, but the metric has no value) or not evaluated. Figures are drawn from cells, and
+their CSV files hold the same cells, so what is drawn is what is written.
 """
 
 from __future__ import annotations
@@ -26,17 +26,23 @@ from eval.views.figures.reference import PAPER_STEPS
 MEASURED, UNDEFINED, ABSENT = "measured", "undefined", "not evaluated"
 COT = "Q+IF+CoT"
 ANOTHER_PAIR = "asked, but not Black against white"
-"""Of admissions in which other races, or the sexes, were compared."""
+"""For admissions that compared other races, or the sexes."""
 PAPER = ("bbq", "winogender", "admissions")
 """The experiments of the paper's figures, in its order."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A metric of a checkpoint under a condition, or its absence. model_params: parameters, None where not known;
-    step: None where the curve has no checkpoint to look at; metric: its name in summary.json; caution: why the number
-    means little, '' where it does not; results: folder of summary.json; kind: the model's name without its size; asked:
-    the settings that decide what was asked, as JSON, '' where nothing was.
+    """A metric of a checkpoint under a condition, or its absence. The fields are the columns of the CSV files.
+
+    Attributes:
+        model_params: number of parameters; None where unknown.
+        step: None where the curve has no checkpoint that could be shown.
+        metric: the metric's name in summary.json.
+        caution: why the number means little; '' where it does not.
+        results: the folder of summary.json.
+        kind: the model's name without its size.
+        asked: the settings that determine the questions, as JSON; '' where nothing was asked.
     """
 
     experiment: str
@@ -67,7 +73,7 @@ class Cell:
 
     @property
     def group(self) -> tuple[str, str]:
-        """Policies that one line may join, or one mean may be of: of one algorithm and one kind of model."""
+        """(algorithm, kind of model): one line, or one mean, is only ever of policies with the same group."""
         return self.algorithm, self.kind
 
     @property
@@ -77,7 +83,7 @@ class Cell:
 
     @property
     def place(self) -> tuple[str, str]:
-        """Panel of the figures with a panel for each experiment and category."""
+        """(experiment, category): the panel of the cell in figures with a panel for each."""
         return self.experiment, self.category
 
 
@@ -90,7 +96,12 @@ def cell(
     category: str,
     cautions: Sequence[Caution],
 ) -> Cell:
-    """What a curve has at a step (None: nothing)."""
+    """The cell of a curve at a step.
+
+    Args:
+        step: None makes a cell without a number.
+        cautions: the cautions of all curves.
+    """
     summary = None if step is None else curve.at(step)
     m = None if summary is None else find(summary, experiment, condition, metric, category)
     values = m or {"note": _why_missing(curve, step, experiment, condition)}
@@ -108,7 +119,7 @@ def cell(
 
 
 def _why_missing(curve: Curve, step: int | None, experiment: str, condition: str) -> str:
-    """Why a number that is not there is not there, '' where it was simply not asked."""
+    """Why a number is missing; '' where it simply was not asked."""
     summary = None if step is None else curve.at(step)
     if summary is None:
         return curve.unfinished.get(step, "") if step is not None else ""
@@ -117,14 +128,20 @@ def _why_missing(curve: Curve, step: int | None, experiment: str, condition: str
 
 
 def model_name(curve: Curve) -> str:
-    """The model as given; of a folder of this machine the name only that every view gives it."""
+    """The model as the user gave it. A folder of this machine is shortened to the name that all views use."""
     return kinds.model_name(curve) if Path(curve.model).is_absolute() else curve.model
 
 
 def nearest_step(curve: Curve, experiment: str, requested: int | None = None) -> int | None:
-    """The step of a curve that stands for it where sizes are compared: `asked`, if it is there; else of the steps at
-    which the experiment was evaluated the nearest to the paper's, the smaller of two. A curve whose steps are no RLHF
-    steps stands for itself by its last.
+    """The step that represents a curve where model sizes are compared.
+
+    Args:
+        requested: the step that the user asked for; None chooses one.
+
+    Returns:
+        `requested` if the experiment was evaluated there, else None. Without a request: for RLHF runs, the evaluated
+        step nearest to the paper's (the smaller of two); for other curves, the last evaluated step. None where the
+        experiment was not evaluated.
     """
     steps = [s["step"] for s in curve.summaries if any(m["experiment"] == experiment for m in s["metrics"])]
     if requested is not None:
@@ -149,8 +166,11 @@ def categories(curves: Sequence[Curve]) -> list[str]:
 
 
 def largest(curves: Sequence[Curve]) -> list[Curve]:
-    """All curves of the largest model that was evaluated at several steps; of the largest model where none was. Where
-    no size is known, the first curve. RLHF runs go before all others, and all have the same kind of steps.
+    """The curves to draw against the step.
+
+    These are all curves of the largest model that was evaluated at several steps, or of the largest model where none
+    was. Where no size is known it is the first curve. RLHF runs are preferred, and all chosen curves count the same
+    kind of steps.
     """
     pool = [c for c in curves if c.rlhf] or list(curves)
     several = [c for c in pool if len(c.steps) > 1] or pool
@@ -160,14 +180,17 @@ def largest(curves: Sequence[Curve]) -> list[Curve]:
 
 
 def one_axis(curves: Sequence[Curve]) -> list[Curve]:
-    """Those whose steps can stand on one axis: RLHF's if there are any, else those that count what the first does."""
+    """The curves whose steps fit on one axis: RLHF runs if there are any, else those that count the same as the
+    first curve.
+    """
     rlhf = [c for c in curves if c.rlhf]
     return rlhf or [c for c in curves if c.step_name == curves[0].step_name]
 
 
 def questions_differ(curves: Sequence[Curve], experiment: str) -> list[str]:
-    """Which settings differ, among the results that have the experiment, that decide what was asked in it: numbers of
-    such curves do not belong on one line.
+    """The settings that change an experiment's questions and differ among the results that have the experiment.
+
+    Numbers of curves that differ in them do not belong on one line.
     """
     settings: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
     for summary in (s for c in curves for s in c.summaries):
@@ -178,13 +201,13 @@ def questions_differ(curves: Sequence[Curve], experiment: str) -> list[str]:
 
 
 def cells_differ_in(cells: Iterable[Cell]) -> list[str]:
-    """In which settings the questions differ that these numbers of one condition are of."""
+    """The settings in which the questions behind these cells differ. The cells are of one condition."""
     settings = {c.asked for c in cells if c.asked}
     return differing([json.loads(a) for a in sorted(settings)]) if len(settings) > 1 else []
 
 
 def no_mean(cells: Sequence[Cell]) -> str:
-    """Why the numbers of several policies have no mean, in words; '' where they have one."""
+    """Why the numbers of several policies must not be averaged, in words; '' where they may be."""
     measured = [c for c in cells if c.state == MEASURED]
     if differ := cells_differ_in(measured):
         return f"not asked the same ({', '.join(differ)})"
@@ -192,8 +215,10 @@ def no_mean(cells: Sequence[Cell]) -> str:
 
 
 def missing(cells: Iterable[Cell]) -> list[str]:
-    """A line for every experiment and condition that lacks something: what, in which categories, for which curves; and
-    one for every curve that was not evaluated at all at a step of others.
+    """Lines that say what is missing.
+
+    There is one for every experiment and condition that lacks something, with the categories and curves, and one for
+    every curve that was not evaluated at all at a step of others.
     """
     without_value: dict[tuple[str, str, str, str], list[Cell]] = {}
     steps: dict[tuple[str, str], set[int]] = {}
@@ -214,7 +239,9 @@ def missing(cells: Iterable[Cell]) -> list[str]:
 
 
 def checkpoints(cells: Iterable[Cell]) -> list[str]:
-    """'run at step 60', 'other at steps 0, 60', for each curve; a curve alone where no step is known."""
+    """The checkpoints of the cells for each curve: 'run at step 60', 'other at steps 0, 60', or only the curve's
+    name where no step is known.
+    """
     steps: dict[str, set[int]] = {}
     for c in cells:
         steps.setdefault(c.curve, set()).update([] if c.step is None else [c.step])
@@ -225,18 +252,18 @@ def checkpoints(cells: Iterable[Cell]) -> list[str]:
 
 
 def checkpoint_name(cell: Cell) -> str:
-    """Which checkpoint, in words."""
+    """'run at step 60', or only the curve's name where the step is not known."""
     return cell.curve if cell.step is None else f"{cell.curve} at step {cell.step}"
 
 
 def first_few(where: Sequence[str], most: int) -> str:
-    """The first of them, and how many more."""
+    """The first `most` names, and how many more there are."""
     more = f" and {len(where) - most} more" if len(where) > most else ""
     return ", ".join(where[:most]) + more
 
 
 def as_csv(rows: Sequence[Any]) -> str:
-    """Dataclass instances of one type as CSV with a head; an empty field for None."""
+    """Dataclass instances of one type as CSV with a header row; None becomes an empty field."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     if rows:

@@ -1,8 +1,8 @@
-"""`python -m eval figures RUNS... [-o DIR]`: the paper's Figures 1 to 8 of these runs.
+"""`python -m eval figures RUNS... [-o DIR]`: draws the paper's Figures 1 to 8 for these runs.
 
-DIR/figN.svg, .pdf, .png   the figure, the same bytes on every run
-DIR/figN.csv               the numbers in it, to draw it again
-DIR/captions.md            what each shows, of how many items, from where, and what is missing or means little
+DIR/figN.svg, .pdf, .png   the figure; every run writes the same bytes
+DIR/figN.csv               the numbers in the figure, to draw it again
+DIR/captions.md            what each figure shows, of how many items, from where, and what is missing or means little
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NUMBERS = tuple("12345678")
 
 @dataclass
 class FiguresConfig(OutputConfig):
-    """`eval figures`."""
+    """Options of `eval figures`."""
 
     output: str | None = field(
         default=None, metadata={"aliases": ["-o"], "help": "folder of the figures; default: figures in the first RUN"}
@@ -63,11 +63,15 @@ class FiguresConfig(OutputConfig):
 
 
 def figures(config: FiguresConfig) -> Told:
-    """Draws all figures into the output folder; returns the text for the terminal and
-    {"folder", "scoring", "figures": [{"figure", "title", "files", "missing", "remarks", "caption"}]}.
+    """Draws all figures into the output folder.
 
-    Raises InputError where the runs hold no finished evaluation, the model or step is not among them, or the folder
-    cannot be written.
+    Returns:
+        The text for the terminal, and {"folder", "scoring", "figures": [{"figure", "title", "files", "missing",
+        "remarks", "caption"}]}.
+
+    Raises:
+        InputError: the runs have no finished evaluation, the model or step is not among them, or the folder cannot be
+            written.
     """
     from eval.views.figures import captions
 
@@ -80,7 +84,7 @@ def figures(config: FiguresConfig) -> Told:
 
 
 def write(drawn: Drawn, folder: Path) -> dict[str, Any]:
-    """Writes the figure's files; returns what is told of it."""
+    """Writes the files of a figure. Returns its entry for the terminal, --json and captions.md."""
     from eval.views.figures.captions import paragraphs
     from eval.views.figures.cells import as_csv, missing
     from eval.views.figures.style import save_all
@@ -100,7 +104,11 @@ def write(drawn: Drawn, folder: Path) -> dict[str, Any]:
 
 
 def draw(curves: Sequence[Curve], config: FiguresConfig) -> Iterator[Drawn]:
-    """The figures asked for, not yet written. Raises InputError where the model or step asked for is not there."""
+    """Yields the requested figures, drawn but not yet written.
+
+    Raises:
+        InputError: the requested model or step is not among the curves.
+    """
     from eval.views.figures import frame, occupations, paper_figures
     from eval.views.figures.cells import largest, one_axis
 
@@ -128,7 +136,10 @@ def draw(curves: Sequence[Curve], config: FiguresConfig) -> Iterator[Drawn]:
 
 
 def select_curves(curves: Sequence[Curve], name: str) -> list[Curve]:
-    """The curves that a name means: of that name; else of that model; else of that size. InputError where none is."""
+    """The curves with that name, else of that model, else of that size. Raises InputError where there is none.
+
+    Where the matches are of several sizes, only those of the first match's size are returned.
+    """
     meanings = (
         lambda c: {c.name},
         lambda c: {c.model, Path(c.model).name},
@@ -143,7 +154,7 @@ def select_curves(curves: Sequence[Curve], name: str) -> list[Curve]:
 
 
 def at_least(curves: Sequence[Curve], params: int | None) -> list[Curve]:
-    """The curves of this size or a larger one, or of none that is known where this is not."""
+    """The curves of this size or larger; where the size is unknown (None), the curves of unknown size."""
     return [c for c in curves if (c.model_params is None if params is None else (c.model_params or 0) >= params)]
 
 

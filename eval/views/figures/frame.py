@@ -1,4 +1,6 @@
-"""What the figures have in common: what is asked of them, the legend above, the words below, no text on other text."""
+"""What all figures share: the request they are drawn from, the legend above, the footnote below, labels that do not
+overlap.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ from eval.views.figures.lines import SIZE
 from eval.views.figures.style import GREY, SETTINGS, SMALL, WIDTH
 
 NOTE_WIDTH = 138
-"""Characters of the smallest text across a figure."""
+"""How many characters of the smallest text fit across a figure."""
 SEVERAL = (
     "small marks and faint lines are single policies, large marks and thick lines their means, over steps only where "
     "all have a value; bars are intervals of single policies; bands over steps go from the least to the greatest "
@@ -32,9 +34,16 @@ SEVERAL = (
 
 @dataclass(frozen=True)
 class FigureRequest:
-    """What is to be drawn. curves: all; chosen: those that stand for the largest model; step: at which sizes are
-    compared, None for the nearest to the paper's; named: whether the user named the model; left_out: curves of this
-    model, or of its size or a larger one, that are not drawn against the step.
+    """What is to be drawn.
+
+    Attributes:
+        curves: all curves.
+        chosen: the curves that stand for the largest model, or for the model that the user named.
+        scoring: how BBQ is scored.
+        step: the step at which sizes are compared; None = the nearest to the paper's.
+        cautions: the cautions of all curves.
+        named: whether the user named the model.
+        left_out: curves of the same model, or as large or larger, that are not drawn against the step.
     """
 
     curves: tuple[Curve, ...]
@@ -52,13 +61,21 @@ class FigureRequest:
 
     @property
     def sized(self) -> list[Curve]:
-        """The curves that have a place on an axis of sizes."""
+        """The curves of known size, which have a place on an axis of sizes."""
         return [c for c in self.curves if c.model_params is not None]
 
 
 @dataclass
 class Drawn:
-    """A figure, its cells, what it shows in a sentence or two, and what a reader has to know."""
+    """A drawn figure.
+
+    Attributes:
+        number: 1 to 8.
+        cells: the numbers drawn.
+        description: what the figure shows, in a sentence or two; the caption begins with it.
+        remarks: what a reader has to know, in the footnote and caption.
+        rows: content of the CSV file; empty = the cells.
+    """
 
     number: int
     title: str
@@ -74,14 +91,18 @@ class Drawn:
 
 
 def new(height: float) -> Figure:
-    """An empty figure as wide as a page's text, whatever pyplot is set to. height: inches."""
+    """An empty figure as wide as a page's text, independent of pyplot's state.
+
+    Args:
+        height: in inches.
+    """
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
 def format_steps(cells: Sequence[Cell]) -> str:
-    """'RLHF step 800', 'RLHF steps 50 to 60', '' where no number is of a step."""
+    """'RLHF step 800', 'RLHF steps 50 to 60', or '' where no number has a step."""
     steps = sorted({c.step for c in cells if c.step is not None})
     names = {c.step_name for c in cells if c.step is not None}
     if not steps or len(names) > 1:
@@ -91,7 +112,7 @@ def format_steps(cells: Sequence[Cell]) -> str:
 
 
 def describe_chosen(request: FigureRequest) -> str:
-    """Which model stands in the figures of one model."""
+    """Names the model that the figures of one model show."""
     names = ", ".join(c.name for c in request.chosen)
     size = size_name(request.chosen[0].model_params)
     what = "the model asked for" if request.named else "the largest model"
@@ -99,7 +120,7 @@ def describe_chosen(request: FigureRequest) -> str:
 
 
 def not_drawn(request: FigureRequest) -> list[str]:
-    """A remark on curves that are not drawn against the step although their model is as large, or was asked for."""
+    """Remarks on curves that are not drawn against the step although their model is as large, or was requested."""
     size = request.chosen[0].model_params
     larger = [c for c in request.left_out if size is not None and (c.model_params or 0) > size]
     groups = {"larger, but ": larger, "": [c for c in request.left_out if c not in larger]}
@@ -111,7 +132,7 @@ def not_drawn(request: FigureRequest) -> list[str]:
 
 
 def _of_steps(curve: Curve, request: FigureRequest) -> str:
-    """The curve, and why it is not drawn, where its size does not say so."""
+    """The curve's name, and why it is not drawn if its size does not explain it."""
     if curve.step_name != request.step_name:
         return f"{curve.name} ({curve.step_name})"
     return f"{curve.name} (one step only)" if len(curve.steps) == 1 else curve.name
@@ -123,9 +144,11 @@ def complete(
     cells_by_axis: Sequence[tuple[Sequence[Cell], str]],
     lines: list[Line2D] | None = None,
 ) -> Drawn:
-    """Legend, the line below the figure, remarks; ticks that would overlap lose their label.
+    """Adds legend, footnote and remarks, and drops tick labels that would overlap.
 
-    parts: cells that stand on one axis, with SIZE or STEP; lines: of the legend, None for the conditions.
+    Args:
+        cells_by_axis: (cells that stand on one axis, SIZE or STEP).
+        lines: entries of the legend; None = the conditions.
     """
     figure = drawn.figure
     shown = [a for a in figure.axes if a.axison]
@@ -150,7 +173,7 @@ def complete(
 
 
 def describe_policies(drawn: Drawn) -> list[str]:
-    """How policies that do not belong together are shown, and several of one size."""
+    """Remarks on how policies that do not belong together, and several policies of one size, are shown."""
     remarks = []
     cells = [c for c in drawn.cells if c.state != data.ABSENT]
     sizes: dict[tuple[str, str], dict[str, None]] = {}
@@ -173,7 +196,7 @@ def describe_policies(drawn: Drawn) -> list[str]:
 
 
 def write_footnote(drawn: Drawn, request: FigureRequest) -> None:
-    """The words below the figure."""
+    """Writes the remarks below the figure."""
     lines = [SMALL_SET_NOTE] if any(c.data == panels.SHIPPED for c in drawn.cells) else []
     lines += [f"{r[0].upper()}{r[1:]}." for r in drawn.remarks]
     text = "\n".join(part for line in lines for part in textwrap.wrap(line, NOTE_WIDTH))
@@ -182,9 +205,7 @@ def write_footnote(drawn: Drawn, request: FigureRequest) -> None:
 
 
 def drop_overlapping_labels(figure: Figure) -> None:
-    """Lays the figure out, once for all formats, and takes away the label of every tick that would touch the one
-    before it.
-    """
+    """Lays the figure out, once for all formats, and drops each tick label that would touch the one before it."""
     for _ in range(2):  # room changes ticks, and their labels the room
         figure.draw_without_rendering()
     figure.set_layout_engine("none")
@@ -202,5 +223,5 @@ def drop_overlapping_labels(figure: Figure) -> None:
 
 
 def settings() -> Any:
-    """The context in which figures are drawn."""
+    """The matplotlib context in which figures are drawn."""
     return matplotlib.rc_context(SETTINGS)

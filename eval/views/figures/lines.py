@@ -1,7 +1,8 @@
-"""The lines of a panel: of each condition the policies that belong together, with their marks, intervals and means.
+"""The lines of a panel: for each condition and group of policies their marks, intervals and means.
 
-A line joins measured values only; it breaks where a number is missing, and where a policy was asked otherwise than
-before. Means and bands of several policies are only of numbers of one step, or size and step, that were asked the same.
+A line joins measured values only. It breaks where a number is missing, and where a policy was asked differently than
+before. Means and bands of several policies are only taken over numbers of one step (or size and step) with the same
+questions.
 """
 
 from __future__ import annotations
@@ -27,8 +28,12 @@ def position(cell: Cell, along: str) -> float:
 
 
 def draw_lines(axes: Axes, cells: Sequence[Cell], along: str) -> list[str]:
-    """Draws the conditions of one panel, of each group of policies (`Cell.group`) a line, the first the thickest;
-    returns the names of the conditions that were asked.
+    """Draws the conditions of one panel.
+
+    Each group of policies (`Cell.group`) gets a line, the first group the thickest.
+
+    Returns:
+        The names of the conditions that were evaluated.
     """
     places = sorted({position(c, along) for c in cells})
     names = [n for n in STYLES if any(c.condition == n and c.state != ABSENT for c in cells)]
@@ -44,27 +49,34 @@ def draw_lines(axes: Axes, cells: Sequence[Cell], along: str) -> list[str]:
 
 
 def joined(cells: Sequence[Cell], along: str) -> bool:
-    """Whether a line may join these numbers of one condition and group: sizes only where all were asked the same; a
-    line over steps breaks where its own checkpoints were not.
+    """Whether a line may join these numbers of one condition and group.
+
+    Over sizes, only where all were asked the same. Over steps always, since the line itself breaks where a policy's own
+    checkpoints were asked differently.
     """
     return along == STEP or not cells_differ_in(cells)
 
 
 def segments(by_place: Sequence[Sequence[Cell]]) -> list[tuple[int, int]]:
-    """(start, stop) of the parts that a line may join, each being the numbers of one place on the axis."""
+    """The (start, stop) ranges of places that one line may join.
+
+    Args:
+        by_place: for each place on the axis, its cells.
+    """
     starts = [k for k in range(1, len(by_place)) if cells_differ_in([*by_place[k - 1], *by_place[k]])]
     return list(pairwise([0, *starts, len(by_place)]))
 
 
 def _crowded(cells: Sequence[Cell], along: str) -> bool:
-    """Whether several policies stand at one size, each with its interval as a bar."""
+    """Whether several policies stand at one size, each with an interval bar."""
     places = [(c.condition, position(c, along)) for c in cells]
     return along == SIZE and len(set(places)) < len(places)
 
 
 def _beside(k: int, n: int, along: str, places: Sequence[float], crowded: bool) -> Shift:
-    """Moves a condition a little to its side where intervals would lie on each other: where there is one place, or
-    several policies at one.
+    """A function that moves a condition sideways so that intervals do not cover each other.
+
+    It moves only where there is a single place, or several policies at one place.
     """
     by = k - (n - 1) / 2
     if len(places) == 1:
@@ -75,9 +87,11 @@ def _beside(k: int, n: int, along: str, places: Sequence[float], crowded: bool) 
 
 
 def _draw_group(axes: Axes, cells: list[Cell], name: str, along: str, shift: Shift, width: float) -> None:
-    """One condition of policies that belong together. A policy for itself: line and interval band. Several: every
-    policy faint, and their mean where they have one (`no_mean`); against step only where all have a value, with a band
-    from the least to the greatest.
+    """Draws one condition of policies that belong together.
+
+    A single policy gets a line and an interval band. Of several, each is drawn faintly, with their mean on top where
+    they have one (`no_mean`). Against the step, a mean needs a value of every policy, and a band spans the least to the
+    greatest.
     """
     points: Points = {}
     for c in cells:
@@ -114,7 +128,7 @@ def _draw_group(axes: Axes, cells: list[Cell], name: str, along: str, shift: Shi
 
 
 def _over_steps(axes: Axes, policies: Sequence[list[Cell]], name: str, shift: Shift) -> None:
-    """Every policy faint."""
+    """Draws every policy faintly."""
     for cells in policies:
         ordered = sorted(cells, key=lambda c: position(c, STEP))
         x = np.array([shift(position(c, STEP)) for c in ordered])
@@ -125,7 +139,7 @@ def _over_steps(axes: Axes, policies: Sequence[list[Cell]], name: str, shift: Sh
 
 
 def _band(axes: Axes, x: np.ndarray, by_place: Sequence[list[Cell]], values: Sequence[list[float]], name: str) -> None:
-    """From the least to the greatest policy, where there are values."""
+    """Draws the band from the least to the greatest policy, where there are values."""
     low, high = (np.array([f(v) if v else np.nan for v in values]) for f in (min, max))
     for start, stop in segments(by_place):
         axes.fill_between(
@@ -135,7 +149,7 @@ def _band(axes: Axes, x: np.ndarray, by_place: Sequence[list[Cell]], values: Seq
 
 
 def _column(cells: Sequence[Cell], field: str) -> np.ndarray:
-    """The field of all cells, NaN where it is None: a line breaks there."""
+    """The field of all cells as floats, NaN where it is None; a line breaks there."""
     values = [getattr(c, field) for c in cells]
     return np.array([np.nan if v is None else v for v in values], dtype=float)
 
@@ -144,7 +158,7 @@ def _line(
     axes: Axes, x: np.ndarray, y: np.ndarray, label: str, width: float, by_place: Sequence[Sequence[Cell]],
     alpha: float = 1.0,
 ) -> None:  # fmt: skip
-    """The line through places whose numbers are the parts; width 0: none."""
+    """Draws the line through the places; width 0 draws none."""
     breaks = [start for start, _ in segments(by_place)[1:]]
     x, y = np.insert(x, breaks, x[breaks]), np.insert(y, breaks, np.nan)
     name = label.removeprefix("_").partition(": ")[0]
@@ -155,13 +169,13 @@ def _line(
 
 
 def _intervals(axes: Axes, x: np.ndarray, cells: Sequence[Cell], colour: str, banded: bool) -> None:
-    """Of a policy by itself, or of each."""
+    """Draws the intervals of a single policy (banded), or of each of several."""
     for start, stop in segments([[c] for c in cells]) if banded else [(0, len(cells))]:
         _interval(axes, x[start:stop], cells[start:stop], colour, banded)
 
 
 def _interval(axes: Axes, x: np.ndarray, cells: Sequence[Cell], colour: str, banded: bool) -> None:
-    """A band over neighbours, a bar for a value that stands alone."""
+    """Draws a band over neighbouring values, and a bar for a value without neighbours."""
     low, high = _column(cells, "low"), _column(cells, "high")
     finite = np.isfinite(low) & np.isfinite(high)
     beside = np.zeros(len(x), dtype=bool)
@@ -174,12 +188,14 @@ def _interval(axes: Axes, x: np.ndarray, cells: Sequence[Cell], colour: str, ban
 
 
 def _markers(axes: Axes, x: np.ndarray, cells: Sequence[Cell], name: str, faint: bool = False) -> None:
+    """Draws the cells' marks, hollow where the number has a caution."""
     for hollow in (False, True):
         chosen = [k for k, c in enumerate(cells) if c.state == MEASURED and bool(c.caution) == hollow]
         _marks(axes, x[chosen], _column(cells, "value")[chosen], name, hollow, faint)
 
 
 def _marks(axes: Axes, x: np.ndarray, y: np.ndarray, name: str, hollow: bool, faint: bool) -> None:
+    """Draws marks of one kind."""
     if not len(x):
         return
     style = STYLES[name]

@@ -1,5 +1,7 @@
-"""Figure 4: Winogender occupation by occupation, from breakdown.jsonl: pronoun probabilities stacked, and p(female)
-against the share of women in the statistics that the model was told under Q+Match Stats.
+"""Figure 4: Winogender by occupation, from breakdown.jsonl.
+
+It stacks the pronoun probabilities, and plots p(female) against the share of women in the labour statistics, which the
+prompt of Q+Match Stats gives to the model.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ WINOGENDER = "winogender"
 
 @dataclass(frozen=True)
 class Occupation:
-    """A row of fig4.csv: probabilities of the three pronouns, which sum to 1, and the statistics' share of women."""
+    """A row of fig4.csv: the probabilities of the three pronouns, which sum to 1, and the statistics' share of
+    women.
+    """
 
     curve: str
     model: str
@@ -43,7 +47,11 @@ class Occupation:
 
 
 def occupations(curve: Curve, step: int) -> list[Occupation]:
-    """The occupations of a checkpoint under every condition. Raises InputError for a damaged file; [] for none."""
+    """The occupations of a checkpoint under every condition; [] where there is no breakdown.jsonl.
+
+    Raises:
+        InputError: breakdown.jsonl is damaged.
+    """
     summary = curve.at(step)
     path = Path(summary["results"]) / "breakdown.jsonl" if summary else None
     if path is None or summary is None or not path.is_file():
@@ -63,7 +71,7 @@ def occupations(curve: Curve, step: int) -> list[Occupation]:
 
 
 def figure4(request: FigureRequest) -> Drawn:
-    """The largest model: stacks sorted by p(neutral) for each condition, calibration under Match Stats."""
+    """Draws the largest model: stacks sorted by p(neutral) for each condition, and calibration under Q+Match Stats."""
     curve = request.chosen[0]
     step = data.nearest_step(curve, WINOGENDER, request.step)
     rows = occupations(curve, step) if step is not None else []
@@ -84,6 +92,7 @@ def figure4(request: FigureRequest) -> Drawn:
 
 
 def _finish(request: FigureRequest, figure: Any, cells: list[Cell], rows: list[Occupation], curve: Curve) -> Drawn:
+    """Adds description, remarks and footnote."""
     rho = {c.condition: c for c in cells}
     values = "; ".join(
         f"{n}: rho {c.value:.2f}" + (f" [{c.low:.2f}, {c.high:.2f}]" if c.low is not None else "")
@@ -112,6 +121,7 @@ def _finish(request: FigureRequest, figure: Any, cells: list[Cell], rows: list[O
 
 
 def _stack(axes: Axes, rows: list[Occupation], cell: Cell) -> None:
+    """Draws the pronoun probabilities of a condition, a bar for each occupation."""
     rho = "rho undefined" if cell.state == UNDEFINED else f"rho {cell.value:.2f}" if cell.value is not None else ""
     axes.set_title(f"{cell.condition}\n{rho}".strip())
     if not rows:
@@ -130,6 +140,7 @@ def _stack(axes: Axes, rows: list[Occupation], cell: Cell) -> None:
 
 
 def _calibration(axes: Axes, rows: list[Occupation]) -> None:
+    """Draws p(female) against the statistics under Q+Match Stats."""
     axes.set_title(f"Calibration, {MATCH}")
     if not rows:
         draw_empty(axes)

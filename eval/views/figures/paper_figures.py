@@ -1,7 +1,8 @@
-"""Figures 1 to 8 of Ganguli et al. 2023 of our own results; each function gives the figure with its cells.
+"""Figures 1 to 8 of Ganguli et al. 2023, for our own results. Each function returns the figure with its cells.
 
-1 metric against size, 2 against RLHF step, 3 BBQ's categories against size, 5 size x step, 6 to 8 BBQ's accuracies and
-its bias on disambiguated questions. Figure 4, Winogender's occupations, is in eval.views.figures.occupations.
+1: metric against size. 2: metric against RLHF step. 3: BBQ's categories against size. 5: size x step. 6 to 8: BBQ's
+accuracies, and its bias on disambiguated questions. Figure 4, Winogender's occupations, is in
+eval.views.figures.occupations.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from eval.views.figures.style import GREY, SMALL
 
 
 def at_sizes(request: FigureRequest, experiment: str, metric: str, category: str = "all") -> list[Cell]:
-    """Every curve of known size at the step that stands for it."""
+    """The cells of every curve of known size, at the step that represents it."""
     steps = {c.name: data.nearest_step(c, experiment, request.step) for c in request.sized}
     return [
         data.cell(c, steps[c.name], experiment, condition, metric, category, request.cautions)
@@ -38,7 +39,7 @@ def at_sizes(request: FigureRequest, experiment: str, metric: str, category: str
 
 
 def at_steps(request: FigureRequest, experiment: str, metric: str) -> list[Cell]:
-    """Every checkpoint of the chosen curves."""
+    """The cells of every checkpoint of the chosen curves."""
     return [
         data.cell(c, step, experiment, condition, metric, "all", request.cautions)
         for condition in data.conditions(request.curves, experiment)
@@ -48,12 +49,12 @@ def at_steps(request: FigureRequest, experiment: str, metric: str) -> list[Cell]
 
 
 def metric_of(request: FigureRequest, experiment: str, kind: str = BIAS) -> str:
-    """The metric's name that all results have."""
+    """The metric name of an experiment that all results have."""
     return shared_metric_name([s for c in request.curves for s in c.summaries], experiment, request.scoring, kind)
 
 
 def label(experiment: str, metric: str) -> str:
-    """Of the axis of values."""
+    """The label of the value axis."""
     if experiment != "bbq":
         text = EXPERIMENTS[experiment].HEADLINE_LABEL
         return text.replace(" - ", " -\n") if " - " in text else textwrap.fill(text, 26)
@@ -84,7 +85,7 @@ def figure1(request: FigureRequest) -> Drawn:
 
 
 def figure2(request: FigureRequest) -> Drawn:
-    """Metric against RLHF step, largest model."""
+    """Metric against RLHF step, for the largest model."""
     figure = new(2.9)
     all_cells: list[Cell] = []
     for axes, experiment in zip(figure.subplots(1, 3), PAPER, strict=True):
@@ -103,7 +104,7 @@ def figure2(request: FigureRequest) -> Drawn:
 
 
 def figure3(request: FigureRequest) -> Drawn:
-    """BBQ's bias on ambiguous questions by category against size."""
+    """BBQ's bias on ambiguous questions by category, against size."""
     metric = metric_of(request, "bbq")
     categories = data.categories(request.curves)
     columns = min(4, max(1, len(categories)))
@@ -132,7 +133,7 @@ def figure3(request: FigureRequest) -> Drawn:
 
 
 def figure5(request: FigureRequest) -> Drawn:
-    """Size x step: against size a line for each step; of one size, against step."""
+    """Size x step: against size, a line for each step; with a single size, against the step."""
     rlhf = [c for c in request.sized if c.rlhf]
     along = SIZE if len({c.model_params for c in rlhf}) > 1 else STEP
     columns = list(dict.fromkeys(n for e in PAPER for n in data.conditions(request.curves, e)))
@@ -193,6 +194,7 @@ def figure8(request: FigureRequest) -> Drawn:
 
 
 def _other(request: FigureRequest, number: int, kind: str, title: str) -> Drawn:
+    """A figure of one BBQ metric, against size and against step."""
     metric = metric_of(request, "bbq", kind)
     figure = new(2.9)
     left, right = figure.subplots(1, 2, sharey=True)
@@ -215,6 +217,7 @@ def _other(request: FigureRequest, number: int, kind: str, title: str) -> Drawn:
 def _panel(
     axes: Axes, cells: list[Cell], along: str, ylabel: str, sign: str, request: FigureRequest, level: float = 0.0
 ) -> None:
+    """Draws a panel; an empty one where nothing was evaluated."""
     if cells and any(c.state != ABSENT for c in cells):
         draw(axes, cells, along)
         finish(axes, cells, along, sign, level)
@@ -225,8 +228,9 @@ def _panel(
 
 
 def _interaction(axes: Axes, cells: list[Cell], along: str, colours: dict[Any, Any]) -> None:
-    """Lines by step against size, or by size against step; policies of the same place by their mean, or, where they
-    have none, by a mark each.
+    """Draws lines by step against size, or by size against step.
+
+    Policies at the same place are averaged, or get a mark each where they have no mean.
     """
     if all(c.state == ABSENT for c in cells):
         draw_empty(axes, why_missing(cells) if cells else "no RLHF run of known size")
@@ -240,7 +244,9 @@ def _interaction(axes: Axes, cells: list[Cell], along: str, colours: dict[Any, A
 
 
 def _mean_line(axes: Axes, cells: list[Cell], along: str, colour: Any, line: str) -> None:
-    """One line of policies that belong together, with its marks; against step their mean is of all or of none."""
+    """Draws one line, with marks, of policies that belong together. Against the step, a mean is of all policies or
+    absent.
+    """
     x = sorted({position(c, along) for c in cells})
     by_place = [[c for c in cells if position(c, along) == p and c.state == MEASURED] for p in x]
     curves = {c.curve for c in cells if c.state == MEASURED}
@@ -258,7 +264,7 @@ def _mean_line(axes: Axes, cells: list[Cell], along: str, colour: Any, line: str
 
 
 def _dots(axes: Axes, x: list[float], y: list[float], doubtful: list[bool], colour: Any, line: str) -> None:
-    """The marks of a line; hollow where a caution concerns the number."""
+    """Draws the marks of a line, hollow where the number has a caution."""
     for hollow in (False, True):
         chosen = [k for k, value in enumerate(y) if np.isfinite(value) and doubtful[k] == hollow]
         if chosen:

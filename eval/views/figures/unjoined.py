@@ -1,4 +1,4 @@
-"""What a figure does not join by a line, or has no mean of, since the numbers do not belong together: in words."""
+"""Explains which numbers a figure does not join by a line or average, since they do not belong together."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ Groups = dict[tuple[Hashable, ...], list[Cell]]
 
 
 def describe_unjoined(cells_by_axis: Iterable[tuple[Sequence[Cell], str]]) -> list[str]:
-    """A line for each reason, with the experiments that it concerns. parts: cells on one axis, of sizes or of steps."""
+    """A line for each reason why numbers are not joined or averaged, with the experiments that it concerns.
+
+    Args:
+        cells_by_axis: (cells that stand on one axis, SIZE or STEP).
+    """
     titles_by_reason: dict[str, dict[str, None]] = {}
     for cells, along in cells_by_axis:
         measured = [c for c in cells if c.state == MEASURED]
@@ -23,6 +27,7 @@ def describe_unjoined(cells_by_axis: Iterable[tuple[Sequence[Cell], str]]) -> li
 
 
 def _group_by(cells: Iterable[Cell], *names: str) -> Groups:
+    """Groups the cells by the values of the named fields."""
     groups: Groups = {}
     for c in cells:
         groups.setdefault(tuple(getattr(c, name) for name in names), []).append(c)
@@ -30,11 +35,12 @@ def _group_by(cells: Iterable[Cell], *names: str) -> Groups:
 
 
 def _line_groups(cells: Iterable[Cell]) -> list[list[Cell]]:
-    """What a line could be of: one condition and category of policies that belong together."""
+    """The cells that one line could join: one experiment, condition and category of policies that belong together."""
     return list(_group_by(cells, "experiment", "condition", "category", "group").values())
 
 
 def _over_sizes(cells: Sequence[Cell]) -> Iterator[tuple[str, str]]:
+    """Yields (experiment, reason) for cells against model size."""
     differ: dict[str, dict[str, None]] = {}
     without: Groups = {}
     for line in _line_groups(cells):
@@ -52,6 +58,7 @@ def _over_sizes(cells: Sequence[Cell]) -> Iterator[tuple[str, str]]:
 
 
 def _over_steps(cells: Sequence[Cell]) -> Iterator[tuple[str, str]]:
+    """Yields (experiment, reason) for cells against the step."""
     breaks: dict[tuple[str, str, str], dict[str, None]] = {}
     without: Groups = {}
     for line in _line_groups(cells):
