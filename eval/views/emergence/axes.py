@@ -1,8 +1,8 @@
-"""What `eval emergence` looks for thresholds along, sizes and steps, and which curves are trainings of one of them.
+"""The axes along which `eval emergence` looks for thresholds (sizes, steps), and which curves are repeated trainings.
 
-Trainings of one size are what seeds are: training folders whose run.json names the same model and algorithm, evaluated
-in the same format and dtype. The same checkpoint in another dtype is no second training, and two models of a size, such
-as a base and its instruct model, are two models. Results without run.json are never trainings of one another.
+Repeated trainings act as seeds. They are training folders whose run.json names the same model and algorithm, evaluated
+in the same format and dtype. The same checkpoint in another dtype is not a second training. A base and its instruct
+model of the same size are two models. Results without run.json are never trainings of one another.
 """
 
 from __future__ import annotations
@@ -24,7 +24,12 @@ SIZE, STEP = "size", "step"
 
 @dataclass(frozen=True)
 class Place:
-    """One size or step: where it lies (parameters, steps) and the checkpoints there, one of each training."""
+    """A size or step.
+
+    Attributes:
+        at: number of parameters, or step.
+        checkpoints: one (curve, summary) of each training.
+    """
 
     at: int
     checkpoints: tuple[tuple[Curve, dict[str, Any]], ...]
@@ -32,8 +37,13 @@ class Place:
 
 @dataclass(frozen=True)
 class Axis:
-    """What a threshold is looked for along. held: the step (axis size) or the parameters (axis step) that all share;
-    not_used: in words, which steps some have and some lack, or ''.
+    """What a threshold is looked for along.
+
+    Attributes:
+        kind: SIZE or STEP.
+        places: the sizes or steps, in ascending order.
+        fixed: what all checkpoints share: the step (SIZE) or the number of parameters (STEP).
+        not_used: which steps only some curves have, in words; or ''.
     """
 
     kind: str
@@ -46,12 +56,13 @@ class Axis:
 
     @property
     def x_M(self) -> np.ndarray:
+        """The places' positions: log10 of the parameters, or steps. Shape (M,) for M places."""
         at = np.array([p.at for p in self.places], dtype=float)
         return np.log10(at) if self.kind == SIZE else at
 
     @property
     def kinds(self) -> list[str]:
-        """Of which kinds the models are, those with the smallest size first."""
+        """The kinds of the models, starting with those of the smallest size."""
         return list(dict.fromkeys(kind(curve) for curve, _ in self.checkpoints))
 
     @property
@@ -60,7 +71,16 @@ class Axis:
 
 
 def axes(curves: Sequence[Curve], step: int | None, left_out: list[str], strict: bool = False) -> Iterator[Axis]:
-    """What thresholds can be looked for along; a line in `left_out` for what cannot be."""
+    """Yields the axes along which thresholds can be looked for.
+
+    Args:
+        step: the step at which sizes are compared; None = the largest that all have.
+        left_out: receives a line for whatever cannot be used.
+        strict: whether a `step` that some size lacks is an error.
+
+    Raises:
+        InputError: `strict`, and some size lacks the `step`.
+    """
     families: dict[tuple[str | None, str], list[Curve]] = {}
     for curve in curves:
         families.setdefault((curve.algorithm, curve.step_name), []).append(curve)
@@ -79,7 +99,7 @@ def axes(curves: Sequence[Curve], step: int | None, left_out: list[str], strict:
 
 
 def _trainings(curves: Sequence[Curve]) -> list[list[Curve]]:
-    """The curves (of one algorithm and size) in groups, each of the trainings of one model, asked in one way."""
+    """Groups curves of one algorithm and size: each group has the trainings of one model, evaluated in one way."""
     groups: dict[Any, list[Curve]] = {}
     for number, curve in enumerate(curves):
         key: tuple[Any, ...] = (number,)  # without run.json nothing says what it is a training of
@@ -94,16 +114,20 @@ def _trainings(curves: Sequence[Curve]) -> list[list[Curve]]:
 
 
 def _prompt_setup(curve: Curve) -> tuple[Any, ...]:
+    """Format, system turn and dtype of a curve's evaluation."""
     return tuple(curve.summaries[0].get(name) for name in ("format", "system_turn", "dtype"))
 
 
 def _describe_setup(curve: Curve) -> str:
+    """The curve's name with its format and dtype."""
     return f"{curve.name} [{curve.summaries[0].get('format')}, {curve.summaries[0].get('dtype')}]"
 
 
 def _one_of_each_size(sized: list[Curve], sizes: Sequence[int], where: str, left_out: list[str]) -> list[Curve]:
-    """The curves that are trainings of one model at each size: of several models, or ways of asking, those with the
-    most trainings; then those asked as most of the curves are; then the first by name. A line for what is left out.
+    """Keeps the trainings of one model at each size, and adds a line to `left_out` for the others.
+
+    Among several models, or ways of evaluating, of one size it prefers those with the most trainings, then those
+    evaluated as most of the curves are, then the first by name.
     """
     usual = Counter(_prompt_setup(c) for c in sized)
     kept: list[Curve] = []
@@ -127,7 +151,12 @@ def _one_of_each_size(sized: list[Curve], sizes: Sequence[int], where: str, left
 
 
 def _missing(curves: Sequence[Curve], used: Sequence[int], after: int | None = None) -> str:
-    """Which steps (those above `after`) are not used since some of the curves lack them, in words; '' where none is."""
+    """Names the steps that are not used since some of the curves lack them; '' where there are none.
+
+    Args:
+        used: the steps that are used.
+        after: only report steps above this one.
+    """
     unused = sorted({s for c in curves for s in c.steps if s not in used and (after is None or s > after)})
     if not unused:
         return ""
@@ -139,6 +168,9 @@ def _missing(curves: Sequence[Curve], used: Sequence[int], after: int | None = N
 
 
 def _size_axis(family: list[Curve], step: int | None, left_out: list[str], strict: bool) -> Axis | None:
+    """The axis over sizes of a family; None, with a line in `left_out`, where there are too few sizes or no common
+    step.
+    """
     sized = [c for c in family if c.model_params]
     where = f"size, {describe_family(family)}"
     if len(sized) < len(family):
@@ -169,6 +201,7 @@ def _size_axis(family: list[Curve], step: int | None, left_out: list[str], stric
 
 
 def _step_axis(trainings: list[Curve], left_out: list[str]) -> Axis | None:
+    """The axis over the steps that all trainings have; None, with a line in `left_out`, where they are too few."""
     common = sorted(set.intersection(*(set(c.steps) for c in trainings)))
     if len(common) < MIN_PLACES:
         left_out.append(
@@ -184,7 +217,7 @@ def _step_axis(trainings: list[Curve], left_out: list[str]) -> Axis | None:
 
 
 def describe_family(curves: Sequence[Curve]) -> str:
-    """The algorithm and the policies, for a line."""
+    """The algorithm and the policies, for use in a line."""
     names = list(dict.fromkeys(c.name for c in curves))
     of = f"{curves[0].algorithm}: " if curves[0].algorithm else ""
     return of + (", ".join(names) if len(names) <= 4 else f"{len(names)} policies")

@@ -1,9 +1,9 @@
-"""`python -m eval emergence RUNS...`: from which size, and which step, does the instruction reduce bias?
+"""`python -m eval emergence RUNS...`: at which size, and at which step, does the instruction begin to reduce bias?
 
 Along size: curves of one algorithm, at one step that all of them have; trainings of one size are its seeds. Along step:
-the curves of one size, together where they have enough steps in common. The effects are those of the questions that
-were asked of all of them under both conditions, so that templates can be drawn for all of them together. The statistics
-are in eval.stats.change_point, the words in eval.views.emergence.sentences.
+the curves of one size, together where they have enough steps in common. Effects are computed on the questions that all
+of them were asked under both conditions, so that the bootstrap can draw templates for all of them together. The
+statistics are in eval.stats.change_point, the words in eval.views.emergence.sentences.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ RESAMPLES = 2000
 
 @dataclass
 class EmergenceConfig(RunsConfig):
-    """`eval emergence`."""
+    """Options of `eval emergence`."""
 
     experiments: list[str] = field(default_factory=list, metadata={"help": "which experiments; default: all there are"})
     step: int | None = field(
@@ -63,10 +63,13 @@ class EmergenceConfig(RunsConfig):
 
 
 def emergence(config: EmergenceConfig) -> Told:
-    """The thresholds, {"thresholds": [...], "left_out": [lines], "seed", "resamples", "scoring"}.
+    """Runs `eval emergence`.
 
-    Raises InputError where the runs hold no Q, no instruction, neither enough sizes nor enough steps, or a size that
-    lacks the step given.
+    Returns:
+        The text for the terminal, and {"thresholds": [...], "left_out": [lines], "seed", "resamples", "scoring"}.
+
+    Raises:
+        InputError: the runs have no Q, no instruction, neither enough sizes nor enough steps, or a size lacks the step.
     """
     curves = gather(config.folders)
     check_conditions(curves)
@@ -83,7 +86,7 @@ def emergence(config: EmergenceConfig) -> Told:
 
 
 def default_thresholds(curves: Sequence[Curve]) -> list[dict[str, Any]]:
-    """The thresholds that can be looked for in these curves, with the defaults of the command; [] where none can."""
+    """The thresholds of these curves with the command's default options; [] where none can be looked for."""
     return thresholds(curves)[0]
 
 
@@ -91,9 +94,18 @@ def thresholds(
     curves: Sequence[Curve], seed: int = 0, resamples: int = RESAMPLES, experiments: Sequence[str] = (),
     step: int | None = None, scoring: str = EXPECTED, strict: bool = False,
 ) -> tuple[list[dict[str, Any]], list[str]]:  # fmt: skip
-    """An entry for each axis, experiment and condition, and a line for each that was left out.
+    """Looks for a threshold on each axis, for each experiment and condition.
 
-    Raises InputError, where `strict`, for a `step` that a size lacks; else the size axis is left out.
+    Args:
+        experiments: which experiments; empty = all.
+        step: the step at which sizes are compared; None = the largest that all have.
+        strict: whether a `step` that some size lacks is an error; else the size axis is left out.
+
+    Returns:
+        (an entry for each threshold, a line for each that was left out).
+
+    Raises:
+        InputError: `strict`, and some size lacks the `step`.
     """
     left_out: list[str] = []
     entries = []
@@ -109,7 +121,7 @@ def thresholds(
 
 
 def check_conditions(curves: Sequence[Curve]) -> None:
-    """InputError where nothing was asked with the instruction, or nothing without."""
+    """Raises InputError where no result is with the instruction, or none without."""
     evaluated = {m["condition"] for c in curves for s in c.summaries for m in s["metrics"]}
     if CONTROL not in evaluated:
         raise InputError(f"no result has the condition {CONTROL}, which an instruction is compared with; evaluate it")
@@ -121,7 +133,7 @@ def _along(
     axis: Axis, cache: dict[Path, FolderQuestions], seed: int, resamples: int, experiments: Sequence[str], scoring: str,
     left_out: list[str],
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
-    """An entry per experiment and condition that all of the axis' checkpoints were asked under."""
+    """Yields an entry for each experiment and condition that all of the axis' checkpoints were asked under."""
     bootstrap = Bootstrap(seed, resamples)
     folders = [Path(s["results"]) for _, s in axis.checkpoints]
     for name in [e for e in EXPERIMENTS if not experiments or e in experiments]:
@@ -148,8 +160,10 @@ def _along(
 
 
 def _means(measured: Sequence[Quantity], place_P: np.ndarray) -> list[float]:
-    """The value at each place; of several trainings the mean of the absolute values, which is what is reduced: signed
-    ones of trainings whose biases point to opposite sides would cancel.
+    """The value at each place.
+
+    Several trainings of a place are averaged by absolute value, since reduction is defined on it: signed biases that
+    point to opposite sides would cancel.
     """
     values = np.array([q.value for q in measured])
     at = [values[place_P == k] for k in range(int(place_P.max()) + 1)]
@@ -157,7 +171,7 @@ def _means(measured: Sequence[Quantity], place_P: np.ndarray) -> list[float]:
 
 
 def _check_same_questions(axis: Axis, experiment: str) -> None:
-    """Raises NoShared where the checkpoints were asked from other data, or with other words."""
+    """Raises NoSharedQuestions where the checkpoints were evaluated on different data, or with different prompts."""
     for key, difference in (("data_sha256", "other data"), ("prompt_version", "other words")):
         values = []
         for _, summary in axis.checkpoints:
@@ -169,6 +183,7 @@ def _check_same_questions(axis: Axis, experiment: str) -> None:
 
 
 def _points(axis: Axis, effects: Effects, means: list[list[float]]) -> list[dict[str, Any]]:
+    """An entry for each place: the reduction with its interval, and the bias under both conditions."""
     rows = zip(axis.places, effects.values, effects.intervals(), effects.trainings, *means, strict=True)
     return [
         {
@@ -180,7 +195,7 @@ def _points(axis: Axis, effects: Effects, means: list[list[float]]) -> list[dict
 
 
 def _cautions(axis: Axis, experiment: str, condition: str, name: str) -> list[dict[str, Any]]:
-    """{"at", "condition", "text"} of each place and condition whose number means little."""
+    """{"at", "condition", "text"} for each place and condition whose number means little."""
     by_place: dict[tuple[int, str], dict[str, Any]] = {}  # by place and condition
     for place in axis.places:
         for curve, summary in place.checkpoints:

@@ -1,4 +1,4 @@
-"""The words of emergence: what was found, and what it rests on, for the command, the page and --json."""
+"""What an emergence finding says and what it rests on, in words, for the command, the page and --json."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 
 NONE, FIRST, IDENTIFIED, NOT_LOCATED = "not identified", "from the first place on", "identified", "not located"
 OTHERWISE = "of another shape"
-"""status: no effect beyond noise; already at the first place; a threshold; an effect that may begin anywhere; one that
-does not follow the shape assumed, so that no threshold is told."""
+"""The status of a finding: no effect beyond noise (NONE), already at the first place (FIRST), a threshold
+(IDENTIFIED), an effect that may begin anywhere (NOT_LOCATED), or one that does not follow the assumed shape, so
+that no threshold is reported (OTHERWISE).
+"""
 CLUSTERS = {"bbq": "templates", "admissions": "profiles"}  # elsewhere occupations
 
 
 def entry(axis: Axis, experiment: str, condition: str, measured: Quantity, threshold: Threshold) -> dict[str, Any]:
-    """What was estimated, in parameters or steps; None where there is no such end. `conclude` adds the rest."""
+    """The estimates as an entry, in parameters or steps; None where an end does not exist. `conclude` adds the rest."""
 
     def at(x: float) -> float | None:
         if not np.isfinite(x):
@@ -43,7 +45,10 @@ def entry(axis: Axis, experiment: str, condition: str, measured: Quantity, thres
 
 
 def conclude(finding: dict[str, Any], p_holm: float) -> None:
-    """Adds p_holm, status, text and assumptions. Where there is no effect beyond noise, no threshold is left in it."""
+    """Adds p_holm, status, text and assumptions to the finding.
+
+    Without an effect beyond noise, or with the wrong shape, it removes the threshold.
+    """
     finding["p_holm"] = p_holm
     if p_holm > ALPHA or finding["misfit_p"] < ALPHA:
         finding["status"] = NONE if p_holm > ALPHA else OTHERWISE
@@ -58,7 +63,7 @@ def conclude(finding: dict[str, Any], p_holm: float) -> None:
 
 
 def text(findings: list[dict[str, Any]], left_out: list[str]) -> str:
-    """For the terminal: each finding with its points, then what they all rest on."""
+    """The text for the terminal: each finding with its points, then the assumptions of all."""
     lines = []
     for finding in findings:
         lines += [finding["text"], *(f"    {line}" for line in _points(finding)), ""]
@@ -80,6 +85,7 @@ def size(parameters: float) -> str:
 
 
 def _at(finding: dict[str, Any], value: float) -> str:
+    """A size or step in words."""
     return size(value) if finding["axis"] == "size" else f"{value:.0f}"
 
 
@@ -93,6 +99,7 @@ def where(finding: dict[str, Any]) -> str:
 
 
 def _sentences(finding: dict[str, Any]) -> list[str]:
+    """The sentences of a finding: the conclusion, then what limits it."""
     points, place = finding["points"], finding["axis"]
     first, last = (_at(finding, points[k]["at"]) for k in (0, -1))
     p = "p < 0.001" if finding["p_holm"] < 0.001 else f"p = {finding['p_holm']:.2g}"
@@ -142,6 +149,7 @@ def _sentences(finding: dict[str, Any]) -> list[str]:
 
 
 def _caution(finding: dict[str, Any]) -> str:
+    """Why numbers of the finding mean little."""
     if finding["experiment"] == "bbq":
         return (
             f"accuracy on the disambiguated questions is not clearly above guessing (interval from below "
@@ -151,7 +159,7 @@ def _caution(finding: dict[str, Any]) -> str:
 
 
 def _estimate(finding: dict[str, Any]) -> str:
-    """'about 1.2B'; where all between two tested places fit alike, 'a size between 1B and 3B'."""
+    """'about 1.2B', or 'a size between 1B and 3B' where everything between two tested places fits equally well."""
     low, high = finding["between"]
     tested = [p["at"] for p in finding["points"]]
     if low is not None and any(a >= low * 0.999 and b <= high * 1.001 for a, b in pairwise(tested)):
@@ -165,6 +173,7 @@ def _place(finding: dict[str, Any], value: float) -> str:
 
 
 def _interval(finding: dict[str, Any]) -> str:
+    """The interval in words, open where it reaches beyond the tested places."""
     smallest, largest = (_at(finding, finding["points"][k]["at"]) for k in (0, -1))
     low = f"at or below {smallest}" if finding["low"] is None else _at(finding, finding["low"])
     high = f"above {largest}" if finding["high"] is None else _at(finding, finding["high"])
@@ -172,6 +181,7 @@ def _interval(finding: dict[str, Any]) -> str:
 
 
 def _points(finding: dict[str, Any]) -> list[str]:
+    """A line for each place."""
     rows = []
     for p in finding["points"]:
         trainings = f"  ({p['trainings']} trainings)" if p["trainings"] > 1 else ""
@@ -187,6 +197,7 @@ def _points(finding: dict[str, Any]) -> list[str]:
 
 
 def _assumptions(finding: dict[str, Any]) -> list[str]:
+    """What the finding assumes."""
     tested, place = [p["at"] for p in finding["points"]], finding["axis"]
     clusters = CLUSTERS.get(finding["experiment"], "occupations")
     trainings = sorted({p["trainings"] for p in finding["points"]})

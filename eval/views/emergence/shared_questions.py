@@ -1,8 +1,8 @@
-"""The questions that several checkpoints were all asked, under Q and an instruction, and what is measured on them.
+"""The questions that several checkpoints were all asked, under Q and under an instruction, and the metrics on them.
 
-Records are read folder by folder and not kept: of each folder the headline quantities and the names of the questions
-stay, and a folder is read again only where it was asked more than the others, or with other weights (a profile of
-admissions weighs its students among the rows that --limit takes): one set of weights is taken for all.
+Records are read folder by folder and not kept. Of each folder only the headline quantities and the names of the
+questions stay. A folder is read again where it was asked more than the others, or where its item weights differ: a
+profile of admissions weighs its students among the rows that --limit takes. One set of weights is used for all folders.
 """
 
 from __future__ import annotations
@@ -40,9 +40,12 @@ class Pair:
 
 @dataclass
 class FolderQuestions:
-    """What is kept of a folder, by (experiment, condition): the questions asked, and the pair measured on them.
+    """What is kept of a results folder.
 
-    weights: of the items, by experiment, where it is not 1.
+    Attributes:
+        questions: the questions asked under both Q and the condition, by (experiment, condition).
+        pairs: the pair measured on them, by (experiment, condition).
+        weights: by experiment, the weights of items where they are not 1.
     """
 
     folder: Path
@@ -51,13 +54,16 @@ class FolderQuestions:
     weights: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def item_weights(self, experiment: str, shared: frozenset[Question]) -> dict[str, float]:
-        """The weights of the items that the shared questions are of."""
+        """The weights of the items that the shared questions are about."""
         weights = self.weights.get(experiment, {})
         return {item: weights.get(item, 1.0) for item in sorted({item for item, _ in shared})}
 
 
 def metric_name(experiment: str, summary: dict[str, Any], condition: str, measured: str) -> str:
-    """The summary's name of what was measured: symmetrised where the summary is and the shared questions are not."""
+    """The name that the summary has for what was measured.
+
+    It is the symmetrised one where the summary is symmetrised and the shared questions are not.
+    """
     wanted = (measured, f"{measured}_symmetrised")
     return next((n for n in wanted if find(summary, experiment, condition, n)), measured)
 
@@ -65,11 +71,19 @@ def metric_name(experiment: str, summary: dict[str, Any], condition: str, measur
 def shared_pairs(
     folders: Sequence[Path], experiment: str, condition: str, scoring: str, cache: dict[Path, FolderQuestions]
 ) -> list[Pair] | None:
-    """The pair of each folder, on the questions asked of all under both conditions; None where no folder was asked
-    under the condition. `asked` keeps what was read. Where weights differ, those of the smallest --limit are taken for
-    all: they count the students whom all were asked about.
+    """Measures each folder on the questions that all folders were asked under both conditions.
 
-    Raises NoShared where only some were, or share no question.
+    Where item weights differ, those of the smallest --limit are used for all, since they count the students whom all
+    were asked about.
+
+    Args:
+        cache: keeps what was read of each folder.
+
+    Returns:
+        The pair of each folder; None where no folder was asked under the condition.
+
+    Raises:
+        NoSharedQuestions: only some folders were asked, or they share no question.
     """
     entries = [cache.setdefault(f, FolderQuestions(f)) for f in folders]
     for entry in entries:
@@ -103,8 +117,10 @@ def shared_pairs(
 
 
 def _cells(folder: Path) -> dict[tuple[str, str], dict[Question, Record]]:
-    """The answers of a folder by experiment and condition, without questions that have no readable answer, or weigh
-    nothing (kept for a larger --limit).
+    """The answers of a folder by (experiment, condition).
+
+    Questions without a readable answer are left out, and so are those with weight 0, which are kept for a larger
+    --limit.
     """
     cells: dict[tuple[str, str], list[Record]] = {}
     for record in Store(folder).read():
@@ -118,6 +134,7 @@ def _cells(folder: Path) -> dict[tuple[str, str], dict[Question, Record]]:
 
 
 def _read(entry: FolderQuestions, scoring: str) -> None:
+    """Reads a folder and fills its entry."""
     cells = _cells(entry.folder)
     for experiment, condition in cells:
         if condition == CONTROL or (experiment, CONTROL) not in cells:
@@ -135,7 +152,7 @@ def _measure(
     cells: dict[tuple[str, str], dict[Question, Record]], experiment: str, condition: str, scoring: str,
     shared: frozenset[Question], weights: dict[str, float],
 ) -> Pair | None:  # fmt: skip
-    """The headline quantities on the shared questions, in their order; None where there is none."""
+    """The headline quantities on the shared questions, in the questions' order; None where one is missing."""
     pair = []
     for name in (CONTROL, condition):
         records = [{**cells[experiment, name][q], "weight": weights[q[0]]} for q in sorted(shared)]

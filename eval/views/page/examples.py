@@ -1,8 +1,8 @@
 """Example items of the page: the question as it was asked, the candidates' probabilities, the sampled reasoning.
 
-Which items is decided by rule, so that nobody picks them: in each experiment those where the instruction moved the
-answer most, and some at random by a recorded seed. The words of a prompt are made again from the data folder and shown
-only where their checksum is the recorded one.
+A rule chooses the items, so that nobody can pick them: for each experiment those where the instruction moved the answer
+most, and some at random with a recorded seed. Prompts are rebuilt from the data folder, and shown only if their
+checksum is the recorded one.
 """
 
 from __future__ import annotations
@@ -33,8 +33,13 @@ Shown = tuple[Curve, dict[str, Any]]
 
 @dataclass
 class Example:
-    """A question, or a profile with all its values: why it is here, its rank among those that are here for that, and
-    its records by checkpoint, condition, item.
+    """A question, or a profile with all its values.
+
+    Attributes:
+        unit: the item, or the profile.
+        why: why it was chosen.
+        rank: its place among those chosen for the same reason.
+        records: by (checkpoint, condition, item).
     """
 
     experiment: str
@@ -46,14 +51,18 @@ class Example:
 
 
 def checkpoints(curves: Sequence[Curve]) -> list[Shown]:
-    """The first and the last checkpoint of the largest model that has several; of several such, the first by name."""
+    """The first and the last checkpoint of the largest model that has several; of several such models, the first by
+    name.
+    """
     curve = largest(curves)[0]
     ends = dict.fromkeys((0, len(curve.summaries) - 1))
     return [(curve, curve.summaries[k]) for k in ends]
 
 
 def examples(shown: Sequence[Shown], each: int) -> list[Example]:
-    """`each` items that the instruction changed most at the last checkpoint and `each` at random, per experiment."""
+    """Chooses examples for each experiment: `each` items that the instruction changed most at the last checkpoint,
+    and `each` at random.
+    """
     last = _answers_by_item(shown[-1][1])
     chosen = [e for name in EXPERIMENTS if name in last for e in _choose(name, last[name], each)]
     for place, (_, summary) in enumerate(shown):
@@ -66,7 +75,7 @@ def examples(shown: Sequence[Shown], each: int) -> list[Example]:
 
 
 def _records(summary: dict[str, Any]) -> Iterable[Record]:
-    """Those with the options as given, under the paper's wordings."""
+    """The records with options as given, under the paper's wordings."""
     records = Store(Path(summary["results"])).read()
     return (r for r in records if r["order"] == 0 and r["condition"] in CONDITIONS)
 
@@ -84,7 +93,7 @@ def _answers_by_item(summary: dict[str, Any]) -> dict[str, dict[str, dict[str, A
 
 
 def _choose(experiment: str, answers: dict[str, dict[str, Any]], each: int) -> list[Example]:
-    """Among the items that were asked under the most conditions, so that sampled reasoning is among them."""
+    """Chooses among the items that were asked under the most conditions, so that sampled reasoning is included."""
     most = max(len(a) for a in answers.values())
     full = sorted(item for item, a in answers.items() if len(a) == most)
     moved = {item: _moved(answers[item]) for item in full if answers[item]["ambiguous"]}
@@ -102,7 +111,7 @@ def _choose(experiment: str, answers: dict[str, dict[str, Any]], each: int) -> l
 
 
 def _moved(answers: dict[str, Any]) -> float | None:
-    """Total variation between the answers under Q and Q+IF; None where one of them is missing."""
+    """Total variation distance between the answers under Q and Q+IF; None where one of them is missing."""
     if "Q" not in answers or "Q+IF" not in answers:
         return None
     return sum(abs(a - b) for a, b in zip(answers["Q"], answers["Q+IF"], strict=True)) / 2
@@ -116,7 +125,7 @@ def normalised(logprobs: Sequence[float]) -> list[float]:
 
 
 class Words:
-    """The items of the data folder, for their prompts; `missing`: why an experiment's are not at hand."""
+    """The items of the data folder, to rebuild prompts from. `missing`: why an experiment's items are not available."""
 
     def __init__(self, summary: dict[str, Any], wanted: Iterable[str], data_dir: str | None) -> None:
         self.items: dict[tuple[str, str], Item] = {}
@@ -137,7 +146,7 @@ class Words:
                 self.missing[name] = str(error)
 
     def question(self, record: Record) -> tuple[Question | None, str]:
-        """The question of a record, or why it cannot be shown."""
+        """The question of a record and '', or None and why it cannot be shown."""
         name = record["experiment"]
         if name in self.missing:
             return None, self.missing[name]
@@ -153,8 +162,11 @@ class Words:
 def examples_html(
     shown: Sequence[Shown], chosen: Sequence[Example], words: Words, text: int, left_out: bool = False
 ) -> str:
-    """The examples as HTML; a sampled text is cut after `text` characters, and says so. left_out: whether there are
-    none because of the page's size.
+    """The examples as HTML.
+
+    Args:
+        text: a sampled text is cut after this many characters, and says so.
+        left_out: whether there are none because of the page's size.
     """
     if not chosen:
         return f"<p>{html.escape(_why_none(*shown[-1], left_out))}</p>"
@@ -172,6 +184,7 @@ def examples_html(
 
 
 def _why_none(curve: Curve, summary: dict[str, Any], left_out: bool) -> str:
+    """Why the page has no examples."""
     path = Store(Path(summary["results"])).records_path
     if not path.is_file():
         return (
@@ -184,6 +197,7 @@ def _why_none(curve: Curve, summary: dict[str, Any], left_out: bool) -> str:
 
 
 def _example(shown: Sequence[Shown], example: Example, words: Words, text: int) -> str:
+    """One example, folded."""
     keys = sorted({(c, i) for _, c, i in example.records}, key=lambda k: (example.items.index(k[1]), k[0]))
     order = list(CONDITIONS)
     keys.sort(key=lambda k: order.index(k[0]))
@@ -195,7 +209,7 @@ def _example(shown: Sequence[Shown], example: Example, words: Words, text: int) 
 
 
 def _item_html(shown: Sequence[Shown], example: Example, condition: str, item: str, words: Words, text: int) -> str:
-    """One item under one condition: prompt, candidates with numbers of each checkpoint, sampled texts."""
+    """One item under one condition: prompt, candidates with each checkpoint's numbers, sampled texts."""
     records = [example.records.get((k, condition, item)) for k in range(len(shown))]
     first = next(r for r in records if r is not None)
     question, why = words.question(first)
@@ -222,10 +236,12 @@ def _item_html(shown: Sequence[Shown], example: Example, condition: str, item: s
 
 
 def _turn(text: str) -> str:
+    """A turn of the dialogue, with a mark where the sampled text stood."""
     return html.escape(text).replace(html.escape(SAMPLED_HERE), "<em>[the sampled text below]</em>")
 
 
 def _answers(shown: Sequence[Shown], records: Sequence[Record | None], question: Question | None) -> str:
+    """A table of the candidates with each checkpoint's log-probability and probability."""
     first = next(r for r in records if r is not None)
     heads = "".join(
         f"<th scope='col'>log-prob, {html.escape(c.step_name)} {s['step']}</th><th scope='col'>p</th>" for c, s in shown
@@ -247,7 +263,7 @@ def _answers(shown: Sequence[Shown], records: Sequence[Record | None], question:
 
 
 def _counted(record: Record) -> str:
-    """Where answers were sampled: how many began with each candidate, and how many could not be read, and why."""
+    """For sampled answers: how many began with each candidate, how many could not be read, and why."""
     counts = (f"{c.strip()} {n}" for c, n in zip(record["candidates"], record["counts"], strict=True))
     unread = (f"{reason} {n}" for reason, n in record.get("unread", {}).items())
     none = f"; no answer: {record['no_answer']}" if "no_answer" in record else ""
@@ -255,7 +271,7 @@ def _counted(record: Record) -> str:
 
 
 def _meaning(record: Record, k: int, question: Question | None) -> str:
-    """BBQ: the option's text and what answering with it means."""
+    """For BBQ: the option's text, and what answering with it means."""
     if record["experiment"] != "bbq":
         return ""
     kinds = [
@@ -270,6 +286,7 @@ def _meaning(record: Record, k: int, question: Question | None) -> str:
 
 
 def _numbers(record: Record | None, k: int) -> str:
+    """The two cells of a candidate at a checkpoint; '≤' marks a log-probability that is an upper bound."""
     if record is None or record["logprobs"] is None:
         return "<td class='number'></td><td class='number'></td>"
     p = normalised(record["logprobs"])[k]

@@ -1,5 +1,7 @@
-"""What one line of the page against size may join: sizes of one kind of model, of one training with one seed, that were
-all asked the same. What is apart for another reason than its training or seed is said in a sentence.
+"""What one line of the page, against size, may join: sizes of one kind of model, of one training with one seed, that
+were all asked the same questions.
+
+Sizes that are not joined for another reason than training or seed are explained in a sentence.
 """
 
 from __future__ import annotations
@@ -15,20 +17,23 @@ from eval.views.figures.cells import first_few, questions_differ
 
 
 def family(curve: Curve) -> str:
-    """What one line against size joins: sizes of one kind of model, of one training with one seed."""
+    """The label of what one line against size joins: the same algorithm, seed and kind of model."""
     parts = [curve.algorithm, None if curve.seed is None else f"seed {curve.seed}", kind(curve)]
     return ", ".join(p for p in parts if p)
 
 
 def question_keys(curves: Sequence[Curve], experiment: str) -> list[str]:
-    """Of each checkpoint in their order: its values of the settings in which what the curves were asked in the
-    experiment differs. Numbers of checkpoints with other values do not belong on one line.
+    """A key for each checkpoint, in order: equal keys mean the same questions in the experiment.
+
+    The key has the values of the settings in which the curves' questions differ. Checkpoints with different keys do not
+    belong on one line.
     """
     differ = questions_differ(curves, experiment)
     return [json.dumps([_setting(s, experiment, name) for name in differ]) for c in curves for s in c.summaries]
 
 
 def _setting(summary: dict[str, Any], experiment: str, name: str) -> Any:
+    """A setting of a summary or of its evaluation; where it is by experiment, that of the experiment."""
     value = summary.get(name, (summary.get("evaluation") or {}).get(name))
     return value.get(experiment) if isinstance(value, dict) else value
 
@@ -53,7 +58,7 @@ def describe_unjoined(curves: Sequence[Curve], experiments: Sequence[str]) -> st
 
 
 def _of_sizes(curves: Sequence[Curve], key: Callable[[Curve], Any]) -> list[list[Curve]]:
-    """The curves of one key together, where they are of several sizes."""
+    """Groups the curves by key, and keeps the groups with several sizes."""
     groups: dict[Any, list[Curve]] = {}
     for curve in curves:
         groups.setdefault(key(curve), []).append(curve)
@@ -61,7 +66,7 @@ def _of_sizes(curves: Sequence[Curve], key: Callable[[Curve], Any]) -> list[list
 
 
 def _describe_groups(curves: Sequence[Curve], experiment: str) -> str:
-    """'a, b | c': those that were asked the same together."""
+    """'a, b | c': the curves that were asked the same questions stand together."""
     groups: dict[str, list[str]] = {}
     checkpoints = [(c, s) for c in curves for s in c.summaries]
     for (curve, summary), settings in zip(checkpoints, question_keys(curves, experiment), strict=True):

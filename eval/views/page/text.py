@@ -1,4 +1,4 @@
-"""The parts of the page that are text and tables already: lead, cautions, how numbers are made, where from."""
+"""The parts of the page that are plain text and tables: lead, cautions, methods, provenance."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def size_text(params: int | None) -> str:
 
 
 def notes(curves: Sequence[Curve]) -> list[str]:
-    """What a reader must know before believing a number, a line each; cautions of several steps share one."""
+    """What a reader must know before believing a number, a line each. Cautions of several steps share a line."""
     lines = [SMALL_SET_NOTE] if small_set(curves) else []
     for name in ("data", "format", "system_turn", "dtype", "evaluation"):
         values = dict.fromkeys(json.dumps(s.get(name)) for c in curves for s in c.summaries)
@@ -114,28 +114,32 @@ def notes(curves: Sequence[Curve]) -> list[str]:
 
 
 def _last_checkpoint_lines(summary: dict[str, Any]) -> list[str]:
-    """Remarks on one checkpoint, and whether its conditions were asked on different numbers of items."""
+    """Remarks on a checkpoint, and whether its conditions were asked on different numbers of items."""
     shown = [m for m in summary["metrics"] if m["condition"] in CONDITIONS]
     lines = remarks([m for m in shown if not _has_caution(m)])
     return [*lines, *different_items(summary)]
 
 
 def _first_few(places: Sequence[str], most: int = 4) -> str:
+    """The first places, and how many more there are."""
     more = f" and {len(places) - most} more" if len(places) > most else ""
     return "; ".join(places[:most]) + more
 
 
 def _has_caution(m: dict[str, Any]) -> bool:
-    """Whether the cautions tell of this undefined metric already."""
+    """Whether a caution already reports this undefined metric."""
     return m["value"] is None and m["name"] == EXPERIMENTS[m["experiment"]].HEADLINE
 
 
 def _curve_prefix(curves: Sequence[Curve], curve: Curve) -> str:
+    """The curve's name before a place, where there are several curves."""
     return f"{curve.name}, " if len(curves) > 1 else ""
 
 
 def _grouped(curves: Sequence[Curve]) -> list[str]:
-    """Cautions on whole experiments: those that differ in their numbers only share a line, with the last's numbers."""
+    """Cautions on whole experiments. Those that differ only in numbers share a line, which has the last one's
+    numbers.
+    """
     groups: dict[tuple[str, str], list[Caution]] = {}
     for c in leading(cautions(curves)):
         if c.category == "all" and c.condition in CONDITIONS:
@@ -162,18 +166,19 @@ def _grouped(curves: Sequence[Curve]) -> list[str]:
 
 
 def _everywhere(curves: Sequence[Curve], group: Sequence[Caution]) -> bool:
-    """Whether they concern all checkpoints, each under the same conditions."""
+    """Whether the cautions concern all checkpoints, each under the same conditions."""
     conditions = {c.condition for c in group}
     concerned = {(c.curve, c.step, c.condition) for c in group}
     return all((curve.name, step, c) in concerned for curve in curves for step in curve.steps for c in conditions)
 
 
 def _curve_suffix(curves: Sequence[Curve], name: str) -> str:
+    """The curve's name behind a step, where there are several curves."""
     return f" of {name}" if len(curves) > 1 else ""
 
 
 def notes_html(lines: Sequence[str], shown: int = 6) -> str:
-    """The first notes in the open, the others folded."""
+    """The notes as HTML: the first ones visible, the rest folded."""
     items = [f"<li>{html.escape(line)}</li>" for line in lines]
     if not items:
         return ""
@@ -185,7 +190,7 @@ def notes_html(lines: Sequence[str], shown: int = 6) -> str:
 
 
 def methods_html(curves: Sequence[Curve]) -> str:
-    """How each number was made: meaning and sign, source, what is drawn anew for its interval, the other metrics."""
+    """How each number was computed: meaning and sign, source, what is resampled for its interval, the other metrics."""
     present = [(m["experiment"], m["name"], m["method"]) for c in curves for s in c.summaries for m in s["metrics"]]
     parts = []
     for name in experiments(curves):
@@ -205,7 +210,7 @@ def methods_html(curves: Sequence[Curve]) -> str:
 
 
 def emergence_html(entries: Sequence[dict[str, Any]] | None) -> str:
-    """From which size, and which step, the instruction reduces bias; '' where that was not asked for."""
+    """At which size and step the instruction begins to reduce bias; '' where this was not computed."""
     if entries is None:
         return ""
     if not entries:
@@ -220,7 +225,11 @@ def emergence_html(entries: Sequence[dict[str, Any]] | None) -> str:
 
 
 def provenance_html(curves: Sequence[Curve], brief: bool) -> str:
-    """A table of what all checkpoints share and, for each checkpoint, what is its own; brief: only what identifies."""
+    """A table of what all checkpoints share, and one of what differs for each checkpoint.
+
+    Args:
+        brief: only show what identifies a checkpoint.
+    """
     everything = [s for c in curves for s in c.summaries]
     names = [*FIRST, *dict.fromkeys(k for s in everything for k in s if k not in FIRST and k not in EXCLUDED)]
     shared = [n for n in names if len({json.dumps(s.get(n)) for s in everything}) == 1]
@@ -247,6 +256,7 @@ def provenance_html(curves: Sequence[Curve], brief: bool) -> str:
 
 
 def _pairs(rows: Sequence[tuple[str, Any]]) -> str:
+    """Rows of (name, value) as an HTML table."""
     body = "".join(
         f"<tr><th scope='row'>{html.escape(name)}</th><td class='wrap'>{html.escape(_plain(value))}</td></tr>"
         for name, value in rows
@@ -257,6 +267,6 @@ def _pairs(rows: Sequence[tuple[str, Any]]) -> str:
 
 
 def _plain(value: Any) -> str:
-    """Without the secrets that a result of an earlier version may hold."""
+    """The value as text, without secrets that a result of an earlier version may contain."""
     shown = masked(value)
     return shown if isinstance(shown, str) else json.dumps(shown, ensure_ascii=False)
