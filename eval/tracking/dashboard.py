@@ -1,7 +1,7 @@
-"""python -m eval dashboard [RUNS...]: a workspace and a report on Weights & Biases, over what `eval publish` sends.
+"""`python -m eval dashboard [RUNS...]`: a workspace and a report on Weights & Biases, for what `eval publish` sends.
 
-Logged in: both are saved in the project, and what they are is written into --output, so that the same command brings
-them up to date instead of making others. Else their specifications are written there, and the report's words.
+If the user is logged in, both are saved in the project, and their ids are written into --output, so that the same
+command updates them instead of making new ones. Else their specifications, and the report's words, are written there.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SPECS = {"workspace": "workspace.json", "report": "report.json"}
 
 @dataclass
 class DashboardConfig:
-    """`eval dashboard`."""
+    """Options of `eval dashboard`."""
 
     runs: list[str] = field(
         default_factory=list,
@@ -48,7 +48,12 @@ class DashboardConfig:
 
 @dataclass(frozen=True)
 class DashboardContent:
-    """What the dashboards show: sections, set-ups from the smallest model to the largest, and cautions."""
+    """What the dashboards show.
+
+    Attributes:
+        setups: the set-ups, from the smallest model to the largest.
+        cautions: lines about what to know before believing a number.
+    """
 
     sections: list[Section]
     setups: list[str]
@@ -56,9 +61,13 @@ class DashboardContent:
 
 
 def dashboard(config: DashboardConfig) -> Told:
-    """Saves both online; offline writes them as files. The text for the terminal, and {"mode", "urls", "files"}.
+    """Saves workspace and report online, or writes them as files if offline.
 
-    Raises InputError where a RUN has no results, the folder cannot be written, or W&B refuses.
+    Returns:
+        The text for the terminal, and {"mode", "urls", "files"}.
+
+    Raises:
+        InputError: a RUN has no results, the folder cannot be written, or W&B refuses.
     """
     from eval.tracking import client as tracking
 
@@ -83,7 +92,11 @@ def dashboard(config: DashboardConfig) -> Told:
 
 
 def dashboard_content(curves: Sequence[Curve]) -> DashboardContent:
-    """Everything that may be logged, against RLHF steps; of curves only what they have, against their own steps."""
+    """The content of the dashboards.
+
+    With curves: only panels that they fill, against their own steps. Without: everything that may be logged, against
+    RLHF steps.
+    """
     if not curves:
         return DashboardContent([s for s in sections() if s.only is None], [], [])
     from eval.tracking.ledger import ledger_of
@@ -99,7 +112,9 @@ def dashboard_content(curves: Sequence[Curve]) -> DashboardContent:
 
 
 def write_specs(content: DashboardContent, project: str, folder: Path) -> list[str]:
-    """workspace.json, report.json: what `.save()` would send; report.md: its words."""
+    """Writes workspace.json and report.json, which `.save()` would send, and report.md, the report's words. Returns
+    the paths.
+    """
     from eval.tracking import dashboard_report, dashboard_workspace
 
     workspace = dashboard_workspace.workspace(content.sections, content.setups, project, "")
@@ -111,15 +126,23 @@ def write_specs(content: DashboardContent, project: str, folder: Path) -> list[s
 
 
 def spec(built: Any) -> str:
-    """The specification that is sent when a workspace or a report is saved, as JSON; checks its types."""
+    """The specification that saving a workspace or a report sends, as JSON; checks its types."""
     sent = json.loads(built._to_model().spec.model_dump_json(by_alias=True, exclude_none=True))
     return json.dumps(sent, indent=1)
 
 
 def save(content: DashboardContent, destination: Any, path: Path) -> tuple[dict[str, str], set[str]]:
-    """Saves both in the user's project: their addresses, and which of them were there already.
+    """Saves workspace and report in the user's project.
 
-    path: the file that says what was saved from here before. Raises InputError where W&B refuses.
+    Args:
+        destination: the project (eval.tracking.client.Destination).
+        path: the file that records what was saved from here before.
+
+    Returns:
+        (their addresses, the names of those that existed already).
+
+    Raises:
+        InputError: W&B refuses.
     """
     from eval.tracking import client as tracking
     from eval.tracking import dashboard_report, dashboard_workspace

@@ -1,6 +1,7 @@
-"""What the dashboards on Weights & Biases show: sections of panels, by the names that eval.tracking.client and TRL log.
+"""What the dashboards on Weights & Biases show: sections of panels, with the names that eval.tracking.client and TRL
+log.
 
-The workspace and the report are made of these sections, so that both say the same; eval.tracking.names makes the names.
+Workspace and report are both built from these sections, so they always agree. eval.tracking.names makes the names.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ COLOURS = {
     "Q": "#0072B2", "Q+IF": "#E69F00", "Q+IF+CoT": "#009E73", "Q+Match Stats": "#A50026", "Q+Inverse": "#555555",
     "training": "#777777",
 }  # fmt: skip
-"""Of a condition's runs; they stay apart for colour-blind readers."""
+"""Colours of the conditions' runs, which colour-blind readers can tell apart."""
 AXIS, AXIS_TITLE = "rlhf_step", "RLHF step"
 TRAINING_AXIS = "train/global_step"
 MEDIA = ("report/page", "report/fig2", "report/fig1")
@@ -28,16 +29,19 @@ HEADLINES = {
     "winogender": ("rho", "Winogender: correlation with the labour statistics"),
     "admissions": ("gap", "Admissions: p(admit | Black) - p(admit | white)"),
 }
-"""The paper's three panels: metric and title. BBQ: the most probable option, options as given, which is its
-protocol."""
+"""The paper's three panels: metric and title. BBQ: the most probable option, with options as given, as in its
+protocol.
+"""
 EXPECTED = "bias_ambig_expected_symmetrised"
 CATEGORIES = tuple(sorted(Path(p.path).stem for p in PINNED if Path(p.path).match("bbq/*.jsonl")))
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A line plot against `x` (several names: lines in one plot), a plot against size of a run's last value, or
-    media.
+    """A panel: a line plot against `x`, a plot against model size, or media.
+
+    Attributes:
+        names: logged names. In a line plot each is a line; a plot against size shows a run's last value.
     """
 
     title: str
@@ -50,9 +54,14 @@ class Panel:
 
 @dataclass(frozen=True)
 class Section:
-    """Panels under a name; text: what they mean, in Markdown. only: the condition that the report shows
-    them of, a set-up at a time, since stacks of several would lie on each other; setups: which of these have it, None =
-    all.
+    """Panels under a name.
+
+    Attributes:
+        text: what the panels mean, in Markdown.
+        open: whether the section is unfolded.
+        only: a condition. The report then shows only its runs, a grid per set-up, since stacks of several set-ups would
+            cover each other.
+        setups: the set-ups that have this section; None = all.
     """
 
     name: str
@@ -73,7 +82,7 @@ def sections() -> list[Section]:
 
 
 def only_logged(sections: Sequence[Section], logged: Iterable[str]) -> list[Section]:
-    """The sections without panels of names that nothing logged."""
+    """The sections without the panels whose names nothing logged."""
     names = set(logged)
     kept = []
     for section in sections:
@@ -84,8 +93,10 @@ def only_logged(sections: Sequence[Section], logged: Iterable[str]) -> list[Sect
 
 
 def of_conditions(sections: Sequence[Section], curves: Sequence[tuple[str, Curve]]) -> list[Section]:
-    """The sections, those of one condition with the set-ups that logged it, and not where none did. curves: each with
-    its set-up.
+    """Fills in which set-ups have the sections of a single condition, and drops sections that no set-up has.
+
+    Args:
+        curves: (set-up, curve).
     """
     kept = []
     for section in sections:
@@ -99,8 +110,10 @@ def of_conditions(sections: Sequence[Section], curves: Sequence[tuple[str, Curve
 
 
 def on_axes(sections: Sequence[Section], logged: Mapping[str, Iterable[str]]) -> list[Section]:
-    """The sections with their panels against steps once for each axis that their names are logged against, and not
-    where there is none. logged: what the steps count ('RLHF step', 'training step') -> names.
+    """Repeats the panels against steps for each axis that their names are logged against; drops those without an axis.
+
+    Args:
+        logged: names by what the steps count ('RLHF step', 'training step').
     """
     kept = []
     for section in sections:
@@ -120,8 +133,9 @@ def on_axes(sections: Sequence[Section], logged: Mapping[str, Iterable[str]]) ->
 
 
 def logged_names(curves: Sequence[Curve]) -> set[str]:
-    """The names that publishing these curves, and training them, logs; those of a training are taken to be there where
-    one of them was trained here.
+    """The names that are logged by publishing these curves and by training them.
+
+    A training's names are assumed to exist where one of the curves was trained here.
     """
     names: set[str] = set(MEDIA)
     if any("algorithm" in curve.described for curve in curves):

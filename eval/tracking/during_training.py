@@ -1,4 +1,4 @@
-"""Publishing beside work that must not stop for it."""
+"""Publishing during work that must not stop because of it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from eval.errors import FAILURES, log_failure
 
 
 def publish_pending(output: Path, pictures: bool = False) -> str | None:
-    """Publishes the evaluations that were not sent yet; in a line what is not on W&B then, and why: nothing that is
-    computed stops for it. None where everything is, or W&B is disabled.
+    """Publishes the evaluations that were not sent yet. Never raises for a failure to send.
 
-    pictures: with the page and the figures, in which the intervals are; drawing them takes seconds.
+    Args:
+        output: the folder of the run.
+        pictures: whether to send the page and the figures, which show the intervals and take seconds to draw.
+
+    Returns:
+        A line that says what is not on W&B afterwards, and why; None where everything is, or W&B is disabled.
     """
     from eval.tracking import client as tracking
     from eval.tracking.publish import PublishConfig, publish

@@ -1,10 +1,10 @@
-"""python -m eval.tracking.follow_training OUTPUT_DIR: sends a training's own run, and its evaluations, as their files
-grow.
+"""`python -m eval.tracking.follow_training OUTPUT_DIR`: sends a training's own run, and its evaluations, while their
+files grow.
 
-A training starts it (reward.training_run) as a process of its own, so that nothing that W&B does reaches the training.
-It follows the files until its standard input ends, as it does with the training, also by a kill. Where W&B fails it
-ends with a line and status 1, and the next one, of the training or of a later command, goes on as after a kill: what
-has arrived is asked of the server (eval.tracking.send.Channel).
+A training starts it (reward.training_run) as a separate process, so that nothing that W&B does reaches the training. It
+follows the files until its standard input ends, which happens when the training ends, even by a kill. If W&B fails, it
+ends with a line and status 1. The next process, of the training or of a later command, then continues as after a kill:
+it asks the server what has arrived (eval.tracking.send.Channel).
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ POLL_SECONDS = 2.0
 
 
 class Following:
-    """Until this process's standard input ends: new evaluations are sent between two looks at the training's files."""
+    """Polls whether the training has ended, and publishes new evaluations between two polls.
+
+    The training has ended when this process's standard input ends.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -36,6 +39,7 @@ class Following:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
+        """Waits for the training's end, then ends this process if W&B takes too long."""
         sys.stdin.buffer.read()
         self.over.set()
         threading.Event().wait(limit_seconds())  # a training that was killed does not end this process
@@ -44,6 +48,7 @@ class Following:
         os._exit(1)
 
     def __call__(self) -> bool:
+        """Waits for a moment and publishes new evaluations. Returns whether the training has ended."""
         over = self.over.wait(POLL_SECONDS)
         summaries = set(self.folder.glob("eval/step-*/summary.json"))
         if not over and summaries - self.evaluated and (why := publish_pending(self.folder)):
@@ -53,12 +58,12 @@ class Following:
 
 
 def describe_missing(folder: Path, why: str) -> str:
-    """What to know, and to do, where not all was sent."""
+    """What W&B may lack, why, and what to do about it."""
     return f"{folder}: W&B may lack a part of the training's run: {why}; `python -m eval publish {folder}` sends it"
 
 
 def follow(folder: Path) -> int:
-    """Sends a training and its evaluations until its end; the process's status."""
+    """Sends a training and its evaluations until its end. Returns the process's exit status."""
     following, status = Following(folder), 0
     try:
         if (folder / ROWS).is_file():
@@ -79,6 +84,7 @@ def follow(folder: Path) -> int:
 
 
 def main() -> None:
+    """Runs the command line."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     tracking.exit_process(follow(Path(sys.argv[1])))
 

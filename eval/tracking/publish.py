@@ -1,9 +1,9 @@
-"""python -m eval publish RUNS...: results, wherever they were made, onto Weights & Biases.
+"""`python -m eval publish RUNS...`: sends results, wherever they were made, to Weights & Biases.
 
 Each policy gets a run per condition (eval.tracking.client), and a run report-POLICY with what W&B's own panels cannot
-draw: our page, and Figures 1 and 2 with their interval bands; several policies together get one more. A training
-publishes after each checkpoint without these pictures, since drawing them takes seconds, and at its end with them. What
-a training's own run lacks, as after an outage, is sent from the training's files.
+draw: our page, and Figures 1 and 2 with their interval bands. Several policies together get one more such run. A
+training publishes after each checkpoint without these pictures, since drawing takes seconds, and at its end with them.
+What a training's own run lacks, for example after an outage, is sent from the training's files.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ log = logging.getLogger(__name__)
 
 Pictures = Callable[[Sequence[Curve], Path], list[Path]]
 HERO = ("fig1", "fig2")
-"""Figures that are logged: bias against size, and against RLHF step."""
+"""The figures that are logged: bias against size, and against RLHF step."""
 
 
 @dataclass
 class PublishConfig(RunsConfig):
-    """`eval publish`."""
+    """Options of `eval publish`."""
 
     project: str | None = field(default=None, metadata={"help": "default $WANDB_PROJECT or selfcorrect"})
     entity: str | None = field(default=None, metadata={"help": "user or team; default $WANDB_ENTITY or your own"})
@@ -46,12 +46,20 @@ class PublishConfig(RunsConfig):
 
 
 def publish(config: PublishConfig, pictures: Pictures | None = None, trainings: bool = True) -> Told:
-    """Sends what was not sent yet, policy by policy; one that fails does not keep the others back.
+    """Sends what was not sent yet, policy by policy. A policy that fails does not keep the others back.
 
-    pictures: draws what is logged beside the numbers, `pictures` of this module by default. trainings: also what the
-    trainings' own runs lack. Raises InputError where a
-    folder is not there or holds no result. What fails later, as the second of two trainings that say that they are the
-    same policy does, stands in the object's 'failed' and 'error'.
+    Later failures do not raise; they are in the object's 'failed' and 'error'. One of them is a second training that
+    claims to be the same policy as another.
+
+    Args:
+        pictures: draws what is logged beside the numbers; default: `draw_pictures`.
+        trainings: whether to send what the trainings' own runs lack, too.
+
+    Returns:
+        The text for the terminal, and the object for --json.
+
+    Raises:
+        InputError: a folder does not exist or has no results.
     """
     from eval.tracking import client as tracking
 
@@ -100,14 +108,14 @@ def _trainings(folders: Sequence[Path]) -> list[Path]:
 
 
 def _only_trained(folder: Path, trained: Sequence[Path]) -> bool:
-    """Whether a folder holds trainings, and none that was evaluated."""
+    """Whether a folder holds trainings, none of which was evaluated."""
     return any(folder in (t, *t.parents) for t in trained) and not any(
         "metrics" in (read_json(path) or {}) for path in folder.rglob("summary.json")
     )
 
 
 def _send_training(folder: Path, destination: Any) -> dict[str, Any]:
-    """What became of a training's own run."""
+    """Sends a training's own run. Returns the outcome for --json."""
     from eval.tracking import client as tracking
     from eval.tracking import training_send as training_sending
 
@@ -126,6 +134,7 @@ def _send_training(folder: Path, destination: Any) -> dict[str, Any]:
 
 
 def _training_lines(result: dict[str, Any]) -> list[str]:
+    """The outcome of a training's own run, as lines for the terminal."""
     what = f"{result['rows']} rows written" if result["runs"] else "nothing new"
     lines = [
         f"{result['training']}: the training's own run: " + (f"failed: {result['error']}" if result["error"] else what)
@@ -137,7 +146,7 @@ def _training_lines(result: dict[str, Any]) -> list[str]:
 
 
 def describe_changed(changed: Sequence[str]) -> str:
-    """What to know of rows of a training's run that W&B has otherwise."""
+    """What to know about rows of a training's run that have other numbers on W&B."""
     return (
         f"{len(changed)} rows on W&B are of steps that were done again after a kill and have other numbers now "
         f"({changed[0]} ...): W&B keeps the old ones"
@@ -147,7 +156,12 @@ def describe_changed(changed: Sequence[str]) -> str:
 def _publish_one(
     curve: Curve, destination: Any, exclusive: Path | None, draw: Pictures | None, ledgers: list[Ledger]
 ) -> dict[str, Any]:
-    """What became of one policy. known: the policies before it, to which it is added."""
+    """Publishes one policy. Returns the outcome for --json.
+
+    Args:
+        exclusive: a folder that holds this curve and no other.
+        ledgers: the ledgers of the policies before it; this policy's is appended.
+    """
     from eval.tracking import client as tracking
     from eval.tracking import send as sending
 
@@ -170,7 +184,7 @@ def _publish_one(
 
 
 def _log_failure(what: object, error: Exception) -> str:
-    """The same in a line where W&B is what failed."""
+    """Logs the failure and returns it as one line; errors of wandb's are shortened."""
     from eval.tracking import client as tracking
 
     return log_failure(
@@ -179,6 +193,7 @@ def _log_failure(what: object, error: Exception) -> str:
 
 
 def _send_pictures(curves: Sequence[Curve], destination: Any, exclusive: Path | None, draw: Pictures) -> str | None:
+    """Draws the pictures into a temporary folder and sends them. Returns the run's id, or None where nothing is new."""
     from eval.tracking import send as sending
 
     with tempfile.TemporaryDirectory() as folder:
@@ -186,7 +201,7 @@ def _send_pictures(curves: Sequence[Curve], destination: Any, exclusive: Path | 
 
 
 def _line(result: dict[str, Any], mode: str) -> str:
-    """A policy in a line, and a line for each thing to know of it."""
+    """The outcome of a policy, as lines for the terminal."""
     n = len(result["runs"])
     what = f"{n} {'run' if n == 1 else 'runs'} written ({mode}), {result['rows']} rows" if n else "nothing new"
     if result["report"]:
@@ -206,7 +221,7 @@ def _line(result: dict[str, Any], mode: str) -> str:
 
 
 def exclusive_folder(curve: Curve, curves: Sequence[Curve], folders: Sequence[Path]) -> Path | None:
-    """The folder, of those given, that holds all of this curve and nothing of another."""
+    """The first of the given folders that holds all of this curve and nothing of another; None where there is none."""
     for folder in folders:
         inside = [c for c in curves if any(_lies_in(s, folder) for s in c.summaries)]
         if [c.name for c in inside] == [curve.name] and all(_lies_in(s, folder) for s in curve.summaries):
@@ -215,12 +230,13 @@ def exclusive_folder(curve: Curve, curves: Sequence[Curve], folders: Sequence[Pa
 
 
 def _lies_in(summary: dict[str, Any], folder: Path) -> bool:
+    """Whether a summary's results lie in the folder."""
     results = Path(summary["results"]).resolve()
     return folder.resolve() in (results, *results.parents)
 
 
 def draw_pictures(curves: Sequence[Curve], folder: Path) -> list[Path]:
-    """The page, and Figures 1 and 2, of the curves, drawn into the folder."""
+    """Draws the page, and Figures 1 and 2, of the curves into the folder. Returns the paths."""
     from eval.views.figures import figures
     from eval.views.figures.figures import FiguresConfig
     from eval.views.page import report

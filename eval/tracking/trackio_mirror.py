@@ -1,11 +1,12 @@
-"""`python -m eval live RUNS...`: results and trainings as a local trackio project, a view without account or network.
+"""`python -m eval live RUNS...`: results and trainings as a local trackio project, without account or network.
 
-What is on disk is the truth, and the project is made from it: a run for each policy and condition, with the metrics of
-all its checkpoints against their step, and one for each training's log (as of its last checkpoint while it runs). A run
-whose content has changed is written anew, in one transaction; one that has not is left alone. So doing it twice changes
-nothing, and killed anywhere and run again nothing is lost or doubled. trackio draws no intervals: `eval report` does.
+The files on disk are the truth, and the project is made from them. It has a run for each policy and condition, with the
+metrics of all its checkpoints against their step, and one for each training's log (while it runs, as of its last
+checkpoint). A run whose content has changed is rewritten in one transaction; an unchanged one is left alone. So
+repeating the command changes nothing, and after a kill nothing is lost or duplicated. trackio draws no intervals: `eval
+report` does.
 
-trackio lays its projects in $TRACKIO_DIR, or in the cache folder of Hugging Face.
+trackio stores its projects in $TRACKIO_DIR, or in the cache folder of Hugging Face.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ TRAINING = {
     "reward": "train/reward", "kl": "train/kl", "entropy": "train/entropy", "observed/tokens": "train/tokens",
     "loss": "train/loss",
 }  # fmt: skip
-"""Names in a training's log, and here."""
+"""Maps names in a training's log to names in the project."""
 
 
 @dataclass
 class LiveConfig(RunsConfig):
-    """`eval live`."""
+    """Options of `eval live`."""
 
     project: str = field(default=PROJECT, metadata={"help": "name of the trackio project"})
     follow: bool = field(default=False, metadata={"help": "look again and again, until interrupted"})
@@ -58,7 +59,11 @@ class LiveConfig(RunsConfig):
 
 @dataclass(frozen=True)
 class MirroredRun:
-    """A run of the dashboard: rows are (step, {metric: value})."""
+    """A run of the project.
+
+    Attributes:
+        rows: (step, {metric: value}).
+    """
 
     name: str
     config: dict[str, Any]
@@ -66,14 +71,18 @@ class MirroredRun:
 
     @property
     def content(self) -> str:
-        """A checksum of all that it shows."""
+        """A checksum of everything in the run."""
         return hashlib.sha256(json.dumps([self.config, self.rows], sort_keys=True).encode()).hexdigest()
 
 
 def live(config: LiveConfig) -> Told:
-    """Brings the project up to date: {"project", "runs", "written", "url"}; with --follow and --show until interrupted.
+    """Brings the project up to date; with --follow or --show, runs until interrupted.
 
-    Raises InputError where trackio is not installed, or a run folder is not there or holds nothing.
+    Returns:
+        The text for the terminal, and {"project", "runs", "written", "url"}.
+
+    Raises:
+        InputError: trackio is not installed, or a run folder does not exist or has no results.
     """
     storage = _storage()
     written, runs = _update_project(storage, config)
@@ -90,6 +99,7 @@ def live(config: LiveConfig) -> Told:
 
 
 def _storage() -> Any:
+    """trackio's storage. Raises InputError where trackio is not installed."""
     try:
         from trackio.sqlite_storage import SQLiteStorage  # pyright: ignore[reportMissingImports]
     except ImportError as error:
@@ -98,7 +108,9 @@ def _storage() -> Any:
 
 
 def _serve(storage: Any, config: LiveConfig) -> str | None:
-    """Serves and follows, as asked, until interrupted; the dashboard's address."""
+    """Serves the dashboard and follows the results, as the options say, until interrupted. Returns the dashboard's
+    address.
+    """
     shown = url = None
     if config.show:
         import trackio  # pyright: ignore[reportMissingImports]
@@ -118,7 +130,7 @@ def _serve(storage: Any, config: LiveConfig) -> str | None:
 
 
 def _update_project(storage: Any, config: LiveConfig) -> tuple[list[str], list[str]]:
-    """Writes what is new or changed; (names written, all names)."""
+    """Writes the runs that are new or changed. Returns (names written, all names)."""
     written, runs = [], []
     for run in mirrored_runs(gather(config.folders), config.folders):
         runs.append(run.name)
@@ -128,7 +140,7 @@ def _update_project(storage: Any, config: LiveConfig) -> tuple[list[str], list[s
 
 
 def put(storage: Any, project: str, run: MirroredRun) -> bool:
-    """Writes a run, in the place of an earlier state of it; whether there was anything to write."""
+    """Writes a run in place of its earlier state. Returns whether there was anything to write."""
     stored = storage.get_run_config(project, run.name)
     if stored is not None and stored.get("content") == run.content:
         return False
@@ -141,10 +153,13 @@ def put(storage: Any, project: str, run: MirroredRun) -> bool:
 
 
 def mirrored_runs(curves: Sequence[Curve], folders: Sequence[Path]) -> Iterator[MirroredRun]:
-    """A run per curve and condition, and one per training whose log is known, under the names that `eval publish` of
-    these folders has for the policies: unlike the curves' own, they tell apart what is given in different calls.
+    """Yields a run for each curve and condition, and one for each training whose log is known.
 
-    Raises InputError where two trainings say that they are the same policy.
+    They have the policy names that `eval publish` would give for these folders. Unlike curve names, these stay unique
+    across calls with different folders.
+
+    Raises:
+        InputError: two trainings claim to be the same policy.
     """
     ledgers = [ledger_of(curve, exclusive_folder(curve, curves, folders)) for curve in curves]
     check_distinct(ledgers)
@@ -163,7 +178,7 @@ def mirrored_runs(curves: Sequence[Curve], folders: Sequence[Path]) -> Iterator[
 
 
 def _metrics(summary: dict[str, Any], condition: str) -> dict[str, float]:
-    """The metrics of whole experiments, by the names that W&B has them under."""
+    """The metrics of whole experiments, under the names that W&B has."""
     values = {
         f"eval/{m['experiment']}/{m['name']}": m["value"]
         for m in summary["metrics"]
@@ -173,12 +188,13 @@ def _metrics(summary: dict[str, Any], condition: str) -> dict[str, float]:
 
 
 def _logged(entry: dict[str, Any]) -> dict[str, float]:
+    """The values of a row of a training's log, under the project's names."""
     values = {name: entry[key] for key, name in TRAINING.items() if isinstance(entry.get(key), int | float)}
     return {"rlhf_step": entry["step"], **values}
 
 
 def _log(curve: Curve) -> list[dict[str, Any]]:
-    """A training's log: of its result file, or while it runs of its last checkpoint."""
+    """A training's log: from its result file, or from its last checkpoint while it runs."""
     if name := curve.described.get("result"):
         if result := read_json(curve.folder / name):
             return result["log"]
