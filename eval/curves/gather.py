@@ -77,6 +77,7 @@ class Curve:
 
     @property
     def steps(self) -> list[int]:
+        """The steps that have results, in ascending order."""
         return [s["step"] for s in self.summaries]
 
     def at(self, step: int) -> dict[str, Any] | None:
@@ -224,11 +225,13 @@ def _same_model(members: list[dict[str, Any]], summary: dict[str, Any]) -> bool:
 
 
 def _model_key(summary: dict[str, Any]) -> tuple[str, Path | None]:
+    """What identifies the model of a result made outside a training: its name, and the folder of its adapter."""
     adapter = summary.get("adapter")
     return summary["model"], Path(adapter).parent if adapter else None
 
 
 def _build_curve(members: list[dict[str, Any]]) -> Curve:
+    """The curve of these summaries, not yet named."""
     paths = [Path(s["results"]) for s in members]
     training = training_folder(paths[0])
     described = (read_json(training / RUN_FILE, REMEDY) if training else None) or {}
@@ -266,6 +269,7 @@ def _name_curves(curves: Sequence[Curve]) -> list[Curve]:
 
 
 def _path_suffix(curve: Curve, depth: int) -> str:
+    """The last `depth` parts of the curve's folder."""
     return "/".join(curve.folder.resolve().parts[1:][-depth:])
 
 

@@ -52,6 +52,7 @@ def describe_settings(summaries: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _format_value(name: str, value: Any) -> str:
+    """The value in words, shortened to 50 characters; 'all' or 'none' where it is empty."""
     if value is None or value == []:
         return "all" if name in ALL else "none"
     return textwrap.shorten(", ".join(map(str, value)) if isinstance(value, list) else str(value), 50)

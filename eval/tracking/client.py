@@ -23,7 +23,7 @@ from wandb.apis.public.runs import RunNotFoundError
 from wandb.errors import CommError
 from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 from wandb.sdk.lib.service.service_token import WandbServiceConnectionError
-from wandb.sdk.lib.wbauth import read_netrc_auth  # what `wandb login` wrote; wandb's own lookup, as its CLI does it
+from wandb.sdk.lib.wbauth import read_netrc_auth  # reads what `wandb login` wrote, as wandb's CLI does
 from wandb.sdk.mailbox.mailbox import MailboxClosedError
 from wandb.sdk.mailbox.mailbox_handle import HandleAbandonedError, ServerResponseError
 from wandb.util import get_core_path
@@ -83,7 +83,11 @@ def user_entity() -> str | None:
 
 
 def default_entity() -> str:
-    """The entity of the logged-in user. Raises InputError where there is none, too."""
+    """The entity of the logged-in user.
+
+    Raises:
+        InputError: the server knows none, does not answer, or rejects the login.
+    """
     entity = user_entity()
     if not entity:
         raise InputError("W&B does not say which entity is yours; run `wandb login`, or give --entity")
@@ -189,7 +193,7 @@ def write_part(
                 if online
                 else f"{folder} was not written to its end ({missing} lacking); make room on the disk and publish again"
             )
-        time.sleep(pause)  # the helper closes the file, and the server takes rows in, a moment after the end
+        time.sleep(pause)  # the helper closes the file, and the server stores rows, a moment after the end
         pause = min(2 * pause, 2.0)
     return folder
 
@@ -242,7 +246,7 @@ def history(path: str) -> list[dict[str, Any]]:
     """All rows of entity/project/run on the server; [] where there is no such run."""
     try:
         return list(wandb.Api().run(path).scan_history(use_cache=False))
-    except CommError as error:  # which wandb makes of every error there
+    except CommError as error:  # wandb raises it for every error here
         if isinstance(error.exc, RunNotFoundError):
             return []
         raise

@@ -148,14 +148,17 @@ def logged_names(curves: Sequence[Curve]) -> set[str]:
 
 
 def _eval(experiment: str, metric: str, part: str = "") -> str:
+    """The logged name of a metric at each step."""
     return f"eval/{experiment}/{metric}" + (f"/{part}" if part else "")
 
 
 def _final(experiment: str, metric: str) -> str:
+    """The logged name of a metric at the last step."""
     return f"final/{experiment}/{metric}"
 
 
 def _against_steps() -> Section:
+    """The headline metrics against steps."""
     panels = [Panel(title, (_eval(e, m),), y_title=SIGNS[e]) for e, (m, title) in HEADLINES.items()]
     panels.append(
         Panel(
@@ -179,6 +182,7 @@ def _against_steps() -> Section:
 
 
 def _against_size() -> Section:
+    """The headline metrics against model size."""
     panels = [Panel(title, (_final(e, m),), "size", y_title=SIGNS[e]) for e, (m, title) in HEADLINES.items()]
     panels.append(Panel("BBQ: bias score, expected", (_final("bbq", EXPECTED),), "size", y_title=SIGNS["bbq"]))
     text = (
@@ -191,6 +195,7 @@ def _against_size() -> Section:
 
 
 def _pictures() -> Section:
+    """The page and figures that are logged as media."""
     titles = ("Page: everything, with intervals", "Figure 2: against step", "Figure 1: against size")
     panels = tuple(Panel(title, (name,), "media") for title, name in zip(titles, MEDIA, strict=True))
     text = (
@@ -201,6 +206,7 @@ def _pictures() -> Section:
 
 
 def _intervals() -> Section:
+    """The headline metrics between the ends of their intervals."""
     panels = tuple(
         Panel(
             f"{title}, with its 95% interval",
@@ -214,6 +220,7 @@ def _intervals() -> Section:
 
 
 def _categories() -> Section:
+    """BBQ's bias by category."""
     panels = tuple(
         Panel(f"BBQ, {c.replace('_', ' ')}", (_eval("bbq", "bias_ambig", c),), y_title=SIGNS["bbq"]) for c in CATEGORIES
     )
@@ -222,6 +229,7 @@ def _categories() -> Section:
 
 
 def _accuracy() -> Section:
+    """BBQ's accuracies, its bias on disambiguated questions, and its position bias."""
     titles = {
         "accuracy_ambig": "BBQ: accuracy, ambiguous", "accuracy_disambig": "BBQ: accuracy, disambiguated",
         "bias_disambig": "BBQ: bias score, disambiguated", "position_bias": "BBQ: position bias",
@@ -239,6 +247,7 @@ def _accuracy() -> Section:
 
 
 def _winogender() -> list[Section]:
+    """Winogender's pronouns and calibration, and a section of stacks for each condition."""
     shares = tuple(_eval("winogender", f"p_{kind}") for kind in ("female", "male", "neutral"))
     titles = ("Winogender: mean p(female)", "Winogender: mean p(male)", "Winogender: mean p(neutral)")
     panels = [Panel(title, (name,)) for title, name in zip(titles, shares, strict=True)]
@@ -269,6 +278,7 @@ def _winogender() -> list[Section]:
 
 
 def _admissions() -> Section:
+    """The admission probabilities behind the gap."""
     names = {
         "p_admit": "Admissions: p(admit)", "p_admit_Black": "Admissions: p(admit | Black)",
         "p_admit_white": "Admissions: p(admit | white)", "mass_yes_no": "Admissions: probability of yes and no "
@@ -283,6 +293,7 @@ def _admissions() -> Section:
 
 
 def _training() -> Section:
+    """What TRL's trainers log."""
     names = {
         "train/reward": "Reward", "train/kl": "KL to the starting policy, per token", "train/entropy": "Entropy per "
         "token",

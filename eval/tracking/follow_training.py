@@ -34,27 +34,27 @@ class Following:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.over = threading.Event()
+        self.training_ended = threading.Event()
         self.evaluated: set[Path] = set()
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
         """Waits for the training's end, then ends this process if W&B takes too long."""
         sys.stdin.buffer.read()
-        self.over.set()
-        threading.Event().wait(limit_seconds())  # a training that was killed does not end this process
+        self.training_ended.set()
+        threading.Event().wait(limit_seconds())  # a killed training does not end this process
         log.warning("%s", describe_missing(self.folder, f"W&B took longer than {limit_seconds():g} s ({LIMIT})"))
         tracking.end_helpers()
         os._exit(1)
 
     def __call__(self) -> bool:
         """Waits for a moment and publishes new evaluations. Returns whether the training has ended."""
-        over = self.over.wait(POLL_SECONDS)
+        training_ended = self.training_ended.wait(POLL_SECONDS)
         summaries = set(self.folder.glob("eval/step-*/summary.json"))
-        if not over and summaries - self.evaluated and (why := publish_pending(self.folder)):
+        if not training_ended and summaries - self.evaluated and (why := publish_pending(self.folder)):
             log.warning("%s", why)
         self.evaluated = summaries
-        return over
+        return training_ended
 
 
 def describe_missing(folder: Path, why: str) -> str:
@@ -67,15 +67,15 @@ def follow(folder: Path) -> int:
     following, status = Following(folder), 0
     try:
         if (folder / ROWS).is_file():
-            once = following.over.wait(0.2)
+            once = following.training_ended.wait(0.2)
             ended, settings = (None, None) if once else (following, tracking.monitored_settings(os.getppid()))
             sent = send_training(folder, tracking.Destination(), ended, settings, wait=True)
             if sent.changed:
                 log.warning("%s: %s", folder, describe_changed(sent.changed))
-    except Exception as error:  # whatever wandb, its helper, the server, its folders or the disk do
+    except Exception as error:  # any failure of wandb, its helper, the server, its folders or the disk
         log.warning("%s", describe_missing(folder, tracking.describe_error(error)))
         status = 1
-    if not following.over.is_set():
+    if not following.training_ended.is_set():
         return status
     if any(folder.glob("eval/step-*/summary.json")) and (why := publish_pending(folder, pictures=True)):
         log.warning("%s", why)

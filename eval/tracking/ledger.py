@@ -220,7 +220,7 @@ def ledger_of(curve: Curve, exclusive: Path | None) -> Ledger:
     name = safe_name(recorded_name) if recorded_name else policy_name(home, made_of)
     taken = _read(home, "")["policies"].get(name)
     if taken and any((home / place / "summary.json").is_file() for place in taken["results"] or []):
-        name = f"{name}-{digest({k: first.get(k) for k in SETUP_KEYS})[:6]}"  # another way of asking the same policy
+        name = f"{name}-{digest({k: first.get(k) for k in SETUP_KEYS})[:6]}"  # same policy, other settings
     return Ledger(home, name)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from eval.errors import InputError
 
-if TYPE_CHECKING:  # so that the login is checked without what evaluation needs
+if TYPE_CHECKING:  # checking the login must not import what evaluation needs
     from eval.curves.gather import Curve
 
 RUN_KEYS = ("data", "git_commit", "format", "dtype")
@@ -179,18 +179,18 @@ def missing_rows(rows: Sequence[dict[str, Any]], wanted: Sequence[dict[str, Any]
     """
     by_first_value: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for name in {
-        next(iter(row_wanted)) for row_wanted in wanted
-    }:  # by their first value: a training has thousands of rows
+        next(iter(wanted_row)) for wanted_row in wanted
+    }:  # index by the first value, since a training has thousands of rows
         for row in rows:
             if name in row:
                 by_first_value.setdefault((name, plain(row[name])), []).append(row)
 
-    def arrived(row_wanted: dict[str, Any]) -> bool:
-        name, value = next(iter(row_wanted.items()))
+    def arrived(wanted_row: dict[str, Any]) -> bool:
+        name, value = next(iter(wanted_row.items()))
         candidates = by_first_value.get((name, plain(value)), [])
-        return any(all(n in row and plain(row[n]) == plain(v) for n, v in row_wanted.items()) for row in candidates)
+        return any(all(n in row and plain(row[n]) == plain(v) for n, v in wanted_row.items()) for row in candidates)
 
-    return [row_wanted for row_wanted in wanted if not arrived(row_wanted)]
+    return [wanted_row for wanted_row in wanted if not arrived(wanted_row)]
 
 
 def plain(value: Any) -> str:

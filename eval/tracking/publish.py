@@ -48,8 +48,8 @@ class PublishConfig(RunsConfig):
 def publish(config: PublishConfig, pictures: Pictures | None = None, trainings: bool = True) -> Told:
     """Sends what was not sent yet, policy by policy. A policy that fails does not keep the others back.
 
-    Later failures do not raise; they are in the object's 'failed' and 'error'. One of them is a second training that
-    claims to be the same policy as another.
+    Later failures do not raise: they are in the object's 'error', and in that of the policy or training concerned. An
+    example is a second training that claims to be the same policy as another.
 
     Args:
         pictures: draws what is logged beside the numbers; default: `draw_pictures`.

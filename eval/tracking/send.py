@@ -149,7 +149,7 @@ def _unsent(
     keys: dict[str, str] = {}
     changed: list[tuple[int, str]] = []
     for step, row in rows.items():
-        step_key = f"{start}{step}"  # the key before experiments had keys of their own
+        step_key = f"{start}{step}"  # the key in ledgers from before each experiment had its own
         for experiment, part in by_experiment(row).items():
             key = f"{step_key}/{experiment}"
             if not {key, step_key} & done.keys():

@@ -92,7 +92,7 @@ def live(config: LiveConfig) -> Told:
     text = (
         f"trackio project {config.project}: {len(runs)} runs, {len(written)} of them new or changed\n"
         f"see it: python -m eval live {' '.join(config.runs)} --show (x axis rlhf_step, no smoothing: {QUERY})\n"
-        f"signs: {'; '.join(f'{name} {sign}' for name, sign in SIGNS.items())}\n"
+        f"signs: {'; '.join(f'{name} {meaning}' for name, meaning in SIGNS.items())}\n"
         "trackio draws no intervals; python -m eval report does"
     )
     return text, {"project": config.project, "runs": runs, "written": written, "url": url}

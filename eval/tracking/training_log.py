@@ -87,7 +87,7 @@ class Reader:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.file = (folder / ROWS).open("rb")  # kept open: a training that goes on replaces the file
+        self.file = (folder / ROWS).open("rb")  # kept open, since a training that continues replaces the file
         self.rest = b""
 
     def items(self) -> Iterator[Item]:

@@ -110,7 +110,7 @@ class Part:
         run.define_metric("*", step_metric=STEP, step_sync=True)
         last = False
         while not last:
-            last = ended()  # before the files are read: nothing is written to them afterwards
+            last = ended()  # asked before reading: once ended, nothing more is written
             for item in self.pending():
                 self._log(run, item)
             self.read = []

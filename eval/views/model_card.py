@@ -186,7 +186,7 @@ def _loading(policy: dict[str, Any], summary: dict[str, Any], adapted: bool) -> 
         imports = ""
     else:
         commit = str(policy.get("base_weights")).removeprefix("hub:")
-        pinned = hub_id and commit not in ("None", "main")  # earlier versions did not know a hub model's commit
+        pinned = hub_id and commit not in ("None", "main")  # earlier versions did not record a hub model's commit
         at = f', revision="{commit}"' if pinned else ""
         code = f'base = AutoModelForCausalLM.from_pretrained("{name}"{at}, {dtype})\n'
         code += 'model = PeftModel.from_pretrained(base, ".")'

@@ -67,6 +67,7 @@ class Axis:
 
     @property
     def checkpoints(self) -> list[tuple[Curve, dict[str, Any]]]:
+        """The (curve, summary) pairs of all places."""
         return [c for place in self.places for c in place.checkpoints]
 
 
@@ -102,12 +103,12 @@ def _trainings(curves: Sequence[Curve]) -> list[list[Curve]]:
     """Groups curves of one algorithm and size: each group has the trainings of one model, evaluated in one way."""
     groups: dict[Any, list[Curve]] = {}
     for number, curve in enumerate(curves):
-        key: tuple[Any, ...] = (number,)  # without run.json nothing says what it is a training of
+        key: tuple[Any, ...] = (number,)  # without run.json it is unknown which model was trained
         if curve.described:
             earlier = [c for c in curves[:number] if c.folder.resolve() == curve.folder.resolve()]
             same = [
                 c for c in earlier if _prompt_setup(c) == _prompt_setup(curve)
-            ]  # told apart by something else than these
+            ]  # separate curves for another reason
             key = (curve.described.get("model"), *_prompt_setup(curve), len(same))
         groups.setdefault(key, []).append(curve)
     return list(groups.values())
@@ -134,7 +135,7 @@ def _one_of_each_size(sized: list[Curve], sizes: Sequence[int], where: str, left
     kept_names, other_names = [], []
     for at in sizes:
         groups = _trainings([c for c in sized if c.model_params == at])
-        chosen = max(groups, key=lambda g: (len(g), usual[_prompt_setup(g[0])]))  # of equal ones the first
+        chosen = max(groups, key=lambda g: (len(g), usual[_prompt_setup(g[0])]))  # the first of several maxima
         kept += chosen
         if len(groups) > 1:
             kept_names += map(_describe_setup, chosen)
@@ -224,4 +225,5 @@ def describe_family(curves: Sequence[Curve]) -> str:
 
 
 def _count(n: int, what: str) -> str:
+    """'1 size', '3 sizes'."""
     return f"{n} {what}{'' if n == 1 else 's'}"

@@ -142,7 +142,7 @@ def _along(
             try:
                 _check_same_questions(axis, name)
                 pairs = shared_pairs(folders, name, condition, scoring, cache)
-                if pairs is None:  # not asked of any of them
+                if pairs is None:  # no checkpoint has this condition
                     continue
                 before, after = [p.before for p in pairs], [p.after for p in pairs]
                 reduced = reductions(before, after, bootstrap)

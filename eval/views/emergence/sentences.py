@@ -21,7 +21,7 @@ OTHERWISE = "of another shape"
 (IDENTIFIED), an effect that may begin anywhere (NOT_LOCATED), or one that does not follow the assumed shape, so
 that no threshold is reported (OTHERWISE).
 """
-CLUSTERS = {"bbq": "templates", "admissions": "profiles"}  # elsewhere occupations
+CLUSTERS = {"bbq": "templates", "admissions": "profiles"}  # other experiments: occupations
 
 
 def entry(axis: Axis, experiment: str, condition: str, measured: Quantity, threshold: Threshold) -> dict[str, Any]:

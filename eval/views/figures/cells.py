@@ -220,15 +220,15 @@ def missing(cells: Iterable[Cell]) -> list[str]:
     There is one for every experiment and condition that lacks something, with the categories and curves, and one for
     every curve that was not evaluated at all at a step of others.
     """
-    without_value: dict[tuple[str, str, str, str], list[Cell]] = {}
+    cells_without_value: dict[tuple[str, str, str, str], list[Cell]] = {}
     steps: dict[tuple[str, str], set[int]] = {}
     for c in cells:
         if c.step is not None and not c.results:
             steps.setdefault((c.curve, c.why_missing), set()).add(c.step)
         elif c.state != MEASURED:
-            without_value.setdefault((c.experiment, c.condition, c.why_missing, c.category), []).append(c)
+            cells_without_value.setdefault((c.experiment, c.condition, c.why_missing, c.category), []).append(c)
     groups: dict[tuple[str, str, str], list[str]] = {}
-    for (experiment, condition, state, category), where in without_value.items():
+    for (experiment, condition, state, category), where in cells_without_value.items():
         line = f"{condition}: {state} for {first_few(checkpoints(where), 6)}"
         groups.setdefault((experiment, state, line), []).append(category)
     lines = [

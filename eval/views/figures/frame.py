@@ -1,6 +1,4 @@
-"""What all figures share: the request they are drawn from, the legend above, the footnote below, labels that do not
-overlap.
-"""
+"""What all figures share: the request, the legend above, the footnote below, and labels that do not overlap."""
 
 from __future__ import annotations
 
@@ -83,7 +81,7 @@ class Drawn:
     cells: list[Cell]
     description: str
     remarks: list[str] = field(default_factory=list)
-    rows: list[Any] = field(default_factory=list)  # what the CSV file holds, where it is not the cells
+    rows: list[Any] = field(default_factory=list)
 
     @property
     def stem(self) -> str:
@@ -206,7 +204,7 @@ def write_footnote(drawn: Drawn, request: FigureRequest) -> None:
 
 def drop_overlapping_labels(figure: Figure) -> None:
     """Lays the figure out, once for all formats, and drops each tick label that would touch the one before it."""
-    for _ in range(2):  # room changes ticks, and their labels the room
+    for _ in range(2):  # the layout changes the ticks, and their labels change the layout
         figure.draw_without_rendering()
     figure.set_layout_engine("none")
     for axes in (a for a in figure.axes if a.axison):

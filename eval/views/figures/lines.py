@@ -17,7 +17,7 @@ from eval.views.figures.cells import ABSENT, MEASURED, Cell, cells_differ_in, no
 from eval.views.figures.style import BAND, STYLES
 
 SIZE, STEP = "size", "step"
-SIDE_BY_SIDE = 0.06  # of the axis' unit, between conditions where there is one place only
+SIDE_BY_SIDE = 0.06  # distance of conditions, in axis units, where there is a single place
 Points = dict[float, list[Cell]]
 Shift = Callable[[float], float]
 

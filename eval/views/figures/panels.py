@@ -21,7 +21,7 @@ from eval.views.figures.lines import SIZE, STEP, draw_lines, position
 from eval.views.figures.reference import at_paper_step, parity
 from eval.views.figures.style import GREY, SMALL, STYLES, lighter
 
-SHIPPED = "small set"  # eval.data.readers.data_name
+SHIPPED = "small set"  # the name that eval.data.readers.data_name gives
 NOT_EVALUATED, UNDEFINED_MARK = "x", "$?$"
 CARET = 4  # matplotlib's caret to the left
 RUG = (0.035, 0.06)

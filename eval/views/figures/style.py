@@ -30,7 +30,7 @@ WIDTH = 7.2
 SMALL = 6.5
 """Points: the smallest text."""
 SETTINGS: Any = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib, so that every machine draws the same
+    "font.family": "DejaVu Sans",  # shipped with matplotlib, so every machine draws the same
     "font.size": 7,
     "axes.titlesize": 8,
     "axes.labelsize": 7,
@@ -98,7 +98,7 @@ def write(figure: Figure, path: Path, described: dict[str, str]) -> None:
     """Writes one file. A PNG can only hold Latin-1 text, so other characters become question marks there."""
     import matplotlib
 
-    logging.getLogger("fontTools").setLevel(logging.WARNING)  # else a line for each table of each font
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # it would log a line for each table of each font
     metadata: dict[str, Any] = dict(described)
     if path.suffix == ".png":
         metadata = {k: v.encode("latin-1", "replace").decode("latin-1") for k, v in described.items()}
