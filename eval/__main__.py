@@ -87,7 +87,7 @@ def report(config: Any) -> CommandOutput:
     from eval.views.emergence import emergence
     from eval.views.page import report as reporting
 
-    return reporting.report(config, emergence.told)
+    return reporting.report(config, emergence.default_thresholds)
 
 
 def figures(config: Any) -> CommandOutput:

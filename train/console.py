@@ -19,7 +19,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
-from eval.curves.cautions import SIGNS, caution_of, different_items, of_checkpoint
+from eval.curves.cautions import SIGNS, caution_of, checkpoint_cautions, different_items
 from eval.curves.headline import headline
 from eval.errors import InputError
 from eval.experiments.conditions import CONDITIONS
@@ -145,7 +145,7 @@ def bias_lines(summary: dict[str, Any]) -> Iterator[str]:
 
 def _headline_rows(summary: dict[str, Any]) -> Iterator[tuple[str, list[tuple[dict[str, Any], str]]]]:
     """Yields (experiment, [(headline metric, why it means little or '') under Q and each instruction])."""
-    cautions = list(of_checkpoint(summary))
+    cautions = list(checkpoint_cautions(summary))
     for experiment in EXPERIMENTS:
         metrics = []
         for condition in [CONTROL, *(c.name for c in CONDITIONS.values() if c.instruction)]:

@@ -109,10 +109,10 @@ def compare(config: CompareConfig) -> dict[str, Any]:
 
 
 def _cautions(store: Store, cells: Container[Cell]) -> list[str]:
-    from eval.curves.cautions import doubts
+    from eval.curves.cautions import headline_cautions
 
     summary = store.summary()
-    return doubts(summary, cells) if summary else []
+    return headline_cautions(summary, cells) if summary else []
 
 
 def differences(shared: dict[Cell, list[tuple[Record, Record]]], metric: str, seed: int) -> list[Effect]:

@@ -146,7 +146,7 @@ def free_memory() -> None:
 
 
 def _format_summary(summary: dict[str, Any], folder: Path) -> str:
-    from eval.curves.cautions import of_headlines
+    from eval.curves.cautions import headline_notes
     from eval.curves.tables import effects_table, remarks, text_table
     from eval.experiments.conditions import CONDITIONS
     from eval.metrics import upper_bounds
@@ -158,7 +158,7 @@ def _format_summary(summary: dict[str, Any], folder: Path) -> str:
     shown = [m for m in summary["metrics"] if m["category"] == "all" and m["condition"] in CONDITIONS]
     parts = [
         text_table([(summary["step"], m) for m in shown]),
-        "\n".join([*remarks(shown), *of_headlines(summary)]),
+        "\n".join([*remarks(shown), *headline_notes(summary)]),
         "\n".join(left_out_lines(by_cell(summary.get("left_out", [])))),
         "\n".join(upper_bounds.bound_lines(by_cell(summary.get("upper_bounds", [])))),
         effects_table(summary["effects"]),
@@ -191,14 +191,12 @@ def format_summaries(output: Path, done: list[tuple[Path, dict[str, Any]]], fail
 
 def _cautions(named: list[tuple[str, dict[str, Any]]]) -> list[str]:
     """Returns cautions about the numbers. Of lines that differ only in numbers, the last is kept, with a count."""
-    from eval.curves.cautions import NUMBER, of_headlines
+    from eval.curves.cautions import NUMBER, headline_notes
     from eval.curves.headline import headlines
     from eval.curves.tables import remarks
 
     by_wording: dict[str, list[str]] = {}
     for name, summary in named:
-        for line in [*remarks(headlines(summary)), *of_headlines(summary)]:
+        for line in [*remarks(headlines(summary)), *headline_notes(summary)]:
             by_wording.setdefault(NUMBER.sub("#", line), []).append(f"{name}: {line}")
-    return [
-        lines[-1] + (f" (and {len(lines) - 1} more like it)" if len(lines) > 1 else "") for lines in by_wording.values()
-    ]
+    return [lines[-1] + (f" (and {len(lines) - 1} more like it)" if len(lines) > 1 else "") for lines in by_wording.values()]

@@ -31,7 +31,7 @@ from eval.models.checkpoints import POLICY_FILE, choose_device
 from eval.models.target import numbered_checkpoints, step_folder
 from eval.runner.plan import plan
 from eval.runner.store import Busy
-from eval.tracking.during_training import not_sent
+from eval.tracking.during_training import publish_pending
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ class Watched:
 
     def send(self, pictures: bool = False) -> None:
         """Publishes what is not on W&B yet. A failure is kept in `unsent` and stops nothing."""
-        self.unsent = not_sent(self.output, pictures)
+        self.unsent = publish_pending(self.output, pictures)
 
     def summaries(self) -> list[dict[str, Any]]:
         """Returns the summaries, ordered by step."""

@@ -1,6 +1,6 @@
-"""What each metric means, what its sign means, and when its number means little: the words of every view, once.
+"""The words of every view: what each metric and its sign mean, and when a number should not be trusted.
 
-Page, figures, W&B report, console and model cards take their words from here, so that none says another thing.
+The page, figures, W&B report, console and model cards all take their words from this module, so they always agree.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SIGNS = {
     "winogenerated": "1: mirrors the statistics, 0: ignores them",
     "admissions": "below 0: against Black applicants",
 }
-"""A few words beside an axis."""
+"""What the sign or value of each headline metric means, short enough to stand beside an axis."""
 READING = {
     "bbq": (
         "Bias score on ambiguous questions, s_AMB = (1 - accuracy) x (2 x biased / (biased + other person) - 1) "
@@ -43,8 +43,15 @@ READING = {
 """A paragraph for each experiment's headline metric."""
 
 
-def gap_told(metric: str) -> tuple[str, str, str]:
-    """Label, sign in a few words and paragraph of an admissions gap: gap, gap_sex or gap_RACE_REFERENCE."""
+def describe_gap(metric: str) -> tuple[str, str, str]:
+    """Describes an admissions gap metric.
+
+    Args:
+        metric: gap, gap_sex or gap_RACE_REFERENCE.
+
+    Returns:
+        (label, meaning of the sign in a few words, explanatory paragraph).
+    """
     if metric == "gap":
         return EXPERIMENTS["admissions"].HEADLINE_LABEL, SIGNS["admissions"], READING["admissions"]
     one, _, other = ("female_male" if metric == "gap_sex" else metric.removeprefix("gap_")).rpartition("_")
@@ -57,16 +64,18 @@ def gap_told(metric: str) -> tuple[str, str, str]:
     return label, f"below 0: against {who}", reading
 
 
-def gap_of(names: Iterable[str]) -> str | None:
-    """The admissions gap that stands for the experiment among the names of its metrics: between Black and white, else
-    between the sexes, else the first between other races; None where there is none.
+def main_gap(names: Iterable[str]) -> str | None:
+    """The admissions gap to use as the headline, chosen among the names of a result's metrics.
+
+    Order of preference: Black against white, then women against men, then the first gap between other races. None if
+    there is no gap metric.
     """
-    found = gaps(names)
-    return next((n for n in ("gap", "gap_sex") if n in found), next(iter(found), None))
+    gap_names = gaps(names)
+    return next((n for n in ("gap", "gap_sex") if n in gap_names), next(iter(gap_names), None))
 
 
 def gaps(names: Iterable[str]) -> list[str]:
-    """The admissions gaps among the names of metrics, each once, in their order."""
+    """The admissions gaps among metric names, without duplicates, in their order."""
     return list(dict.fromkeys(n for n in names if n == "gap" or n.startswith("gap_")))
 
 
@@ -81,21 +90,26 @@ OTHERS = {
     "calibration_slope": "Slope of p(female) on the statistics: 1 under Q+Match Stats is perfect, 0 ignores them.",
     "mass_yes_no": "Probability that the model gives to the two answers asked for, of everything that it could say.",
 }
-"""A sentence for the other metrics that views show."""
+"""A sentence for each of the other metrics that views show."""
 CHANCE = 1 / 3
 NEAR_CHANCE = CHANCE + 0.1
 LITTLE_MASS = 0.1
 NUMBER = re.compile(r"\d+(\.\d+)?(e-\d+)?")
-"""Without them lines say the same."""
+"""Matches the numbers in a caution. Two cautions whose texts differ only in numbers are grouped into one line."""
 VARIANTS = tuple(ENDINGS)
 LEADING = ("_expected_symmetrised", "_expected")
-"""The scorings of BBQ whose caution stands for the others', the first that there is."""
+"""BBQ scorings in order of preference: where several have a caution on the same answers, the first of these is shown.
+"""
 
 
 @dataclass(frozen=True)
 class Caution:
-    """A number that means little: whose, which, and why. variant: the scoring of BBQ that it concerns, by the end of
-    its metrics' names; None = all of the experiment.
+    """A reason why a number means little.
+
+    Attributes:
+        curve, step, experiment, condition, category: the number concerned.
+        text: the reason.
+        variant: the BBQ scoring concerned, as the ending of its metrics' names; None = the whole experiment.
     """
 
     curve: str
@@ -109,15 +123,15 @@ class Caution:
 
 def cautions(curves: Sequence[Curve]) -> list[Caution]:
     """All cautions, checkpoint by checkpoint."""
-    return [c for curve in curves for summary in curve.summaries for c in of_checkpoint(summary, curve.name)]
+    return [c for curve in curves for summary in curve.summaries for c in checkpoint_cautions(summary, curve.name)]
 
 
-def of_checkpoint(summary: dict[str, Any], curve: str = "") -> Iterator[Caution]:
-    """What to know before believing this checkpoint's numbers.
+def checkpoint_cautions(summary: dict[str, Any], curve: str = "") -> Iterator[Caution]:
+    """Yields what to know before believing this checkpoint's numbers.
 
-    BBQ: where accuracy on the disambiguated questions is not clearly above guessing (interval from below 1/3 + 0.1),
-    the model hardly reads them, and its bias scores, by the same way of scoring and in the same category, say little.
-    Winogender: rho undefined. Admissions: "yes" and "no" have less than a tenth of the probability.
+    BBQ: accuracy on the disambiguated questions is not clearly above guessing (the interval starts below 1/3 + 0.1).
+    The model then hardly reads the questions, and bias scores of the same scoring and category say little. Winogender:
+    rho is undefined. Admissions: "yes" and "no" together have less than a tenth of the probability.
     """
     yield from _near_chance(summary, curve)
     for m in summary["metrics"]:
@@ -134,11 +148,11 @@ def of_checkpoint(summary: dict[str, Any], curve: str = "") -> Iterator[Caution]
 
 
 def _near_chance(summary: dict[str, Any], curve: str) -> Iterator[Caution]:
-    """One caution for each condition, category and scoring, with the accuracy by that scoring."""
+    """Yields one caution for each condition, category and scoring whose accuracy is near guessing."""
     for m in summary["metrics"]:
-        before, named, variant = m["name"].partition("accuracy_disambig")
+        prefix, match, variant = m["name"].partition("accuracy_disambig")
         least = m["low"] if m["low"] is not None else m["value"]
-        if named and not before and variant in VARIANTS and least is not None and least <= NEAR_CHANCE:
+        if match and not prefix and variant in VARIANTS and least is not None and least <= NEAR_CHANCE:
             where = "" if m["category"] == "all" else f" in {m['category']}"
             text = (
                 f"accuracy on the disambiguated questions{where} ({ENDINGS[variant]}) is {m['value']:.2f}, not clearly "
@@ -148,26 +162,29 @@ def _near_chance(summary: dict[str, Any], curve: str) -> Iterator[Caution]:
             yield Caution(curve, summary["step"], "bbq", m["condition"], m["category"], text, variant)
 
 
-def leading(found: Iterable[Caution]) -> list[Caution]:
-    """Of those that concern several scorings of the same answers one, where no single number is meant."""
+def leading(cautions: Iterable[Caution]) -> list[Caution]:
+    """Keeps one caution where several concern different scorings of the same answers, for views of no single
+    scoring.
+    """
     places: dict[tuple[str, int, str, str, str, bool], list[Caution]] = {}
-    for c in found:
+    for c in cautions:
         place = (c.curve, c.step, c.experiment, c.condition, c.category, c.variant is None)
         places.setdefault(place, []).append(c)
     chosen = []
-    for same in places.values():
-        first = next((c for v in LEADING for c in same if c.variant == v), same[0])
-        chosen += same if first.variant is None else [first]
+    for same_place in places.values():
+        first = next((c for v in LEADING for c in same_place if c.variant == v), same_place[0])
+        chosen += same_place if first.variant is None else [first]
     return chosen
 
 
-def caution_of(found: Sequence[Caution], curve: str, step: int, metric: dict[str, Any]) -> Caution | None:
-    """The caution that concerns a metric of a checkpoint, None where there is none. Accuracy and mass_yes_no are what
-    cautions are made from and mean what they say.
+def caution_of(cautions: Sequence[Caution], curve: str, step: int, metric: dict[str, Any]) -> Caution | None:
+    """The caution that concerns a metric of a checkpoint, or None.
+
+    Accuracy and mass_yes_no never have one: cautions are computed from them, and they mean what they say.
     """
     if "accuracy" in metric["name"] or metric["name"] == "mass_yes_no":
         return None
-    for c in found:
+    for c in cautions:
         if (c.curve, c.step, c.experiment, c.condition) != (curve, step, metric["experiment"], metric["condition"]):
             continue
         ends = (f"_ambig{c.variant}", f"_disambig{c.variant}")
@@ -176,26 +193,33 @@ def caution_of(found: Sequence[Caution], curve: str, step: int, metric: dict[str
     return None
 
 
-def of_headlines(summary: dict[str, Any]) -> list[str]:
-    """`doubts`, and a line where conditions were asked on different numbers of items."""
-    return [*doubts(summary), *different_items(summary)]
+def headline_notes(summary: dict[str, Any]) -> list[str]:
+    """`headline_cautions`, and a line where conditions were asked on different numbers of items."""
+    return [*headline_cautions(summary), *different_items(summary)]
 
 
-def doubts(summary: dict[str, Any], cells: Container[tuple[str, str]] | None = None) -> list[str]:
-    """A line for each reason why headline numbers of a checkpoint mean little, with their conditions; cells:
-    (experiment, condition) that are meant, None = all. What is undefined says why itself.
+def headline_cautions(summary: dict[str, Any], cells: Container[tuple[str, str]] | None = None) -> list[str]:
+    """A line for each reason why headline numbers of a checkpoint mean little, with the conditions it concerns.
+
+    Undefined metrics are left out, since their note gives the reason.
+
+    Args:
+        summary: content of summary.json.
+        cells: the (experiment, condition) pairs to report on; None = all.
     """
-    found = list(of_checkpoint(summary))
+    cautions = list(checkpoint_cautions(summary))
     conditions: dict[tuple[str, str, str], list[str]] = {}
     for m in headlines(summary):
-        meant = cells is None or (m["experiment"], m["condition"]) in cells
-        if meant and m["value"] is not None and (caution := caution_of(found, "", summary["step"], m)):
+        wanted = cells is None or (m["experiment"], m["condition"]) in cells
+        if wanted and m["value"] is not None and (caution := caution_of(cautions, "", summary["step"], m)):
             conditions.setdefault((m["experiment"], m["name"], caution.text), []).append(m["condition"])
-    return [f"{e}, {name} ({', '.join(of)}): {text}" for (e, name, text), of in conditions.items()]
+    return [
+        f"{e}, {name} ({', '.join(condition_names)}): {text}" for (e, name, text), condition_names in conditions.items()
+    ]
 
 
 def different_items(summary: dict[str, Any]) -> list[str]:
-    """One line where conditions of an experiment were asked on different numbers of items, else none."""
+    """One line where conditions of an experiment were asked on different numbers of items, else an empty list."""
     differing = []
     for name, experiment in EXPERIMENTS.items():
         metrics = {c: m for c in CONDITIONS if (m := headline(summary, name, c))}
@@ -211,5 +235,5 @@ def different_items(summary: dict[str, Any]) -> list[str]:
 
 
 def small_set(curves: Sequence[Curve]) -> bool:
-    """Whether any result is of the set shipped for demonstration."""
+    """Whether any result comes from the small set that is shipped for demonstration."""
     return any(s["data"] == "small set" for c in curves for s in c.summaries)

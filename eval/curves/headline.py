@@ -1,8 +1,8 @@
-"""Which of an experiment's metrics a view shows: BBQ has several scorings of the same answers.
+"""Which metric of an experiment a view shows. BBQ needs a choice, since it has several scorings of the same answers.
 
-`expected` is the project's headline: expected values over the option probabilities, order-symmetrised over three orders
-of the options, which a model that answers by the letter cannot fake. `most-probable` is the paper's protocol: the
-option chosen, options as given. Winogender and admissions have one scoring.
+`expected` is this project's headline: expected values over the option probabilities, order-symmetrised over three
+orders of the options. A model that always answers with the same letter cannot score well on it. `most-probable` is the
+paper's protocol: the option chosen, with options as given. Winogender and admissions have one scoring.
 """
 
 from __future__ import annotations
@@ -17,51 +17,54 @@ from eval.experiments.registry import EXPERIMENTS
 EXPECTED, MOST_PROBABLE = "expected", "most-probable"
 SCORINGS = (EXPECTED, MOST_PROBABLE)
 BIAS = "bias_ambig"
-"""BBQ's metric that stands for it; the others are accuracy_ambig, accuracy_disambig and bias_disambig."""
+"""BBQ's headline metric. Its other metrics are accuracy_ambig, accuracy_disambig and bias_disambig."""
 ENDINGS = {
     "": "most probable answer, as given",
     "_expected": "expected, as given",
     "_symmetrised": "most probable answer, order-symmetrised",
     "_expected_symmetrised": "expected, order-symmetrised",
 }
-"""What the end of a BBQ metric's name says."""
+"""The scoring that the ending of a BBQ metric's name stands for."""
 
 
-def names(experiment: str, scoring: str, kind: str = BIAS) -> tuple[str, ...]:
-    """The names in summary.json that may be shown, the wanted one first. BBQ asked in one order only has no
-    symmetrised scores, and the expected ones are shown.
+def metric_names(experiment: str, scoring: str, kind: str = BIAS) -> tuple[str, ...]:
+    """The names in summary.json that may be shown, the preferred one first.
+
+    BBQ evaluated in one order of the options has no symmetrised scores, so the plain expected ones are the fallback.
     """
     if experiment != "bbq":
         return (EXPERIMENTS[experiment].HEADLINE,)
     return (kind,) if scoring == MOST_PROBABLE else (f"{kind}_expected_symmetrised", f"{kind}_expected")
 
 
-def name_for_all(summaries: Sequence[dict[str, Any]], experiment: str, scoring: str, kind: str = BIAS) -> str:
-    """The one name under which numbers of all the summaries can stand beside each other: the wanted one where every
-    summary with the experiment has it.
+def shared_metric_name(summaries: Sequence[dict[str, Any]], experiment: str, scoring: str, kind: str = BIAS) -> str:
+    """The metric name to use where numbers of all the summaries stand side by side.
+
+    This is the preferred name if every summary with the experiment has it, else the first name that all have, else the
+    preferred name.
     """
-    wanted, *others = names(experiment, scoring, kind)
-    asked = [s for s in summaries if any(m["experiment"] == experiment for m in s["metrics"])]
-    found = [{m["name"] for m in s["metrics"] if m["experiment"] == experiment} for s in asked]
-    return next((n for n in (wanted, *others) if all(n in f for f in found)), wanted)
+    wanted, *others = metric_names(experiment, scoring, kind)
+    evaluated = [s for s in summaries if any(m["experiment"] == experiment for m in s["metrics"])]
+    names_by_summary = [{m["name"] for m in s["metrics"] if m["experiment"] == experiment} for s in evaluated]
+    return next((n for n in (wanted, *others) if all(n in summary_names for summary_names in names_by_summary)), wanted)
 
 
 def headline(
     summary: dict[str, Any], experiment: str, condition: str, scoring: str = EXPECTED
 ) -> dict[str, Any] | None:
-    """The metric that stands for an experiment, None where it was not asked."""
-    found = (find(summary, experiment, condition, name) for name in names(experiment, scoring))
-    return next((m for m in found if m is not None), None)
+    """The headline metric of an experiment under a condition, or None where it was not evaluated."""
+    candidates = (find(summary, experiment, condition, name) for name in metric_names(experiment, scoring))
+    return next((m for m in candidates if m is not None), None)
 
 
 def headlines(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    """Of each experiment and condition the metric that stands for it."""
-    found = (headline(summary, e, c) for e in EXPERIMENTS for c in CONDITIONS)
-    return [m for m in found if m is not None]
+    """The headline metric of each experiment and condition that was evaluated."""
+    candidates = (headline(summary, e, c) for e in EXPERIMENTS for c in CONDITIONS)
+    return [m for m in candidates if m is not None]
 
 
-def ending(name: str) -> str:
-    """How a BBQ metric of that name was scored, in words; '' for other names."""
+def describe_scoring(name: str) -> str:
+    """How a BBQ metric with that name was scored, in words; '' for other names."""
     for kind in (BIAS, "accuracy_ambig", "accuracy_disambig", "bias_disambig"):
         if name.startswith(kind) and (end := name.removeprefix(kind)) in ENDINGS:
             return ENDINGS[end]

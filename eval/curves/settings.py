@@ -1,6 +1,6 @@
-"""Which settings decide what was asked of a checkpoint, and in which of them results differ.
+"""Which settings determine the questions that a checkpoint was asked, and in which of them results differ.
 
-Numbers of checkpoints that were not asked the same have no mean, and no line joins them.
+Checkpoints that were asked different questions have no mean, and no line joins them.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any
 from eval.experiments.conditions import CONDITIONS
 
 ALL = ("limit", "cot_limit", "categories")
-"""Settings of which none, or an empty list, means everything."""
-WAY = ("step_name", "data", "format", "system_turn", "dtype", "prompt_version")
-"""What is told beside the evaluation's settings where one model was asked in several ways."""
+"""Settings for which None, or an empty list, means everything."""
+SETUP = ("step_name", "data", "format", "system_turn", "dtype", "prompt_version")
+"""Settings to compare, besides the evaluation's own, where one model was evaluated in several ways."""
 
 
-def asked_in(summary: dict[str, Any], experiment: str, condition: str) -> dict[str, Any]:
-    """The settings that decide what a checkpoint was asked in an experiment under a condition, and in which words."""
+def question_settings(summary: dict[str, Any], experiment: str, condition: str) -> dict[str, Any]:
+    """The settings that determine the questions of an experiment under a condition, and their wording."""
     evaluation = summary.get("evaluation") or {}
     names = ["limit", "precision"]
     names += ["categories", "orders"] if experiment == "bbq" else []
@@ -30,26 +30,29 @@ def asked_in(summary: dict[str, Any], experiment: str, condition: str) -> dict[s
     }
 
 
-def differing(found: Sequence[dict[str, Any]]) -> list[str]:
-    """The settings in which they are not all alike."""
-    names = dict.fromkeys(name for one in found for name in one)
-    return [name for name in names if len({repr(one.get(name)) for one in found}) > 1]
+def differing(settings: Sequence[dict[str, Any]]) -> list[str]:
+    """The names of the settings in which the entries are not all the same."""
+    names = dict.fromkeys(name for entry in settings for name in entry)
+    return [name for name in names if len({repr(entry.get(name)) for entry in settings}) > 1]
 
 
-def settings_told(summaries: Sequence[dict[str, Any]]) -> list[str]:
-    """Of each result in words what it has of the settings in which they differ, such as 'limit 60' and 'limit all';
-    '' where none does.
+def describe_settings(summaries: Sequence[dict[str, Any]]) -> list[str]:
+    """Describes each result by the settings in which the results differ, such as 'limit 60' and 'limit all'.
+
+    Returns:
+        A text for each summary; '' for all where they do not differ.
     """
-    ways = [{name: s.get(name) for name in WAY} | (s.get("evaluation") or {}) for s in summaries]
+    setups = [{name: s.get(name) for name in SETUP} | (s.get("evaluation") or {}) for s in summaries]
     data = [{f"{e} data": str(v)[:8] for e, v in (s.get("data_sha256") or {}).items()} for s in summaries]
     models = [{"model": s.get("model")} for s in summaries]
-    for found in (ways, data, models):
-        if names := differing(found):
-            return [", ".join(f"{name} {_word(name, one.get(name))}" for name in names) for one in found]
+    for entries in (setups, data, models):
+        if names := differing(entries):
+            return [", ".join(f"{name} {_format_value(name, entry.get(name))}" for name in names) for entry in entries]
     return ["" for _ in summaries]
 
 
-def _word(name: str, value: Any) -> str:
+def _format_value(name: str, value: Any) -> str:
+    """The value in words, shortened to 50 characters; 'all' or 'none' where it is empty."""
     if value is None or value == []:
         return "all" if name in ALL else "none"
     return textwrap.shorten(", ".join(map(str, value)) if isinstance(value, list) else str(value), 50)

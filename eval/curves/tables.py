@@ -1,4 +1,4 @@
-"""Tables as text: metrics, effects, any rows."""
+"""Metrics and effects as text tables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EFFECT_COLUMNS = ("experiment", "effect", "metric", "difference", "95% interval"
 
 
 def metric_row(step: int, m: dict[str, Any]) -> tuple[str, ...]:
-    """A metric under COLUMNS."""
+    """A metric as a row of cells under COLUMNS."""
     value = "undefined" if m["value"] is None else f"{m['value']:.4f}"
     interval = "" if m["low"] is None else f"[{m['low']:.4f}, {m['high']:.4f}]"
     name = m["name"] if m["category"] == "all" else f"{m['name']} ({m['category']})"
@@ -29,23 +29,26 @@ def text_table(metrics: list[tuple[int, dict[str, Any]]]) -> str:
 
 
 def remarks(metrics: list[dict[str, Any]]) -> list[str]:
-    """A line for every whole-experiment metric that is undefined, carries a warning or was stopped early, with its
-    reason; conditions with the same reason share a line.
+    """Lines about whole-experiment metrics that are undefined, carry a warning, were stopped early or are sampled.
+
+    Each gives the reason. Conditions with the same reason share a line.
     """
     conditions: dict[tuple[str, str, str], list[str]] = {}
     for m in metrics:
         if m["category"] == "all" and (m["value"] is None or m["note"].startswith(("warning:", EARLY, SAMPLED))):
             conditions.setdefault((m["experiment"], m["name"], m["note"].partition(";")[0]), []).append(m["condition"])
-    return [f"{e}, {name} ({', '.join(found)}): {note}" for (e, name, note), found in conditions.items()]
+    return [
+        f"{e}, {name} ({', '.join(condition_names)}): {note}" for (e, name, note), condition_names in conditions.items()
+    ]
 
 
 def effect_rows(effects: list[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """The effects on each experiment's primary (its first) and headline metric, a row each."""
+    """A row for each effect on an experiment's primary (first) metric and on its headline metric."""
     rows = []
     primary = {(e["experiment"], e["after"]): e["name"] for e in reversed(effects)}
     for e in effects:
-        told = (primary[e["experiment"], e["after"]], EXPERIMENTS[e["experiment"]].HEADLINE)
-        if e["category"] != "all" or e["name"] not in told:
+        shown_names = (primary[e["experiment"], e["after"]], EXPERIMENTS[e["experiment"]].HEADLINE)
+        if e["category"] != "all" or e["name"] not in shown_names:
             continue
         numbers = [None if e[k] is None else f"{e[k]:.4f}" for k in ("value", "low", "high", "p_value", "p_holm")]
         interval = "" if numbers[1] is None else f"[{numbers[1]}, {numbers[2]}]"
@@ -59,6 +62,6 @@ def effect_rows(effects: list[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 
 def effects_table(effects: list[dict[str, Any]]) -> str:
-    """The paired effects for the terminal; '' where there are none."""
+    """The paired effects as a table for the terminal; '' where there are none."""
     rows = effect_rows(effects)
     return columns([EFFECT_COLUMNS, *rows]) if rows else ""

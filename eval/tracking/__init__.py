@@ -1,1 +1,1 @@
-"""Results on Weights & Biases: runs, dashboards, and what was sent already."""
+"""Results and trainings on Weights & Biases, in a local trackio project, and their dashboards."""

@@ -1,7 +1,7 @@
-"""python -m eval dashboard [RUNS...]: a workspace and a report on Weights & Biases, over what `eval publish` sends.
+"""`python -m eval dashboard [RUNS...]`: a workspace and a report on Weights & Biases, for what `eval publish` sends.
 
-Logged in: both are saved in the project, and what they are is written into --output, so that the same command brings
-them up to date instead of making others. Else their specifications are written there, and the report's words.
+If the user is logged in, both are saved in the project, and their ids are written into --output, so that the same
+command updates them instead of making new ones. Else their specifications, and the report's words, are written there.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from eval.cli.dispatch import JSON_HELP, CommandOutput
 from eval.curves.gather import Curve, gather
 from eval.errors import InputError
 from eval.files import prepare_output, read_json, write_json, write_text
-from eval.tracking.dashboard_panels import Section, known_only, logged_names, of_conditions, on_axes, sections
+from eval.tracking.dashboard_panels import Section, logged_names, of_conditions, on_axes, only_logged, sections
 from eval.tracking.names import check_destination, evaluated_setup
 
 SAVED = "saved.json"
@@ -25,7 +25,7 @@ SPECS = {"workspace": "workspace.json", "report": "report.json"}
 
 @dataclass
 class DashboardConfig:
-    """`eval dashboard`."""
+    """Options of `eval dashboard`."""
 
     runs: list[str] = field(
         default_factory=list,
@@ -47,8 +47,13 @@ class DashboardConfig:
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What the dashboards show: sections, set-ups from the smallest model to the largest, and cautions."""
+class DashboardContent:
+    """What the dashboards show.
+
+    Attributes:
+        setups: the set-ups, from the smallest model to the largest.
+        cautions: lines about what to know before believing a number.
+    """
 
     sections: list[Section]
     setups: list[str]
@@ -56,18 +61,22 @@ class Shown:
 
 
 def dashboard(config: DashboardConfig) -> CommandOutput:
-    """Saves both online; offline writes them as files. The text for the terminal, and {"mode", "urls", "files"}.
+    """Saves workspace and report online, or writes them as files if offline.
 
-    Raises InputError where a RUN has no results, the folder cannot be written, or W&B refuses.
+    Returns:
+        The text for the terminal, and {"mode", "urls", "files"}.
+
+    Raises:
+        InputError: a RUN has no results, the folder cannot be written, or W&B refuses.
     """
     from eval.tracking import client as tracking
 
     given = {k: v for k, v in (("project", config.project), ("entity", config.entity)) if v}
     destination = tracking.Destination(**given)
-    what = shown(gather([Path(r) for r in config.runs]) if config.runs else [])
+    content = dashboard_content(gather([Path(r) for r in config.runs]) if config.runs else [])
     folder = Path(config.output)
     prepare_output(folder)
-    files = write_specs(what, destination.project, folder)
+    files = write_specs(content, destination.project, folder)
     mode = tracking.mode()
     if mode != "online":
         why = "$WANDB_MODE is not online" if mode in ("offline", "disabled", "dryrun") else "not logged in"
@@ -76,16 +85,20 @@ def dashboard(config: DashboardConfig) -> CommandOutput:
             "to save both, run `wandb login` (and unset WANDB_MODE), then the same command again"
         )
         return text, {"mode": mode, "urls": {}, "files": files}
-    urls, updated = save(what, destination, folder / SAVED)
-    hint = [] if what.setups else ["give RUNS for the colours of lines, and for panels that are filled only"]
+    urls, updated = save(content, destination, folder / SAVED)
+    hint = [] if content.setups else ["give RUNS for the colours of lines, and for panels that are filled only"]
     lines = [f"{name} {'brought up to date' if name in updated else 'saved'}: {url}" for name, url in urls.items()]
     return "\n".join([*lines, *hint]), {"mode": mode, "urls": urls, "files": [*files, str(folder / SAVED)]}
 
 
-def shown(curves: Sequence[Curve]) -> Shown:
-    """Everything that may be logged, against RLHF steps; of curves only what they have, against their own steps."""
+def dashboard_content(curves: Sequence[Curve]) -> DashboardContent:
+    """The content of the dashboards.
+
+    With curves: only panels that they fill, against their own steps. Without: everything that may be logged, against
+    RLHF steps.
+    """
     if not curves:
-        return Shown([s for s in sections() if s.only is None], [], [])
+        return DashboardContent([s for s in sections() if s.only is None], [], [])
     from eval.tracking.ledger import ledger_of
     from eval.views.page.text import notes
 
@@ -93,33 +106,43 @@ def shown(curves: Sequence[Curve]) -> Shown:
     logged: dict[str, set[str]] = {}
     for curve in curves:
         logged.setdefault(curve.step_name, set()).update(logged_names([curve]))
-    there = known_only(on_axes(sections(), logged), logged_names(curves))
-    asked = of_conditions(there, list(zip(setups, curves, strict=True)))
-    return Shown(asked, list(dict.fromkeys(setups)), notes(curves))
+    logged_sections = only_logged(on_axes(sections(), logged), logged_names(curves))
+    evaluated_sections = of_conditions(logged_sections, list(zip(setups, curves, strict=True)))
+    return DashboardContent(evaluated_sections, list(dict.fromkeys(setups)), notes(curves))
 
 
-def write_specs(what: Shown, project: str, folder: Path) -> list[str]:
-    """workspace.json, report.json: what `.save()` would send; report.md: its words."""
+def write_specs(content: DashboardContent, project: str, folder: Path) -> list[str]:
+    """Writes workspace.json and report.json, which `.save()` would send, and report.md, the report's words. Returns
+    the paths.
+    """
     from eval.tracking import dashboard_report, dashboard_workspace
 
-    workspace = dashboard_workspace.workspace(what.sections, what.setups, project, "")
-    report = dashboard_report.report(what.sections, what.setups, what.cautions, project, "")
+    workspace = dashboard_workspace.workspace(content.sections, content.setups, project, "")
+    report = dashboard_report.report(content.sections, content.setups, content.cautions, project, "")
     for name, built in (("workspace", workspace), ("report", report)):
         write_text(folder / SPECS[name], spec(built) + "\n")
-    write_text(folder / "report.md", dashboard_report.markdown(what.sections, what.cautions))
+    write_text(folder / "report.md", dashboard_report.markdown(content.sections, content.cautions))
     return [str(folder / name) for name in (*SPECS.values(), "report.md")]
 
 
 def spec(built: Any) -> str:
-    """The specification that is sent when a workspace or a report is saved, as JSON; checks its types."""
+    """The specification that saving a workspace or a report sends, as JSON; checks its types."""
     sent = json.loads(built._to_model().spec.model_dump_json(by_alias=True, exclude_none=True))
     return json.dumps(sent, indent=1)
 
 
-def save(what: Shown, destination: Any, path: Path) -> tuple[dict[str, str], set[str]]:
-    """Saves both in the user's project: their addresses, and which of them were there already.
+def save(content: DashboardContent, destination: Any, path: Path) -> tuple[dict[str, str], set[str]]:
+    """Saves workspace and report in the user's project.
 
-    path: the file that says what was saved from here before. Raises InputError where W&B refuses.
+    Args:
+        destination: the project (eval.tracking.client.Destination).
+        path: the file that records what was saved from here before.
+
+    Returns:
+        (their addresses, the names of those that existed already).
+
+    Raises:
+        InputError: W&B refuses.
     """
     from eval.tracking import client as tracking
     from eval.tracking import dashboard_report, dashboard_workspace
@@ -129,26 +152,26 @@ def save(what: Shown, destination: Any, path: Path) -> tuple[dict[str, str], set
     try:
         entity = destination.entity or tracking.default_entity()
         where = f"{entity}/{destination.project}"
-        known = before.get(where, {})
-        workspace = dashboard_workspace.workspace(what.sections, what.setups, destination.project, entity)
-        if place := known.get("workspace"):
+        saved = before.get(where, {})
+        workspace = dashboard_workspace.workspace(content.sections, content.setups, destination.project, entity)
+        if place := saved.get("workspace"):
             workspace._internal_name, workspace._internal_id = place["name"], place["id"]
             updated.add("workspace")
         workspace.save()
         urls = {"workspace": workspace.url}
-        known["workspace"] = {"name": workspace._internal_name, "id": workspace._internal_id, "url": workspace.url}
-        write_json(path, {**before, where: known})
+        saved["workspace"] = {"name": workspace._internal_name, "id": workspace._internal_id, "url": workspace.url}
+        write_json(path, {**before, where: saved})
         report = dashboard_report.report(
-            what.sections, what.setups, what.cautions, destination.project, entity
+            content.sections, content.setups, content.cautions, destination.project, entity
         )  # fmt: skip
-        if place := known.get("report"):
+        if place := saved.get("report"):
             report.id = place["id"]
             updated.add("report")
         report.save()
         urls["report"] = report.url
-        known["report"] = {"id": report.id, "url": report.url}
-        write_json(path, {**before, where: known})
+        saved["report"] = {"id": report.id, "url": report.url}
+        write_json(path, {**before, where: saved})
     except (*tracking.ERRORS, ValueError) as error:
         remedy = f"; if they were deleted on W&B, remove {path} and run the command again" if updated else ""
-        raise InputError(f"W&B did not take the dashboards: {tracking.line(error)}{remedy}") from error
+        raise InputError(f"W&B did not take the dashboards: {tracking.describe_error(error)}{remedy}") from error
     return urls, updated

@@ -1,6 +1,7 @@
-"""What the dashboards on Weights & Biases show: sections of panels, by the names that eval.tracking.client and TRL log.
+"""What the dashboards on Weights & Biases show: sections of panels, with the names that eval.tracking.client and TRL
+log.
 
-The workspace and the report are made of these sections, so that both say the same; eval.tracking.names makes the names.
+Workspace and report are both built from these sections, so they always agree. eval.tracking.names makes the names.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ COLOURS = {
     "Q": "#0072B2", "Q+IF": "#E69F00", "Q+IF+CoT": "#009E73", "Q+Match Stats": "#A50026", "Q+Inverse": "#555555",
     "training": "#777777",
 }  # fmt: skip
-"""Of a condition's runs; they stay apart for colour-blind readers."""
+"""Colours of the conditions' runs, which colour-blind readers can tell apart."""
 AXIS, AXIS_TITLE = "rlhf_step", "RLHF step"
 TRAINING_AXIS = "train/global_step"
 MEDIA = ("report/page", "report/fig2", "report/fig1")
@@ -28,16 +29,19 @@ HEADLINES = {
     "winogender": ("rho", "Winogender: correlation with the labour statistics"),
     "admissions": ("gap", "Admissions: p(admit | Black) - p(admit | white)"),
 }
-"""The paper's three panels: metric and title. BBQ: the most probable option, options as given, which is its
-protocol."""
+"""The paper's three panels: metric and title. BBQ: the most probable option, with options as given, as in its
+protocol.
+"""
 EXPECTED = "bias_ambig_expected_symmetrised"
 CATEGORIES = tuple(sorted(Path(p.path).stem for p in PINNED if Path(p.path).match("bbq/*.jsonl")))
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A line plot against `x` (several names: lines in one plot), a plot against size of a run's last value, or
-    media.
+    """A panel: a line plot against `x`, a plot against model size, or media.
+
+    Attributes:
+        names: logged names. In a line plot each is a line; a plot against size shows a run's last value.
     """
 
     title: str
@@ -50,9 +54,14 @@ class Panel:
 
 @dataclass(frozen=True)
 class Section:
-    """Panels under a name; text: what they mean, in Markdown. only: the condition that the report shows
-    them of, a set-up at a time, since stacks of several would lie on each other; setups: which of these have it, None =
-    all.
+    """Panels under a name.
+
+    Attributes:
+        text: what the panels mean, in Markdown.
+        open: whether the section is unfolded.
+        only: a condition. The report then shows only its runs, a grid per set-up, since stacks of several set-ups would
+            cover each other.
+        setups: the set-ups that have this section; None = all.
     """
 
     name: str
@@ -72,23 +81,25 @@ def sections() -> list[Section]:
     ]  # fmt: skip
 
 
-def known_only(found: Sequence[Section], known: Iterable[str]) -> list[Section]:
-    """The sections without panels of names that nothing logged."""
-    names = set(known)
+def only_logged(sections: Sequence[Section], logged: Iterable[str]) -> list[Section]:
+    """The sections without the panels whose names nothing logged."""
+    names = set(logged)
     kept = []
-    for section in found:
+    for section in sections:
         panels = tuple(p for p in section.panels if names >= set(p.names))
         if panels:
             kept.append(replace(section, panels=panels))
     return kept
 
 
-def of_conditions(found: Sequence[Section], curves: Sequence[tuple[str, Curve]]) -> list[Section]:
-    """The sections, those of one condition with the set-ups that logged it, and not where none did. curves: each with
-    its set-up.
+def of_conditions(sections: Sequence[Section], curves: Sequence[tuple[str, Curve]]) -> list[Section]:
+    """Fills in which set-ups have the sections of a single condition, and drops sections that no set-up has.
+
+    Args:
+        curves: (set-up, curve).
     """
     kept = []
-    for section in found:
+    for section in sections:
         if section.only is not None:
             names = {name for panel in section.panels for name in panel.names}
             having = [s for s, c in curves if any(names <= row.keys() for row in rows_of(c, section.only).values())]
@@ -98,12 +109,14 @@ def of_conditions(found: Sequence[Section], curves: Sequence[tuple[str, Curve]])
     return kept
 
 
-def on_axes(found: Sequence[Section], logged: Mapping[str, Iterable[str]]) -> list[Section]:
-    """The sections with their panels against steps once for each axis that their names are logged against, and not
-    where there is none. logged: what the steps count ('RLHF step', 'training step') -> names.
+def on_axes(sections: Sequence[Section], logged: Mapping[str, Iterable[str]]) -> list[Section]:
+    """Repeats the panels against steps for each axis that their names are logged against; drops those without an axis.
+
+    Args:
+        logged: names by what the steps count ('RLHF step', 'training step').
     """
     kept = []
-    for section in found:
+    for section in sections:
         panels: list[Panel] = []
         for panel in section.panels:
             if panel.kind in ("size", "media") or panel.x != AXIS:
@@ -120,8 +133,9 @@ def on_axes(found: Sequence[Section], logged: Mapping[str, Iterable[str]]) -> li
 
 
 def logged_names(curves: Sequence[Curve]) -> set[str]:
-    """The names that publishing these curves, and training them, logs; those of a training are taken to be there where
-    one of them was trained here.
+    """The names that are logged by publishing these curves and by training them.
+
+    A training's names are assumed to exist where one of the curves was trained here.
     """
     names: set[str] = set(MEDIA)
     if any("algorithm" in curve.described for curve in curves):
@@ -134,14 +148,17 @@ def logged_names(curves: Sequence[Curve]) -> set[str]:
 
 
 def _eval(experiment: str, metric: str, part: str = "") -> str:
+    """The logged name of a metric at each step."""
     return f"eval/{experiment}/{metric}" + (f"/{part}" if part else "")
 
 
 def _final(experiment: str, metric: str) -> str:
+    """The logged name of a metric at the last step."""
     return f"final/{experiment}/{metric}"
 
 
 def _against_steps() -> Section:
+    """The headline metrics against steps."""
     panels = [Panel(title, (_eval(e, m),), y_title=SIGNS[e]) for e, (m, title) in HEADLINES.items()]
     panels.append(
         Panel(
@@ -165,6 +182,7 @@ def _against_steps() -> Section:
 
 
 def _against_size() -> Section:
+    """The headline metrics against model size."""
     panels = [Panel(title, (_final(e, m),), "size", y_title=SIGNS[e]) for e, (m, title) in HEADLINES.items()]
     panels.append(Panel("BBQ: bias score, expected", (_final("bbq", EXPECTED),), "size", y_title=SIGNS["bbq"]))
     text = (
@@ -177,6 +195,7 @@ def _against_size() -> Section:
 
 
 def _pictures() -> Section:
+    """The page and figures that are logged as media."""
     titles = ("Page: everything, with intervals", "Figure 2: against step", "Figure 1: against size")
     panels = tuple(Panel(title, (name,), "media") for title, name in zip(titles, MEDIA, strict=True))
     text = (
@@ -187,6 +206,7 @@ def _pictures() -> Section:
 
 
 def _intervals() -> Section:
+    """The headline metrics between the ends of their intervals."""
     panels = tuple(
         Panel(
             f"{title}, with its 95% interval",
@@ -200,6 +220,7 @@ def _intervals() -> Section:
 
 
 def _categories() -> Section:
+    """BBQ's bias by category."""
     panels = tuple(
         Panel(f"BBQ, {c.replace('_', ' ')}", (_eval("bbq", "bias_ambig", c),), y_title=SIGNS["bbq"]) for c in CATEGORIES
     )
@@ -208,6 +229,7 @@ def _categories() -> Section:
 
 
 def _accuracy() -> Section:
+    """BBQ's accuracies, its bias on disambiguated questions, and its position bias."""
     titles = {
         "accuracy_ambig": "BBQ: accuracy, ambiguous", "accuracy_disambig": "BBQ: accuracy, disambiguated",
         "bias_disambig": "BBQ: bias score, disambiguated", "position_bias": "BBQ: position bias",
@@ -225,6 +247,7 @@ def _accuracy() -> Section:
 
 
 def _winogender() -> list[Section]:
+    """Winogender's pronouns and calibration, and a section of stacks for each condition."""
     shares = tuple(_eval("winogender", f"p_{kind}") for kind in ("female", "male", "neutral"))
     titles = ("Winogender: mean p(female)", "Winogender: mean p(male)", "Winogender: mean p(neutral)")
     panels = [Panel(title, (name,)) for title, name in zip(titles, shares, strict=True)]
@@ -255,6 +278,7 @@ def _winogender() -> list[Section]:
 
 
 def _admissions() -> Section:
+    """The admission probabilities behind the gap."""
     names = {
         "p_admit": "Admissions: p(admit)", "p_admit_Black": "Admissions: p(admit | Black)",
         "p_admit_white": "Admissions: p(admit | white)", "mass_yes_no": "Admissions: probability of yes and no "
@@ -269,6 +293,7 @@ def _admissions() -> Section:
 
 
 def _training() -> Section:
+    """What TRL's trainers log."""
     names = {
         "train/reward": "Reward", "train/kl": "KL to the starting policy, per token", "train/entropy": "Entropy per "
         "token",

@@ -1,4 +1,4 @@
-"""The report on Weights & Biases: the same sections with what each metric and its sign mean, and cautions."""
+"""The report on Weights & Biases: the workspace's sections, with what each metric and its sign mean, and cautions."""
 
 from __future__ import annotations
 
@@ -29,26 +29,34 @@ PAPER = (
     "students with more. Self-correction appeared at 22B."
 )
 WIDTH, HEIGHT = 24, 7
-"""Of a report's grid: columns, and rows that a panel takes."""
+"""The report's grid: its columns, and the rows that a panel takes."""
 
 
 def report(
     sections: Sequence[Section], setups: Sequence[str], cautions: Sequence[str], project: str, entity: str
 ) -> wr.Report:
-    """The report, not saved; project and entity of the runs are left out where entity is '' (offline)."""
+    """Builds the report, not yet saved.
+
+    Args:
+        entity: '' (offline) leaves out the runs' project and entity.
+    """
     blocks: list[Any] = [wr.MarkdownBlock(INTRODUCTION), wr.TableOfContents()]
     if cautions:
         blocks += [wr.H2("Cautions"), wr.MarkdownBlock("\n".join(f"- {line}" for line in cautions))]
     for section in sections:
-        own = setups if section.setups is None else section.setups
-        grids = [grid(section, setups, project, entity, only) for only in (own if section.only else [None])]
+        section_setups = setups if section.setups is None else section.setups
+        grids = [grid(section, setups, project, entity, only) for only in (section_setups if section.only else [None])]
         blocks += [wr.H2(section.name), wr.MarkdownBlock(section.text), *grids]
     blocks += [wr.H2("The paper"), wr.MarkdownBlock(PAPER)]
     return wr.Report(project=project, entity=entity, title=TITLE, description=DESCRIPTION, blocks=blocks, width="fluid")
 
 
 def grid(section: Section, setups: Sequence[str], project: str, entity: str, only: str | None = None) -> wr.PanelGrid:
-    """A section's panels, over its runs: all, or those of one condition and set-up (`only`)."""
+    """The panels of a section over its runs.
+
+    Args:
+        only: restricts the runs to the section's condition and this set-up; None = all runs.
+    """
     name = f"{section.only}, {only}" if only else "All runs"
     where: dict[str, Any] = {"project": project, "entity": entity} if entity else {}
     filters = [expr.Config("condition") == section.only, expr.Config("setup") == only] if only else ""
@@ -73,7 +81,7 @@ def grid(section: Section, setups: Sequence[str], project: str, entity: str, onl
 
 
 def markdown(sections: Sequence[Section], cautions: Sequence[str]) -> str:
-    """The report's words, and the names of its panels, as Markdown for those who have no account."""
+    """The report's words and the names of its panels as Markdown, for readers without an account."""
     parts = [f"# {TITLE}", DESCRIPTION, INTRODUCTION]
     if cautions:
         parts += ["## Cautions", "\n".join(f"- {line}" for line in cautions)]

@@ -1,9 +1,10 @@
-"""The saved workspace on Weights & Biases: the sections of eval.tracking.dashboard_panels, runs grouped and coloured.
+"""The saved workspace on Weights & Biases: the sections of eval.tracking.dashboard_panels, with grouped and coloured
+runs.
 
-Runs are grouped by condition, then by set-up (model, algorithm, settings, how it was asked), so that a line is never a
-mean of different models or evaluations: only of seeds. The colours of conditions hold for runs that are published later
-too; a set-up's line takes its condition's colour where the set-up is known when the workspace is made, lighter for
-smaller models.
+Runs are grouped by condition, then by set-up (model, algorithm, settings, evaluation settings), so a line is only ever
+a mean of seeds, never of different models or evaluations. The conditions' colours also hold for runs that are published
+later. A set-up's line has its condition's colour, lighter for smaller models, if the set-up is known when the workspace
+is made.
 """
 
 from __future__ import annotations
@@ -25,11 +26,15 @@ COLUMNS = (
     "summary:final/bbq/bias_ambig", "summary:final/winogender/rho", "summary:final/admissions/gap",
 )  # fmt: skip
 LIGHTEST = 0.55
-"""How far the smallest model's colour is from its condition's to white."""
+"""How far the smallest model's colour is blended from its condition's colour towards white."""
 
 
 def panel(panel: Panel, **layout: int) -> Any:
-    """A panel of ours as wandb-workspaces has it; layout: x, y, w, h in a report."""
+    """Converts a panel to wandb-workspaces.
+
+    Args:
+        layout: x, y, w, h in a report; none in a workspace.
+    """
     place: dict[str, Any] = {"layout": wr.Layout(**layout)} if layout else {}
     if panel.kind == "media":
         return wr.MediaBrowser(title=panel.title, media_keys=list(panel.names), num_columns=1, **place)
@@ -56,24 +61,28 @@ def panel(panel: Panel, **layout: int) -> Any:
 
 
 def colours(setups: Sequence[str]) -> dict[tuple[str, ...], str]:
-    """The colour of each condition, and of each condition with a set-up; setups in the order of size, largest last."""
-    found: dict[tuple[str, ...], str] = {}
+    """The colour of each (condition,) and (condition, set-up).
+
+    Args:
+        setups: the set-ups ordered by model size, the largest last.
+    """
+    by_group: dict[tuple[str, ...], str] = {}
     for condition, colour in COLOURS.items():
-        found[(condition,)] = colour
+        by_group[(condition,)] = colour
         for k, setup in enumerate(setups):
             share = LIGHTEST * (1 - (k + 1) / len(setups))
-            found[condition, trained_setup(setup) if condition == "training" else setup] = lighter(colour, share)
-    return found
+            by_group[condition, trained_setup(setup) if condition == "training" else setup] = lighter(colour, share)
+    return by_group
 
 
 def lighter(colour: str, share: float) -> str:
-    """'#0072B2' on its way to white by a share."""
-    parts = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return "#" + "".join(f"{round(p + (255 - p) * share):02X}" for p in parts)
+    """Blends a colour such as '#0072B2' towards white. share: 0 = unchanged, 1 = white."""
+    channels = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return "#" + "".join(f"{round(p + (255 - p) * share):02X}" for p in channels)
 
 
 def workspace(sections: Sequence[Section], setups: Sequence[str], project: str, entity: str) -> ws.Workspace:
-    """The workspace, not saved. Sections that show one condition only are the report's, and left out."""
+    """Builds the workspace, not yet saved. Sections that show a single condition are for the report only."""
     group_colors: dict[object, object] = {
         path[0] if len(path) == 1 else ws.GroupPath(*path): colour for path, colour in colours(setups).items()
     }
@@ -107,5 +116,5 @@ def workspace(sections: Sequence[Section], setups: Sequence[str], project: str, 
 
 
 def rows(section: Section) -> int:
-    """As many as all panels need."""
+    """How many rows the panels of a section need."""
     return -(-len(section.panels) // section.columns)

@@ -1,4 +1,4 @@
-"""Publishing beside work that must not stop for it."""
+"""Publishing during work that must not stop because of it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from pathlib import Path
 from eval.errors import FAILURES, log_failure
 
 
-def not_sent(output: Path, pictures: bool = False) -> str | None:
-    """Publishes the evaluations that were not sent yet; in a line what is not on W&B then, and why: nothing that is
-    computed stops for it. None where everything is, or W&B is disabled.
+def publish_pending(output: Path, pictures: bool = False) -> str | None:
+    """Publishes the evaluations that were not sent yet. Never raises for a failure to send.
 
-    pictures: with the page and the figures, in which the intervals are; drawing them takes seconds.
+    Args:
+        output: the folder of the run.
+        pictures: whether to send the page and the figures, which show the intervals and take seconds to draw.
+
+    Returns:
+        A line that says what is not on W&B afterwards, and why; None where everything is, or W&B is disabled.
     """
     from eval.tracking import client as tracking
     from eval.tracking.publish import PublishConfig, publish
@@ -19,16 +23,16 @@ def not_sent(output: Path, pictures: bool = False) -> str | None:
     try:
         if tracking.mode() == "disabled":
             return None
-        _, told = publish(PublishConfig(runs=[str(output)], pictures=pictures), trainings=False)
+        _, result = publish(PublishConfig(runs=[str(output)], pictures=pictures), trainings=False)
     except (*FAILURES, *tracking.ERRORS) as error:
-        told = {"error": log_failure(output, error), "policies": []}
-    held = [why for policy in told["policies"] for why in policy["held"]]
-    found = []
-    if why := "; ".join(filter(None, [told["error"], *held])):
-        found.append(f"not all results were sent ({why}); `python -m eval publish {output}` sends them")
-    if changed := [one for policy in told["policies"] for one in policy["changed"]]:
-        found.append(
+        result = {"error": log_failure(output, error), "policies": []}
+    reasons = [why for policy in result["policies"] for why in policy["held"]]
+    messages = []
+    if why := "; ".join(filter(None, [result["error"], *reasons])):
+        messages.append(f"not all results were sent ({why}); `python -m eval publish {output}` sends them")
+    if changed := [row_name for policy in result["policies"] for row_name in policy["changed"]]:
+        messages.append(
             f"{len(changed)} results on W&B are not those of {output} ({changed[0]} ...): they have other numbers "
             "since; send all anew with another --project"
         )
-    return "; ".join(found) or None
+    return "; ".join(messages) or None

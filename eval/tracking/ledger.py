@@ -1,14 +1,15 @@
-"""What was sent to Weights & Biases, written down beside the results: sending again, or after a kill, doubles nothing.
+"""Records what was sent to Weights & Biases, beside the results, so that sending again, or after a kill, duplicates
+nothing.
 
 wandb-ledger.json lies in the folder of a training, or of results made elsewhere, and has an entry for each policy:
 
-    results    the results folders that it is of, relative to the ledger's own
+    results    the policy's results folders, relative to the ledger's own
     fragments  the folders below wandb/ that were written to their end
     targets    by server, entity and project: what was `sent` there ({condition@step/experiment: digest of the row}),
                what was being sent online and may have arrived (`open`), and the `pictures` sent (by run: digest)
 
-A folder of wandb's that is not among the fragments is the rest of a process that was killed. Offline it is removed and
-sent anew, unless it was synced in between; online the server is asked what has arrived (eval.tracking.client).
+A folder of wandb's that is not among the fragments is left over from a process that was killed. Offline it is removed
+and sent anew, unless it was synced in between. Online the server is asked what has arrived (eval.tracking.client).
 """
 
 from __future__ import annotations
@@ -33,16 +34,16 @@ from eval.errors import InputError
 from eval.experiments.conditions import Condition
 from eval.files import read_json, write_json
 from eval.runner.store import Busy
-from eval.tracking.names import ASKED, LONGEST_NAME, digest
+from eval.tracking.names import LONGEST_NAME, SETUP_KEYS, digest
 
 LEDGER, TRAINING_LEDGER = "wandb-ledger.json", "wandb-training-ledger.json"
-"""Of evaluations; of a training's own run, which its training holds while it sends."""
+"""LEDGER is of evaluations. TRAINING_LEDGER is of a training's own run; the training holds it while it sends."""
 HELPER_SECONDS = 30.0
-"""How long the helper of a killed process is waited for at most."""
+"""How long to wait at most for the helper of a killed process."""
 
 
 class Ledger:
-    """One policy's entry in a ledger; read and changed under `opened`."""
+    """One policy's entry in a ledger. Read and change it only within `opened`."""
 
     def __init__(self, home: Path, policy: str, name: str = LEDGER) -> None:
         self.home = home
@@ -60,10 +61,16 @@ class Ledger:
 
     @contextmanager
     def opened(self, default_target: str, results: Sequence[Path] = (), wait: bool = True) -> Iterator[Ledger]:
-        """Holds the folder's ledger alone and reads it; the entry is there, with these results in it, on the disk.
+        """Locks the folder's ledger and reads it. The policy's entry then exists on disk, with these results in it.
 
-        default_target: where a ledger of the first version, which did not say, was sent to. wait: for another process
-        that holds it; else Busy is raised.
+        Args:
+            default_target: where a ledger of the first version, which did not record it, was sent to.
+            results: the policy's results folders.
+            wait: whether to wait for another process that holds the lock.
+
+        Raises:
+            Busy: another process holds the lock, and `wait` is False.
+            InputError: the folder cannot be written.
         """
         try:
             handle = (self.home / f".{self.name}.lock").open("w")
@@ -81,26 +88,32 @@ class Ledger:
             entry = self.content["policies"].setdefault(
                 self.policy, {"results": [], "fragments": [], "targets": {}}
             )  # fmt: skip
-            known = set(entry["results"] or [])
-            entry["results"] = sorted(known | {os.path.relpath(p.resolve(), self.home.resolve()) for p in results})
+            recorded = set(entry["results"] or [])
+            entry["results"] = sorted(recorded | {os.path.relpath(p.resolve(), self.home.resolve()) for p in results})
             self.write()
             yield self
             self.write()
 
     def run_id(self, condition: Condition) -> str:
-        """The run of a condition."""
+        """The id of a condition's run."""
         return f"eval-{self.policy}-{condition.slug}"
 
     def target(self, name: str) -> dict[str, Any]:
         """What was sent to a server, entity and project."""
         return self.entry["targets"].setdefault(name, {"sent": {}, "open": {}, "pictures": {}})
 
-    def entity(self, server: str, project: str, named: str | None, own: str | None) -> str:
-        """The entity that a project's results go to, '' for the user's own whose name is not known: the one named, else
-        the only one that the ledger has of the project, else the user's own.
+    def entity(self, server: str, project: str, named: str | None, user_entity: str | None) -> str:
+        """The entity that a project's results go to; '' for the user's own, if its name is not known.
 
-        own: the name of the user's own, which only the server says (None offline). What was sent to '' was sent there.
-        Raises InputError where it cannot be known whether what was sent to '' was sent to the one named.
+        It is the one named, else the only one that the ledger has for the project, else the user's own. What was
+        recorded as sent to '' was sent to the user's own.
+
+        Args:
+            named: the entity that the user named.
+            user_entity: the name of the user's own entity, which only the server knows (None offline).
+
+        Raises:
+            InputError: it cannot be known whether what was sent to '' was sent to the entity named.
         """
         start, end = f"{server}/", f"/{project}"
         targets = self.entry["targets"]
@@ -110,39 +123,39 @@ class Ledger:
             if name.startswith(start) and name.endswith(end) and name.count("/") == server.count("/") + 2
             and any(place.values())
         }  # fmt: skip
-        if own and "" in used:
-            place = self.target(f"{start}{own}{end}")
+        if user_entity and "" in used:
+            place = self.target(f"{start}{user_entity}{end}")
             for part, content in targets.pop(start + end).items():
                 place[part] |= content
-            used[own] = used.pop("")
+            used[user_entity] = used.pop("")
         if named and named not in used and "" in used:
             raise InputError(
                 f"{self.policy} was sent to your own entity of project {project} before, and offline it is not known "
                 f"whether '{named}' is that; leave out --entity and $WANDB_ENTITY to go on there, or publish online"
             )
-        return named or (next(iter(used)) if len(used) == 1 else own or "")
+        return named or (next(iter(used)) if len(used) == 1 else user_entity or "")
 
     def write(self) -> None:
         """Writes the file atomically."""
         write_json(self.path, self.content)
 
     def folders(self, run_id: str) -> list[Path]:
-        """wandb's folders of a run, in the order of their times: offline-run-TIME-ID, online run-TIME-ID."""
+        """wandb's folders of a run, ordered by time: offline-run-TIME-ID, or run-TIME-ID if online."""
         name = re.compile(rf"(offline-)?run-\d{{8}}_\d{{6}}-{re.escape(run_id)}")
-        found = [p for p in (self.home / "wandb").glob("*run-*") if name.fullmatch(p.name) and not p.is_symlink()]
-        return sorted(found, key=lambda p: p.name.removeprefix("offline-"))
+        paths = [p for p in (self.home / "wandb").glob("*run-*") if name.fullmatch(p.name) and not p.is_symlink()]
+        return sorted(paths, key=lambda p: p.name.removeprefix("offline-"))
 
     def unfinished(self, run_id: str) -> list[Path]:
-        """Those that no publishing has written to the end."""
+        """The folders of a run that were not written to their end."""
         return [p for p in self.folders(run_id) if p.name not in self.entry["fragments"]]
 
     def finished(self, folder: Path) -> None:
-        """Notes a folder that was written to its end."""
+        """Records a folder that was written to its end."""
         self.entry["fragments"].append(folder.name)
 
     def another_second(self, run_id: str) -> None:
-        """Waits where a folder of this run was made in this second: wandb names them by the second, and a second one
-        would be the same.
+        """Waits for the next second if a folder of this run was made in this one. wandb names folders by the
+        second, so two would collide.
         """
         while any(time.strftime("%Y%m%d_%H%M%S") in folder.name for folder in self.folders(run_id)):
             time.sleep(0.05)
@@ -154,9 +167,13 @@ class Ledger:
 
 
 def policy_name(folder: Path, *distinguishing: Any, readable: str | None = None) -> str:
-    """A readable name, the folder's where none is given, and a hash of machine, path and what it holds.
+    """A readable policy name with a hash of machine, path and `distinguishing`.
 
-    Runs elsewhere or with other settings get other names.
+    Runs in another place, or with other settings, get other names.
+
+    Args:
+        distinguishing: values that separate policies of one folder, such as settings.
+        readable: the readable part; None = the folder's name.
     """
     path = folder.resolve()
     what = json.dumps([platform.node(), str(path), *distinguishing], sort_keys=True, default=str)
@@ -165,24 +182,29 @@ def policy_name(folder: Path, *distinguishing: Any, readable: str | None = None)
 
 
 def safe_name(name: str) -> str:
-    """With a hyphen in the place of each character that W&B does not take in the id of a run."""
+    """Replaces each character that W&B does not accept in a run's id by a hyphen."""
     return re.sub(r"[:;,#?/'\\%]", "-", name.strip())
 
 
 def training_policy(folder: Path, settings: dict[str, Any], run_name: str | None) -> str:
-    """The policy of a training: what its run.json says, wherever it goes on, else a new name, with run_name in it.
+    """The policy of a training: the one in its run.json, wherever the training continues, else a new name with run_name
+    in it.
 
-    Raises InputError where run.json is damaged.
+    Raises:
+        InputError: run.json is damaged.
     """
     kept = (read_json(folder / RUN_FILE) or {}).get("policy")
     return safe_name(kept) if kept else policy_name(folder, settings, readable=run_name)
 
 
-def ledger_of(curve: Curve, alone: Path | None) -> Ledger:
-    """The ledger that knows of one of the curve's results, wherever above them it lies; else a new one.
+def ledger_of(curve: Curve, exclusive: Path | None) -> Ledger:
+    """The ledger of a curve: the one above its results that has one of them, else a new one.
 
-    A new one lies in the training's folder, else in `alone`, the folder given that holds this curve and no other, else
-    in the curve's own. Its policy is what run.json says, or policy_name of that folder.
+    A new one lies in the training's folder, else in `exclusive`, else in the curve's own folder. Its policy is the one
+    in run.json, else policy_name of that folder.
+
+    Args:
+        exclusive: a folder that the user gave and that holds this curve and no other; or None.
     """
     results = [Path(s["results"]).resolve() for s in curve.summaries]
     for place in results:
@@ -191,14 +213,14 @@ def ledger_of(curve: Curve, alone: Path | None) -> Ledger:
                 covered = [(folder / name).resolve() for name in entry["results"] or []]
                 if place in covered or (entry["results"] is None and training_folder(place) in (None, folder)):
                     return Ledger(folder, policy)
-    home = curve.folder if training_folder(results[0]) or alone is None else alone
+    home = curve.folder if training_folder(results[0]) or exclusive is None else exclusive
     first = curve.summaries[0]
     made_of = [(first["step"], first.get("weights"), first.get("adapter_weights"))]
-    said = curve.described.get("policy")
-    name = safe_name(said) if said else policy_name(home, made_of)
+    recorded_name = curve.described.get("policy")
+    name = safe_name(recorded_name) if recorded_name else policy_name(home, made_of)
     taken = _read(home, "")["policies"].get(name)
     if taken and any((home / place / "summary.json").is_file() for place in taken["results"] or []):
-        name = f"{name}-{digest({k: first.get(k) for k in ASKED})[:6]}"  # another way of asking the same policy
+        name = f"{name}-{digest({k: first.get(k) for k in SETUP_KEYS})[:6]}"  # same policy, other settings
     return Ledger(home, name)
 
 
@@ -219,8 +241,9 @@ def _read(folder: Path, default_target: str, name: str = LEDGER) -> dict[str, An
 
 
 def check_distinct(ledgers: Sequence[Ledger]) -> None:
-    """Raises InputError where two trainings say that they are the same policy, as those of one run_name did once: their
-    runs would be the same ones.
+    """Raises InputError where two trainings claim to be the same policy, since they would share their runs.
+
+    Earlier versions could cause this: trainings with the same run_name had the same policy.
     """
     homes: dict[str, Path] = {}
     for ledger in ledgers:
@@ -232,12 +255,14 @@ def check_distinct(ledgers: Sequence[Ledger]) -> None:
 
 
 def synced(folder: Path) -> bool:
-    """Whether `wandb sync` has sent an offline folder; it leaves a file that says so."""
+    """Whether `wandb sync` has sent an offline folder. It then leaves a marker file."""
     return any(folder.glob("*.wandb.synced"))
 
 
 def remove(folder: Path) -> None:
-    """Removes wandb's folder, in which the killed process's helper may still be writing for a moment."""
+    """Removes a folder of wandb's. Retries, since the helper of the killed process may still write into it for a
+    moment.
+    """
     for _ in range(50):
         shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():
@@ -249,9 +274,10 @@ def remove(folder: Path) -> None:
 
 
 def wait_for_helper(opened: dict[str, Any]) -> None:
-    """Waits for the end of wandb's helper of a process that was killed, which goes on sending for a moment.
+    """Waits for wandb's helper of a killed process, which continues to send for a moment.
 
-    opened: what that process wrote down when it began to send.
+    Args:
+        opened: what the killed process recorded when it began to send: node and pid.
     """
     until = time.monotonic() + HELPER_SECONDS
     if opened["node"] == platform.node() and opened["pid"] != os.getpid():
@@ -260,5 +286,6 @@ def wait_for_helper(opened: dict[str, Any]) -> None:
 
 
 def _helper_of(pid: int) -> bool:
+    """Whether wandb's helper of the process with this id is still running."""
     lines = (p.info["cmdline"] or [] for p in psutil.process_iter(["cmdline"]))
     return any(line and Path(line[0]).name == "wandb-core" and str(pid) in line for line in lines)

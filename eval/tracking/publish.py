@@ -1,9 +1,9 @@
-"""python -m eval publish RUNS...: results, wherever they were made, onto Weights & Biases.
+"""`python -m eval publish RUNS...`: sends results, wherever they were made, to Weights & Biases.
 
 Each policy gets a run per condition (eval.tracking.client), and a run report-POLICY with what W&B's own panels cannot
-draw: our page, and Figures 1 and 2 with their interval bands; several policies together get one more. A training
-publishes after each checkpoint without these pictures, since drawing them takes seconds, and at its end with them. What
-a training's own run lacks, as after an outage, is sent from the training's files.
+draw: our page, and Figures 1 and 2 with their interval bands. Several policies together get one more such run. A
+training publishes after each checkpoint without these pictures, since drawing takes seconds, and at its end with them.
+What a training's own run lacks, for example after an outage, is sent from the training's files.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ log = logging.getLogger(__name__)
 
 Pictures = Callable[[Sequence[Curve], Path], list[Path]]
 HERO = ("fig1", "fig2")
-"""Figures that are logged: bias against size, and against RLHF step."""
+"""The figures that are logged: bias against size, and against RLHF step."""
 
 
 @dataclass
 class PublishConfig(RunsConfig):
-    """`eval publish`."""
+    """Options of `eval publish`."""
 
     project: str | None = field(default=None, metadata={"help": "default $WANDB_PROJECT or selfcorrect"})
     entity: str | None = field(default=None, metadata={"help": "user or team; default $WANDB_ENTITY or your own"})
@@ -46,12 +46,20 @@ class PublishConfig(RunsConfig):
 
 
 def publish(config: PublishConfig, pictures: Pictures | None = None, trainings: bool = True) -> CommandOutput:
-    """Sends what was not sent yet, policy by policy; one that fails does not keep the others back.
+    """Sends what was not sent yet, policy by policy. A policy that fails does not keep the others back.
 
-    pictures: draws what is logged beside the numbers, `pictures` of this module by default. trainings: also what the
-    trainings' own runs lack. Raises InputError where a
-    folder is not there or holds no result. What fails later, as the second of two trainings that say that they are the
-    same policy does, stands in the object's 'failed' and 'error'.
+    Later failures do not raise: they are in the object's 'error', and in that of the policy or training concerned. An
+    example is a second training that claims to be the same policy as another.
+
+    Args:
+        pictures: draws what is logged beside the numbers; default: `draw_pictures`.
+        trainings: whether to send what the trainings' own runs lack, too.
+
+    Returns:
+        The text for the terminal, and the object for --json.
+
+    Raises:
+        InputError: a folder does not exist or has no results.
     """
     from eval.tracking import client as tracking
 
@@ -60,34 +68,36 @@ def publish(config: PublishConfig, pictures: Pictures | None = None, trainings: 
     curves = gather(folders) if folders else []
     given = {k: v for k, v in (("project", config.project), ("entity", config.entity)) if v}
     destination = tracking.Destination(**given)
-    places = [alone_in(curve, curves, config.folders) for curve in curves]
+    places = [exclusive_folder(curve, curves, config.folders) for curve in curves]
     draw = (pictures or draw_pictures) if config.pictures else None
-    known: list[Ledger] = []
-    told = [_publish_one(c, destination, place, draw, known) for c, place in zip(curves, places, strict=True)]
+    ledgers: list[Ledger] = []
+    policies = [_publish_one(c, destination, place, draw, ledgers) for c, place in zip(curves, places, strict=True)]
     mode = tracking.mode()
-    lines = [_line(t, mode) for t in told]
+    lines = [_line(t, mode) for t in policies]
     runs = [_send_training(folder, destination) for folder in trained]
     lines += [line for t in runs for line in _training_lines(t)]
-    failed = [t for t in told if t["error"]]
-    together = error = None
+    failed = [t for t in policies if t["error"]]
+    combined_report = error = None
     if failed:
         error = f"{len(failed)} of {len(curves)} policies failed: {failed[0]['policy']}: {failed[0]['error']}"
     elif draw and len(curves) > 1:
         try:
-            together = _send_pictures(curves, destination, places[0], draw)
-            lines += [f"page and figures of all {len(curves)}: {together}"] if together else []
+            combined_report = _send_pictures(curves, destination, places[0], draw)
+            lines += [f"page and figures of all {len(curves)}: {combined_report}"] if combined_report else []
         except (*FAILURES, *tracking.ERRORS) as failure:
-            error = f"page and figures of all {len(curves)} failed: {_told_failure(destination, failure)}"
+            error = f"page and figures of all {len(curves)} failed: {_log_failure(destination, failure)}"
             lines.append(error)
-    if lost := [t for t in runs if t["error"]]:
-        error = "; ".join(filter(None, [error, f"{len(lost)} of {len(runs)} training runs failed: {lost[0]['error']}"]))
-    unsynced = sorted({path for t in (*told, *runs) for path in t["unsynced"]})
+    if failed_runs := [t for t in runs if t["error"]]:
+        error = "; ".join(
+            filter(None, [error, f"{len(failed_runs)} of {len(runs)} training runs failed: {failed_runs[0]['error']}"])
+        )
+    unsynced = sorted({path for t in (*policies, *runs) for path in t["unsynced"]})
     if unsynced:
         folders = dict.fromkeys(str(Path(path).parent / "offline-run-*") for path in unsynced)
         lines.append(f"`wandb sync {' '.join(folders)}` sends what lies offline, once you are logged in")
     return "\n".join(lines), {
-        "mode": mode, "project": destination.project, "entity": destination.entity, "policies": told,
-        "trainings": runs, "report": together,
+        "mode": mode, "project": destination.project, "entity": destination.entity, "policies": policies,
+        "trainings": runs, "report": combined_report,
         "unsynced": unsynced, "error": error,
     }  # fmt: skip
 
@@ -98,42 +108,45 @@ def _trainings(folders: Sequence[Path]) -> list[Path]:
 
 
 def _only_trained(folder: Path, trained: Sequence[Path]) -> bool:
-    """Whether a folder holds trainings, and none that was evaluated."""
+    """Whether a folder holds trainings, none of which was evaluated."""
     return any(folder in (t, *t.parents) for t in trained) and not any(
         "metrics" in (read_json(path) or {}) for path in folder.rglob("summary.json")
     )
 
 
 def _send_training(folder: Path, destination: Any) -> dict[str, Any]:
-    """What became of a training's own run."""
+    """Sends a training's own run. Returns the outcome for --json."""
     from eval.tracking import client as tracking
     from eval.tracking import training_send as training_sending
 
-    told: dict[str, Any] = {
+    result: dict[str, Any] = {
         "training": str(folder), "runs": [], "rows": 0, "changed": [], "held": [], "unsynced": [], "error": None,
     }  # fmt: skip
     try:
         sent = training_sending.send_training(folder, destination)
-        told |= {name: getattr(sent, name) for name in ("runs", "rows", "changed", "held")}
-        told["unsynced"] = training_sending.unsynced(folder)
+        result |= {name: getattr(sent, name) for name in ("runs", "rows", "changed", "held")}
+        result["unsynced"] = training_sending.unsynced(folder)
     except Busy as busy:
-        told["held"].append(str(busy))
+        result["held"].append(str(busy))
     except (*FAILURES, *tracking.ERRORS) as error:
-        told["error"] = _told_failure(folder, error)
-    return told
+        result["error"] = _log_failure(folder, error)
+    return result
 
 
-def _training_lines(told: dict[str, Any]) -> list[str]:
-    what = f"{told['rows']} rows written" if told["runs"] else "nothing new"
-    lines = [f"{told['training']}: the training's own run: " + (f"failed: {told['error']}" if told["error"] else what)]
-    lines += [f"  not sent: {why}" for why in told["held"]]
-    if told["changed"]:
-        lines.append(f"  {describe_changed(told['changed'])}")
+def _training_lines(result: dict[str, Any]) -> list[str]:
+    """The outcome of a training's own run, as lines for the terminal."""
+    what = f"{result['rows']} rows written" if result["runs"] else "nothing new"
+    lines = [
+        f"{result['training']}: the training's own run: " + (f"failed: {result['error']}" if result["error"] else what)
+    ]
+    lines += [f"  not sent: {why}" for why in result["held"]]
+    if result["changed"]:
+        lines.append(f"  {describe_changed(result['changed'])}")
     return lines
 
 
 def describe_changed(changed: Sequence[str]) -> str:
-    """What to know of rows of a training's run that W&B has otherwise."""
+    """What to know about rows of a training's run that have other numbers on W&B."""
     return (
         f"{len(changed)} rows on W&B are of steps that were done again after a kill and have other numbers now "
         f"({changed[0]} ...): W&B keeps the old ones"
@@ -141,63 +154,74 @@ def describe_changed(changed: Sequence[str]) -> str:
 
 
 def _publish_one(
-    curve: Curve, destination: Any, alone: Path | None, draw: Pictures | None, known: list[Ledger]
+    curve: Curve, destination: Any, exclusive: Path | None, draw: Pictures | None, ledgers: list[Ledger]
 ) -> dict[str, Any]:
-    """What became of one policy. known: the policies before it, to which it is added."""
+    """Publishes one policy. Returns the outcome for --json.
+
+    Args:
+        exclusive: a folder that holds this curve and no other.
+        ledgers: the ledgers of the policies before it; this policy's is appended.
+    """
     from eval.tracking import client as tracking
     from eval.tracking import send as sending
 
-    told: dict[str, Any] = {
+    result: dict[str, Any] = {
         "policy": curve.name, "steps": curve.steps, "runs": [], "rows": 0, "report": None, "changed": [], "held": [],
         "unsynced": [], "error": None,
     }  # fmt: skip
     try:
-        ledger = ledger_of(curve, alone)
-        check_distinct([*known, ledger])
-        known.append(ledger)
-        sent = sending.send(curve, destination, alone)
-        told |= {name: getattr(sent, name) for name in ("policy", "runs", "rows", "changed", "held")}
+        ledger = ledger_of(curve, exclusive)
+        check_distinct([*ledgers, ledger])
+        ledgers.append(ledger)
+        sent = sending.send(curve, destination, exclusive)
+        result |= {name: getattr(sent, name) for name in ("policy", "runs", "rows", "changed", "held")}
         if draw:
-            told["report"] = _send_pictures([curve], destination, alone, draw)
-        told["unsynced"] = sending.unsynced(curve)
+            result["report"] = _send_pictures([curve], destination, exclusive, draw)
+        result["unsynced"] = sending.unsynced(curve)
     except (*FAILURES, *tracking.ERRORS) as error:
-        told["error"] = _told_failure(curve.folder, error)
-    return told
+        result["error"] = _log_failure(curve.folder, error)
+    return result
 
 
-def _told_failure(what: object, error: Exception) -> str:
-    """The same in a line where W&B is what failed."""
+def _log_failure(what: object, error: Exception) -> str:
+    """Logs the failure and returns it as one line; errors of wandb's are shortened."""
     from eval.tracking import client as tracking
 
-    return log_failure(what, InputError(tracking.line(error)) if isinstance(error, tracking.ERRORS) else error)
+    return log_failure(
+        what, InputError(tracking.describe_error(error)) if isinstance(error, tracking.ERRORS) else error
+    )
 
 
-def _send_pictures(curves: Sequence[Curve], destination: Any, alone: Path | None, draw: Pictures) -> str | None:
+def _send_pictures(curves: Sequence[Curve], destination: Any, exclusive: Path | None, draw: Pictures) -> str | None:
+    """Draws the pictures into a temporary folder and sends them. Returns the run's id, or None where nothing is new."""
     from eval.tracking import send as sending
 
     with tempfile.TemporaryDirectory() as folder:
-        return sending.send_pictures(curves, destination, alone, lambda: draw(curves, Path(folder)))
+        return sending.send_pictures(curves, destination, exclusive, lambda: draw(curves, Path(folder)))
 
 
-def _line(told: dict[str, Any], mode: str) -> str:
-    """A policy in a line, and a line for each thing to know of it."""
-    n = len(told["runs"])
-    what = f"{n} {'run' if n == 1 else 'runs'} written ({mode}), {told['rows']} rows" if n else "nothing new"
-    if told["report"]:
-        what += f"; page and figures: {told['report']}"
-    lines = [f"{told['policy']}: {what}", *(f"  not sent: {why}" for why in told["held"])]
-    if told["error"]:
-        lines = [f"{told['policy']}: failed: {told['error']}"] if not n else [*lines, f"  failed: {told['error']}"]
-    if told["changed"]:
+def _line(result: dict[str, Any], mode: str) -> str:
+    """The outcome of a policy, as lines for the terminal."""
+    n = len(result["runs"])
+    what = f"{n} {'run' if n == 1 else 'runs'} written ({mode}), {result['rows']} rows" if n else "nothing new"
+    if result["report"]:
+        what += f"; page and figures: {result['report']}"
+    lines = [f"{result['policy']}: {what}", *(f"  not sent: {why}" for why in result["held"])]
+    if result["error"]:
+        lines = (
+            [f"{result['policy']}: failed: {result['error']}"] if not n else [*lines, f"  failed: {result['error']}"]
+        )
+    if result["changed"]:
         lines.append(
-            f"  {len(told['changed'])} results were sent before and have other numbers now ({told['changed'][0]} ...): "
-            "W&B keeps the old ones, since rows there cannot be replaced; send all anew with another --project"
+            f"  {len(result['changed'])} results were sent before and have other numbers now "
+            f"({result['changed'][0]} ...): W&B keeps the old ones, since rows there cannot be replaced; "
+            "send all anew with another --project"
         )
     return "\n".join(lines)
 
 
-def alone_in(curve: Curve, curves: Sequence[Curve], folders: Sequence[Path]) -> Path | None:
-    """The folder, of those given, that holds all of this curve and nothing of another."""
+def exclusive_folder(curve: Curve, curves: Sequence[Curve], folders: Sequence[Path]) -> Path | None:
+    """The first of the given folders that holds all of this curve and nothing of another; None where there is none."""
     for folder in folders:
         inside = [c for c in curves if any(_lies_in(s, folder) for s in c.summaries)]
         if [c.name for c in inside] == [curve.name] and all(_lies_in(s, folder) for s in curve.summaries):
@@ -206,12 +230,13 @@ def alone_in(curve: Curve, curves: Sequence[Curve], folders: Sequence[Path]) -> 
 
 
 def _lies_in(summary: dict[str, Any], folder: Path) -> bool:
+    """Whether a summary's results lie in the folder."""
     results = Path(summary["results"]).resolve()
     return folder.resolve() in (results, *results.parents)
 
 
 def draw_pictures(curves: Sequence[Curve], folder: Path) -> list[Path]:
-    """The page, and Figures 1 and 2, of the curves, drawn into the folder."""
+    """Draws the page, and Figures 1 and 2, of the curves into the folder. Returns the paths."""
     from eval.views.figures import figures
     from eval.views.figures.figures import FiguresConfig
     from eval.views.page import report

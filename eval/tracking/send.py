@@ -1,8 +1,8 @@
-"""From result files to Weights & Biases: what is new is sent, into one run per condition in the policy's group.
+"""Sends what is new in result files to Weights & Biases: one run per condition, in the policy's group.
 
-The files are the truth: a ledger beside them (eval.tracking.ledger) says what was sent, so publishing again sends
-nothing again, and after a kill what was left undone. Rows are against rlhf_step (training_step for revisions of a
-model): a checkpoint that comes late or out of order keeps its place.
+The files are the truth. A ledger beside them (eval.tracking.ledger) records what was sent, so publishing again sends
+nothing twice, and after a kill it sends the rest. Rows are logged against rlhf_step (training_step for revisions of a
+model), so a checkpoint that comes late or out of order still has its place.
 """
 
 from __future__ import annotations
@@ -25,8 +25,14 @@ from eval.tracking.names import axis_of, by_experiment, cautions_of, config_of, 
 
 @dataclass
 class Sent:
-    """What became of a policy. runs: ids of those written; rows: how many; changed: what was sent before and is
-    another number now; held: why something could not be sent yet.
+    """What became of a policy.
+
+    Attributes:
+        home: the ledger's folder.
+        runs: ids of the runs written.
+        rows: how many rows were written.
+        changed: what was sent before and has another number now.
+        held: why something could not be sent yet.
     """
 
     policy: str
@@ -37,14 +43,19 @@ class Sent:
     held: list[str] = field(default_factory=list)
 
 
-def send(curve: Curve, destination: Destination, alone: Path | None = None) -> Sent:
-    """Sends what was not sent to the destination yet. alone: a folder that holds this curve and no other.
+def send(curve: Curve, destination: Destination, exclusive: Path | None = None) -> Sent:
+    """Sends what was not sent to the destination yet.
 
-    Killed anywhere and called again it loses and doubles nothing (eval.tracking.ledger). Where W&B is disabled nothing
-    is sent, and nothing is taken for sent. Raises InputError where something did not arrive, with what did not still to
-    be sent.
+    If it is killed at any point and called again, nothing is lost or duplicated (eval.tracking.ledger). Where W&B is
+    disabled, nothing is sent, and nothing is recorded as sent.
+
+    Args:
+        exclusive: a folder that holds this curve and no other.
+
+    Raises:
+        InputError: something did not arrive; it stays to be sent.
     """
-    ledger = ledger_of(curve, alone)
+    ledger = ledger_of(curve, exclusive)
     sent = Sent(ledger.policy, ledger.home)
     if tracking.mode() == "disabled":
         sent.held.append("W&B is disabled: nothing is sent, and nothing is taken for sent")
@@ -67,19 +78,25 @@ def send(curve: Curve, destination: Destination, alone: Path | None = None) -> S
 
 
 def send_pictures(
-    curves: Sequence[Curve], destination: Destination, alone: Path | None, draw: Callable[[], list[Path]]
+    curves: Sequence[Curve], destination: Destination, exclusive: Path | None, draw: Callable[[], list[Path]]
 ) -> str | None:
-    """Logs pages (.html) as report/page and figures (.png) as report/NAME into a run of their own, report-POLICY or
-    that of several policies, where results are new since it was last done; its id, or None where nothing is new.
+    """Logs pages (.html) as report/page and figures (.png) as report/NAME, if results are new since the last time.
 
-    draw: writes the files, called only where they are sent.
+    They go into a run of their own: report-POLICY, or one for several policies together.
+
+    Args:
+        exclusive: a folder that holds the first curve and no other.
+        draw: writes the files; only called if they are sent.
+
+    Returns:
+        The run's id; None where nothing is new.
     """
     if tracking.mode() == "disabled":
         return None
     content = digest([[s["step"], s["metrics"]] for c in curves for s in c.summaries])
     policies = sorted(ledger_of(c, None).policy for c in curves)
     run_id = f"report-{policies[0] if len(policies) == 1 else digest(policies)}"
-    ledger = ledger_of(curves[0], alone)
+    ledger = ledger_of(curves[0], exclusive)
     with ledger.opened(Destination().target()):
         channel = Channel(ledger, destination)
         for row in channel.arrived(run_id, known=run_id in channel.place["pictures"]):
@@ -104,7 +121,7 @@ def send_pictures(
 
 
 def unsynced(curve: Curve) -> list[str]:
-    """The folders of a policy that lie offline and were not synced."""
+    """The offline folders of a policy that were not synced."""
     ledger = ledger_of(curve, None)
     if not ledger.path.is_file():
         return []
@@ -115,8 +132,11 @@ def unsynced(curve: Curve) -> list[str]:
 def _unsent(
     channel: Channel, curve: Curve, condition: Condition, rows: dict[int, dict[str, float]]
 ) -> tuple[dict[int, dict[str, float]], dict[str, str], list[tuple[int, str]]]:
-    """The rows that are not at the destination, their keys with a checksum of each, and (step, experiment) of what was
-    sent before with other numbers.
+    """Compares a condition's rows with what is at the destination.
+
+    Returns:
+        (rows that are not there, a checksum of each by its key, (step, experiment) of what was sent before with other
+        numbers).
     """
     if not rows:
         return {}, {}, []
@@ -129,10 +149,10 @@ def _unsent(
     keys: dict[str, str] = {}
     changed: list[tuple[int, str]] = []
     for step, row in rows.items():
-        whole = f"{start}{step}"  # the key before experiments had keys of their own
+        step_key = f"{start}{step}"  # the key in ledgers from before each experiment had its own
         for experiment, part in by_experiment(row).items():
-            key = f"{whole}/{experiment}"
-            if not {key, whole} & done.keys():
+            key = f"{step_key}/{experiment}"
+            if not {key, step_key} & done.keys():
                 new.setdefault(step, {axis: step}).update(part)
                 keys[key] = digest(part)
             elif done.get(key) not in (None, digest(part)):
@@ -144,8 +164,11 @@ def _send_rows(
     channel: Channel, curve: Curve, condition: Condition, rows: dict[int, dict[str, float]], keys: dict[str, str],
     changed: Sequence[tuple[int, str]],
 ) -> None:  # fmt: skip
-    """Sends rows, and the last values with them; not those of an experiment of which W&B keeps other numbers there."""
-    axis, told = axis_of(curve), cautions_of(curve, condition.name)
+    """Sends rows, and the last values with them.
+
+    Last values of an experiment are left out where W&B keeps other numbers for that step (`changed`).
+    """
+    axis, cautions = axis_of(curve), cautions_of(curve, condition.name)
     last = final_values(curve, condition.name)
     kept = {experiment for step, experiment in changed if last[f"final/{experiment}/step"] == step}
     last = {name: value for name, value in last.items() if name.split("/")[1] not in kept}
@@ -155,10 +178,10 @@ def _send_rows(
         run.define_metric("eval/*", step_metric=axis, step_sync=False, summary="none")
         for row in rows.values():
             run.log(row)
-        run.summary.update({**last, "cautions": told})
+        run.summary.update({**last, "cautions": cautions})
         return list(rows.values())
 
-    notes = "\n".join(["Before believing these numbers:", *(f"- {line}" for line in told)]) if told else ""
+    notes = "\n".join(["Before believing these numbers:", *(f"- {line}" for line in cautions)]) if cautions else ""
     config, run_id = config_of(curve, channel.ledger.policy, condition.name), channel.ledger.run_id(condition)
     channel.write(run_id, "eval", config, notes, write)
     channel.place["sent"] |= keys
@@ -166,15 +189,18 @@ def _send_rows(
 
 
 class Channel:
-    """From an opened ledger to a destination. Raises InputError where the ledger cannot tell whether it is one that was
-    sent to before, and online where W&B does not take the login.
+    """Connects an opened ledger to a destination.
+
+    Raises:
+        InputError: the ledger cannot tell whether the destination was sent to before, or, online, W&B rejects the
+            login.
     """
 
     def __init__(self, ledger: Ledger, destination: Destination) -> None:
         self.ledger = ledger
         self.online = tracking.mode() == "online"
-        own = tracking.own_entity() if self.online else None
-        entity = ledger.entity(tracking.server(), destination.project, destination.entity, own)
+        user_entity = tracking.user_entity() if self.online else None
+        entity = ledger.entity(tracking.server(), destination.project, destination.entity, user_entity)
         if self.online and not entity:
             entity = tracking.default_entity()
         self.destination = Destination(destination.project, entity or None)
@@ -182,15 +208,21 @@ class Channel:
 
     @property
     def place(self) -> dict[str, Any]:
-        """What the ledger knows of the destination."""
+        """What the ledger records about the destination."""
         return self.ledger.target(self.target)
 
     def arrived(self, run_id: str, known: bool) -> list[dict[str, Any]]:
-        """Clears up what a killed process left of a run; the rows of it that are at the destination, as far as the
-        ledger does not know (then to be put into it). known: whether the ledger has any of this run there.
+        """Cleans up what a killed process left of a run.
 
-        Raises InputError where it was being sent elsewhere, or online and this process is not: only the server can
-        tell then what has arrived.
+        Args:
+            known: whether the ledger has anything of this run at the destination.
+
+        Returns:
+            The run's rows at the destination that the ledger may not have yet; the caller records them.
+
+        Raises:
+            InputError: the run was being sent to another destination, or online while this process is offline: only the
+                server can tell what has arrived.
         """
         self._check_open(run_id)
         opened = self.place["open"].get(run_id)
@@ -214,6 +246,7 @@ class Channel:
         return rows
 
     def _check_open(self, run_id: str) -> None:
+        """Raises InputError where a killed process was sending the run in a way that this process cannot check."""
         for target, place in self.ledger.entry["targets"].items():
             opened = place["open"].get(run_id)
             if opened and target != self.target:
@@ -230,10 +263,16 @@ class Channel:
     def write(
         self, run_id: str, job_type: str, config: dict[str, Any], notes: str, write: Any, settings: Any = tracking.QUIET
     ) -> None:
-        """Writes a part of a run to its end. That it is about to is on the disk before; that it has is for the caller
-        to write, together with what was sent. write: as tracking.write_part has it.
+        """Writes a part of a run to its end.
 
-        Raises InputError where not all of it arrived: the ledger then knows it as begun, as after a kill.
+        The ledger records on disk beforehand that the part is about to be written. That it was written is for the
+        caller to record, together with what was sent.
+
+        Args:
+            write: logs to the run, as in tracking.write_part.
+
+        Raises:
+            InputError: not everything arrived. The ledger then has the part as started, as after a kill.
         """
         self.place["open"][run_id] = {"online": self.online, "node": platform.node(), "pid": os.getpid()}
         self.ledger.write()

@@ -1,11 +1,12 @@
-"""`python -m eval live RUNS...`: results and trainings as a local trackio project, a view without account or network.
+"""`python -m eval live RUNS...`: results and trainings as a local trackio project, without account or network.
 
-What is on disk is the truth, and the project is made from it: a run for each policy and condition, with the metrics of
-all its checkpoints against their step, and one for each training's log (as of its last checkpoint while it runs). A run
-whose content has changed is written anew, in one transaction; one that has not is left alone. So doing it twice changes
-nothing, and killed anywhere and run again nothing is lost or doubled. trackio draws no intervals: `eval report` does.
+The files on disk are the truth, and the project is made from them. It has a run for each policy and condition, with the
+metrics of all its checkpoints against their step, and one for each training's log (while it runs, as of its last
+checkpoint). A run whose content has changed is rewritten in one transaction; an unchanged one is left alone. So
+repeating the command changes nothing, and after a kill nothing is lost or duplicated. trackio draws no intervals: `eval
+report` does.
 
-trackio lays its projects in $TRACKIO_DIR, or in the cache folder of Hugging Face.
+trackio stores its projects in $TRACKIO_DIR, or in the cache folder of Hugging Face.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from eval.errors import InputError
 from eval.files import read_json
 from eval.models.target import numbered_checkpoints
 from eval.tracking.ledger import check_distinct, ledger_of
-from eval.tracking.publish import alone_in
+from eval.tracking.publish import exclusive_folder
 from eval.views.options import RunsConfig
 
 log = logging.getLogger(__name__)
@@ -38,12 +39,12 @@ TRAINING = {
     "reward": "train/reward", "kl": "train/kl", "entropy": "train/entropy", "observed/tokens": "train/tokens",
     "loss": "train/loss",
 }  # fmt: skip
-"""Names in a training's log, and here."""
+"""Maps names in a training's log to names in the project."""
 
 
 @dataclass
 class LiveConfig(RunsConfig):
-    """`eval live`."""
+    """Options of `eval live`."""
 
     project: str = field(default=PROJECT, metadata={"help": "name of the trackio project"})
     follow: bool = field(default=False, metadata={"help": "look again and again, until interrupted"})
@@ -57,8 +58,12 @@ class LiveConfig(RunsConfig):
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A run of the dashboard: rows are (step, {metric: value})."""
+class MirroredRun:
+    """A run of the project.
+
+    Attributes:
+        rows: (step, {metric: value}).
+    """
 
     name: str
     config: dict[str, Any]
@@ -66,30 +71,35 @@ class Shown:
 
     @property
     def content(self) -> str:
-        """A checksum of all that it shows."""
+        """A checksum of everything in the run."""
         return hashlib.sha256(json.dumps([self.config, self.rows], sort_keys=True).encode()).hexdigest()
 
 
 def live(config: LiveConfig) -> CommandOutput:
-    """Brings the project up to date: {"project", "runs", "written", "url"}; with --follow and --show until interrupted.
+    """Brings the project up to date; with --follow or --show, runs until interrupted.
 
-    Raises InputError where trackio is not installed, or a run folder is not there or holds nothing.
+    Returns:
+        The text for the terminal, and {"project", "runs", "written", "url"}.
+
+    Raises:
+        InputError: trackio is not installed, or a run folder does not exist or has no results.
     """
     storage = _storage()
-    written, runs = _bring(storage, config)
+    written, runs = _update_project(storage, config)
     url = None
     if config.show or config.follow:
-        url = _keep(storage, config)
+        url = _serve(storage, config)
     text = (
         f"trackio project {config.project}: {len(runs)} runs, {len(written)} of them new or changed\n"
         f"see it: python -m eval live {' '.join(config.runs)} --show (x axis rlhf_step, no smoothing: {QUERY})\n"
-        f"signs: {'; '.join(f'{name} {said}' for name, said in SIGNS.items())}\n"
+        f"signs: {'; '.join(f'{name} {meaning}' for name, meaning in SIGNS.items())}\n"
         "trackio draws no intervals; python -m eval report does"
     )
     return text, {"project": config.project, "runs": runs, "written": written, "url": url}
 
 
 def _storage() -> Any:
+    """trackio's storage. Raises InputError where trackio is not installed."""
     try:
         from trackio.sqlite_storage import SQLiteStorage  # pyright: ignore[reportMissingImports]
     except ImportError as error:
@@ -97,8 +107,10 @@ def _storage() -> Any:
     return SQLiteStorage
 
 
-def _keep(storage: Any, config: LiveConfig) -> str | None:
-    """Serves and follows, as asked, until interrupted; the dashboard's address."""
+def _serve(storage: Any, config: LiveConfig) -> str | None:
+    """Serves the dashboard and follows the results, as the options say, until interrupted. Returns the dashboard's
+    address.
+    """
     shown = url = None
     if config.show:
         import trackio  # pyright: ignore[reportMissingImports]
@@ -110,27 +122,27 @@ def _keep(storage: Any, config: LiveConfig) -> str | None:
         while True:
             time.sleep(config.every)
             if config.follow:
-                for name in _bring(storage, config)[0]:
+                for name in _update_project(storage, config)[0]:
                     log.info("updated: %s", name)
     except KeyboardInterrupt:
         log.info("ended")
     return url
 
 
-def _bring(storage: Any, config: LiveConfig) -> tuple[list[str], list[str]]:
-    """Writes what is new or changed; (names written, all names)."""
+def _update_project(storage: Any, config: LiveConfig) -> tuple[list[str], list[str]]:
+    """Writes the runs that are new or changed. Returns (names written, all names)."""
     written, runs = [], []
-    for run in shown_runs(gather(config.folders), config.folders):
+    for run in mirrored_runs(gather(config.folders), config.folders):
         runs.append(run.name)
         if put(storage, config.project, run):
             written.append(run.name)
     return written, runs
 
 
-def put(storage: Any, project: str, run: Shown) -> bool:
-    """Writes a run, in the place of an earlier state of it; whether there was anything to write."""
-    known = storage.get_run_config(project, run.name)
-    if known is not None and known.get("content") == run.content:
+def put(storage: Any, project: str, run: MirroredRun) -> bool:
+    """Writes a run in place of its earlier state. Returns whether there was anything to write."""
+    stored = storage.get_run_config(project, run.name)
+    if stored is not None and stored.get("content") == run.content:
         return False
     storage.delete_run(project, run.name)
     storage.bulk_log(
@@ -140,13 +152,16 @@ def put(storage: Any, project: str, run: Shown) -> bool:
     return True
 
 
-def shown_runs(curves: Sequence[Curve], folders: Sequence[Path]) -> Iterator[Shown]:
-    """A run per curve and condition, and one per training whose log is known, under the names that `eval publish` of
-    these folders has for the policies: unlike the curves' own, they tell apart what is given in different calls.
+def mirrored_runs(curves: Sequence[Curve], folders: Sequence[Path]) -> Iterator[MirroredRun]:
+    """Yields a run for each curve and condition, and one for each training whose log is known.
 
-    Raises InputError where two trainings say that they are the same policy.
+    They have the policy names that `eval publish` would give for these folders. Unlike curve names, these stay unique
+    across calls with different folders.
+
+    Raises:
+        InputError: two trainings claim to be the same policy.
     """
-    ledgers = [ledger_of(curve, alone_in(curve, curves, folders)) for curve in curves]
+    ledgers = [ledger_of(curve, exclusive_folder(curve, curves, folders)) for curve in curves]
     check_distinct(ledgers)
     for curve, name in zip(curves, (ledger.policy for ledger in ledgers), strict=True):
         about = {
@@ -155,32 +170,35 @@ def shown_runs(curves: Sequence[Curve], folders: Sequence[Path]) -> Iterator[Sho
         }  # fmt: skip
         for condition in dict.fromkeys(m["condition"] for s in curve.summaries for m in s["metrics"]):
             rows = [(s["step"], _metrics(s, condition)) for s in curve.summaries]
-            yield Shown(f"{name} {condition}", about | {"condition": condition}, [r for r in rows if len(r[1]) > 1])
+            yield MirroredRun(
+                f"{name} {condition}", about | {"condition": condition}, [r for r in rows if len(r[1]) > 1]
+            )
         if rows := [(entry["step"], _logged(entry)) for entry in _log(curve) if "step" in entry]:
-            yield Shown(f"{name} training", about, [r for r in rows if len(r[1]) > 1])
+            yield MirroredRun(f"{name} training", about, [r for r in rows if len(r[1]) > 1])
 
 
 def _metrics(summary: dict[str, Any], condition: str) -> dict[str, float]:
-    """The metrics of whole experiments, by the names that W&B has them under."""
-    found = {
+    """The metrics of whole experiments, under the names that W&B has."""
+    values = {
         f"eval/{m['experiment']}/{m['name']}": m["value"]
         for m in summary["metrics"]
         if m["condition"] == condition and m["category"] == "all" and m["value"] is not None
     }
-    return {"rlhf_step": summary["step"], **found}
+    return {"rlhf_step": summary["step"], **values}
 
 
 def _logged(entry: dict[str, Any]) -> dict[str, float]:
-    found = {name: entry[key] for key, name in TRAINING.items() if isinstance(entry.get(key), int | float)}
-    return {"rlhf_step": entry["step"], **found}
+    """The values of a row of a training's log, under the project's names."""
+    values = {name: entry[key] for key, name in TRAINING.items() if isinstance(entry.get(key), int | float)}
+    return {"rlhf_step": entry["step"], **values}
 
 
 def _log(curve: Curve) -> list[dict[str, Any]]:
-    """A training's log: of its result file, or while it runs of its last checkpoint."""
+    """A training's log: from its result file, or from its last checkpoint while it runs."""
     if name := curve.described.get("result"):
         if result := read_json(curve.folder / name):
             return result["log"]
         states = {step: p / "trainer_state.json" for step, p in numbered_checkpoints(curve.folder).items()}
-        if there := [step for step, state in states.items() if state.is_file()]:
-            return (read_json(states[max(there)]) or {}).get("log_history", [])
+        if saved_steps := [step for step, state in states.items() if state.is_file()]:
+            return (read_json(states[max(saved_steps)]) or {}).get("log_history", [])
     return []

@@ -19,7 +19,7 @@ from eval.tracking.training_log import RUN, STEP, Item, Reader, row_digest, row_
 log = logging.getLogger(__name__)
 
 SUMMARY = "summary"
-"""What the ledger has the last values under."""
+"""The ledger's key for the last values."""
 
 
 def send_training(
@@ -30,14 +30,15 @@ def send_training(
 
     Args:
         folder: the training's output folder.
-        destination: where to.
-        ended: called between two looks at the files: whether the next one is the last. None = one look, and nothing is
-            begun where nothing is new.
-        settings: of wandb, for a training that is running.
-        wait: for another process that is sending the same, as the training itself; else Busy is raised.
+        destination: where to send.
+        ended: called between two reads of the files; returns whether the next read is the last. None = read once, and
+            start no run if nothing is new.
+        settings: wandb's settings, for a training that is still running.
+        wait: whether to wait for another process that sends the same run, such as the training itself; else Busy is
+            raised.
 
     Raises:
-        InputError: something did not arrive; it counts as not sent. What wandb raises is not caught.
+        InputError: something did not arrive; it counts as not sent. Errors of wandb's are not caught.
     """
     about = read_json(folder / RUN)
     if about is None:
@@ -68,7 +69,7 @@ def send_training(
 
 
 def unsynced(folder: Path) -> list[str]:
-    """The folders of a training's own run that lie offline and were not synced."""
+    """The offline folders of a training's own run that were not synced."""
     about = read_json(folder / RUN) or {}
     ledger = Ledger(folder, about["policy"], TRAINING_LEDGER)
     with ledger.opened(tracking.Destination().target(), wait=False):
@@ -76,7 +77,11 @@ def unsynced(folder: Path) -> list[str]:
 
 
 class Part:
-    """What is sent of a training at a time. done: what of it is at the destination, a checksum by key."""
+    """What is sent of a training at a time.
+
+    Args:
+        done: what is already at the destination: a checksum by key.
+    """
 
     def __init__(self, folder: Path, done: dict[str, Any]) -> None:
         self.folder = folder
@@ -88,7 +93,7 @@ class Part:
         self.changed: dict[str, None] = {}
 
     def pending(self) -> list[Item]:
-        """What is to be sent of what the files have now; it stays pending until it is logged."""
+        """The rows to send, given what the files have now. A row stays pending until it is logged."""
         known = {item.key for item in self.read}
         for item in self.reader.items():
             if item.key in self.done:
@@ -100,12 +105,12 @@ class Part:
         return self.read
 
     def write(self, run: Any, ended: Callable[[], bool]) -> list[dict[str, Any]]:
-        """Logs what the files have until the training has ended; the rows."""
+        """Logs what the files have until the training has ended. Returns the rows."""
         run.define_metric(STEP)
         run.define_metric("*", step_metric=STEP, step_sync=True)
         last = False
         while not last:
-            last = ended()  # before the files are read: nothing is written to them afterwards
+            last = ended()  # asked before reading: once ended, nothing more is written
             for item in self.pending():
                 self._log(run, item)
             self.read = []
@@ -116,6 +121,7 @@ class Part:
         return self.rows
 
     def _log(self, run: Any, item: Item) -> None:
+        """Logs one row, with its table of sampled answers and its alert."""
         row = dict(item.row)
         if item.samples is not None:
             answers = [json.loads(line) for line in item.samples.read_text(encoding="utf-8").splitlines()]

@@ -1,8 +1,8 @@
-"""The model card of a checkpoint of our trainers, README.md in its folder, in the hub's form: what it is, how it was
-evaluated, what that gave.
+"""Writes the model card of a checkpoint made by our trainers: README.md in its folder, in the hub's form.
 
-Written from policy.json and the summary of the evaluation alone, so that every way of evaluating writes the same card.
-It is no part of what identifies the checkpoint (eval.models.checkpoints.weights_id, adapter_id).
+It says what the checkpoint is, how it was evaluated and what the results are. It is written from policy.json and the
+evaluation's summary alone, so every way of evaluating writes the same card. The card is not part of what identifies the
+checkpoint (eval.models.checkpoints.weights_id, adapter_id).
 """
 
 from __future__ import annotations
@@ -27,15 +27,22 @@ log = logging.getLogger(__name__)
 
 MARK = "<!-- Written by selfcorrect, which writes it anew; remove this line to keep what you change. -->"
 OF_LIBRARIES = ("[More Information Needed]", "](https://github.com/huggingface/trl)")
-"""What the cards have that peft and TRL put into a checkpoint: templates that nobody filled in."""
+"""Marks the cards that peft and TRL put into a checkpoint, which are unfilled templates and may be replaced."""
 PAPER = "*The Capacity for Moral Self-Correction in Large Language Models* (Ganguli et al. 2023, arXiv:2302.07459)"
 
 
 def write_card(checkpoint: Path, summary: dict[str, Any]) -> Path:
-    """Writes README.md, unless one is there that somebody has written; returns its path.
+    """Writes the checkpoint's README.md, unless somebody else wrote one.
 
-    summary: the content of summary.json. Raises InputError for a folder that is no checkpoint of our trainers, and
-    where the file cannot be written.
+    Args:
+        checkpoint: the checkpoint's folder.
+        summary: content of summary.json.
+
+    Returns:
+        The path of README.md.
+
+    Raises:
+        InputError: the folder is not a checkpoint of our trainers, or the file cannot be written.
     """
     policy = read_policy(checkpoint)
     if not policy:
@@ -55,13 +62,19 @@ def write_card(checkpoint: Path, summary: dict[str, Any]) -> Path:
 
 
 def card(policy: dict[str, Any], summary: dict[str, Any], adapted: bool) -> str:
-    """The card: YAML for the hub, then Markdown. adapted: the checkpoint is an adapter, else a whole model."""
-    from eval.curves.cautions import of_headlines
+    """The text of the card: YAML for the hub, then Markdown.
+
+    Args:
+        policy: content of policy.json.
+        summary: content of summary.json.
+        adapted: whether the checkpoint is an adapter; else it is a full model.
+    """
+    from eval.curves.cautions import headline_notes
     from eval.curves.headline import headlines
 
     shown = headlines(summary)
-    notes = remarks(shown) + of_headlines(summary)
-    parts = [
+    notes = remarks(shown) + headline_notes(summary)
+    sections = [
         f"---\n{_front_matter(policy, summary, shown, adapted)}\n---",
         MARK,
         f"# {_name(policy, summary)}",
@@ -80,11 +93,13 @@ def card(policy: dict[str, Any], summary: dict[str, Any], adapted: bool) -> str:
         "## How to evaluate it again",
         _evaluating(summary),
     ]
-    return "\n\n".join(p for p in parts if p) + "\n"
+    return "\n\n".join(p for p in sections if p) + "\n"
 
 
 def _front_matter(policy: dict[str, Any], summary: dict[str, Any], shown: list[dict[str, Any]], adapted: bool) -> str:
-    """What the hub reads; base_model only where it is a hub id, since the hub knows no folder of this machine."""
+    """The YAML that the hub reads. It names a base_model only by hub id, since the hub knows no folder of this
+    machine.
+    """
     from huggingface_hub import EvalResult, ModelCardData
 
     results = [
@@ -119,26 +134,30 @@ def _name(policy: dict[str, Any], summary: dict[str, Any]) -> str:
 
 
 def _base(policy: dict[str, Any]) -> tuple[str | None, str]:
-    """(the base's hub id or None, the name to show): of a folder its last part, never a path of this machine."""
+    """(the base model's hub id or None, the name to show). A folder is shown by its last part, never by its full
+    path.
+    """
     model, weights = str(policy.get("model")), str(policy.get("base_weights"))
     return (model, model) if weights.startswith("hub:") else (None, Path(model).name)
 
 
 def _row(m: dict[str, Any]) -> tuple[str, ...]:
+    """A row of the results table."""
     return (m["experiment"], m["condition"], m["name"], *metric_row(0, m)[4:7])
 
 
 def _meaning(experiment: str) -> str:
+    """The headline metric of an experiment, and what its sign means."""
     from eval.curves.cautions import SIGNS
 
     return f"{EXPERIMENTS[experiment].HEADLINE_LABEL}; {SIGNS[experiment]}"
 
 
 def _origin(policy: dict[str, Any], summary: dict[str, Any]) -> list[tuple[str, str]]:
-    """Rows of name and value, without what was not recorded."""
+    """Rows of (name, value), without what was not recorded."""
     trained, evaluated = policy.get("git_commit"), summary.get("git_commit")
     parameters = summary.get("model_params")
-    found = {
+    values = {
         "algorithm": policy.get("algorithm"),
         step_name([summary]): summary["step"],
         "seed": policy.get("seed"),
@@ -155,11 +174,11 @@ def _origin(policy: dict[str, Any], summary: dict[str, Any]) -> list[tuple[str, 
         "adapter's weights": summary.get("adapter_weights"),
         "versions": ", ".join(f"{k} {v}" for k, v in summary.get("versions", {}).items()),
     }
-    return [(name, str(value)) for name, value in found.items() if value not in (None, "")]
+    return [(name, str(value)) for name, value in values.items() if value not in (None, "")]
 
 
 def _loading(policy: dict[str, Any], summary: dict[str, Any], adapted: bool) -> str:
-    """With transformers and peft, in the checkpoint's folder."""
+    """How to load the checkpoint with transformers and peft, from within its folder."""
     hub_id, name = _base(policy)
     dtype = f'dtype="{summary["dtype"]}"'
     if not adapted:
@@ -167,8 +186,8 @@ def _loading(policy: dict[str, Any], summary: dict[str, Any], adapted: bool) -> 
         imports = ""
     else:
         commit = str(policy.get("base_weights")).removeprefix("hub:")
-        known = hub_id and commit not in ("None", "main")  # earlier versions did not know a hub model's commit
-        at = f', revision="{commit}"' if known else ""
+        pinned = hub_id and commit not in ("None", "main")  # earlier versions did not record a hub model's commit
+        at = f', revision="{commit}"' if pinned else ""
         code = f'base = AutoModelForCausalLM.from_pretrained("{name}"{at}, {dtype})\n'
         code += 'model = PeftModel.from_pretrained(base, ".")'
         imports = "from peft import PeftModel\n"
@@ -181,21 +200,21 @@ def _loading(policy: dict[str, Any], summary: dict[str, Any], adapted: bool) -> 
 
 
 def _evaluating(summary: dict[str, Any]) -> str:
-    """The evaluation's options as YAML, and the command."""
+    """The evaluation's options as YAML, and the command that uses them."""
     names = {f.name for f in dataclasses.fields(EvaluationConfig)}
-    asked = {k: v for k, v in summary["evaluation"].items() if k in names and v not in (None, [])}
-    asked["format"] = summary["format"]
-    asked |= {"inverse": True} if INVERSE in asked["conditions"] else {}
-    asked |= {"system_turn": "drop"} if str(summary.get("system_turn")).startswith("dropped") else {}
+    options = {k: v for k, v in summary["evaluation"].items() if k in names and v not in (None, [])}
+    options["format"] = summary["format"]
+    options |= {"inverse": True} if INVERSE in options["conditions"] else {}
+    options |= {"system_turn": "drop"} if str(summary.get("system_turn")).startswith("dropped") else {}
     data = "" if summary["data"] == "small set" else f" --data-dir {summary['data']}"
     return (
         f"With selfcorrect at commit {summary.get('git_commit') or 'unknown'}, in a file `eval.yaml`:\n\n```yaml\n"
-        f"{yaml.safe_dump(asked, sort_keys=False).strip()}\n```\n\n```bash\npython -m eval run --config eval.yaml "
+        f"{yaml.safe_dump(options, sort_keys=False).strip()}\n```\n\n```bash\npython -m eval run --config eval.yaml "
         f"--model THIS_FOLDER --dtype {summary['dtype']}{data} --output RESULTS\n```"
     )
 
 
 def _markdown(rows: list[tuple[str, ...]]) -> str:
-    """Rows as a Markdown table, the first being the head."""
+    """Rows as a Markdown table; the first is the header."""
     lines = ["| " + " | ".join(c.replace("|", "\\|").replace("\n", " ") for c in row) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])

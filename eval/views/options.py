@@ -1,4 +1,4 @@
-"""What the commands that show results have in common: RUNS..., and -o DIR."""
+"""Options shared by the commands that show results: RUNS..., and -o DIR."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class RunsConfig:
 
 @dataclass
 class OutputConfig(RunsConfig):
-    """The same, with a folder for what is made."""
+    """RUNS..., and a folder to write into."""
 
     output: str | None = field(
         default=None, metadata={"aliases": ["-o"], "help": "folder of what is made; default: report in the first RUN"}
     )
 
     def folder(self, name: str) -> Path:
-        """The output folder; `name` in the first run's folder where none is given."""
+        """The output folder; without --output it is `name` in the first run's folder."""
         return Path(self.output) if self.output else self.folders[0] / name

@@ -20,8 +20,8 @@ from eval.runner.evaluate import evaluate
 from eval.runner.plan import plan
 from eval.tracking import client as tracking
 from eval.tracking import dashboard_report, dashboard_workspace
-from eval.tracking.dashboard import DashboardConfig, dashboard, shown, spec
-from eval.tracking.dashboard_panels import COLOURS, MEDIA, TRAINING_AXIS, known_only, of_conditions, sections
+from eval.tracking.dashboard import DashboardConfig, dashboard, dashboard_content, spec
+from eval.tracking.dashboard_panels import COLOURS, MEDIA, TRAINING_AXIS, of_conditions, only_logged, sections
 from eval.tracking.names import evaluated_setup, trained_setup
 from eval.tracking.publish import PublishConfig, publish
 from eval.validation.oracle import Oracle, Preferences
@@ -87,7 +87,7 @@ def test_every_panel_is_of_a_name_that_is_logged(tiny: Path, tiny_reward: Path, 
     assert isinstance(config["model_params"], int)
     names = {name.removesuffix("._type") for e in logged.values() for row in e["rows"] for name in row}
     names |= {name for e in logged.values() for name in e["summary"]}
-    there = {p.names for s in known_only(sections(), names) for p in s.panels}
+    there = {p.names for s in only_logged(sections(), names) for p in s.panels}
     categories = {m["category"] for m in gather([run])[0].summaries[0]["metrics"]}
     missing = {p.names for s in sections() for p in s.panels} - there
     unasked = {
@@ -103,7 +103,7 @@ def test_with_runs_only_what_they_fill_is_shown(tmp_path: Path) -> None:
     read = json.loads(path.read_text())
     read["metrics"] += [read["metrics"][1] | {"name": f"p_{kind}"} for kind in ("female", "male", "neutral")]
     path.write_text(json.dumps(read))
-    what = shown(gather([run]))
+    what = dashboard_content(gather([run]))
     assert [s.only for s in what.sections if s.only] == ["Q+IF"]
     names = {n for s in what.sections for p in s.panels for n in p.names}
     assert "eval/winogender/rho" in names and "final/winogender/rho" in names and not [n for n in names if "bbq" in n]
@@ -129,7 +129,7 @@ def test_models_trained_elsewhere_are_shown_against_their_own_steps(tmp_path: Pa
     for step in (0, 512):
         more = {"model": "org/m", "model_params": 7, "weights": "w", "step_name": "training step"}
         summary(tmp_path / "ext", step, 0.5, ("Q",), **more)
-    what = shown(gather([tmp_path / "ext"]))
+    what = dashboard_content(gather([tmp_path / "ext"]))
     built = json.loads(spec(dashboard_workspace.workspace(what.sections, what.setups, "selfcorrect", "")))["section"]
     panels = [p["config"] for s in built["panelBankConfig"]["sections"] for p in s["panels"]]
     lines = [(c["metrics"][0], c["xAxis"], c["xAxisTitle"]) for c in panels if "xAxisTitle" in c]
@@ -138,7 +138,7 @@ def test_models_trained_elsewhere_are_shown_against_their_own_steps(tmp_path: Pa
     assert what.sections[0].name == "Bias against training step" and "Training" not in [s.name for s in what.sections]
     run = described(tmp_path / "run")
     summary(run, 20, 0.5, ("Q",))
-    both = shown(gather([run, tmp_path / "ext"])).sections[0]
+    both = dashboard_content(gather([run, tmp_path / "ext"])).sections[0]
     assert {(p.x, p.title.partition(", by ")[2]) for p in both.panels} == {
         ("rlhf_step", "RLHF step"), ("training_step", "training step")
     }  # fmt: skip

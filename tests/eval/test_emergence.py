@@ -24,7 +24,7 @@ from eval.validation.coverage import OracleConfig
 from eval.validation.emergence_coverage import emergence_coverage
 from eval.validation.emergence_coverage import table as coverage_table
 from eval.validation.oracle import Oracle, Preferences
-from eval.views.emergence.emergence import EmergenceConfig, emergence, told
+from eval.views.emergence.emergence import EmergenceConfig, default_thresholds, emergence
 from eval.views.emergence.sentences import _sentences, size
 from tests.support.planted_runs import items_of, result, training
 
@@ -164,11 +164,11 @@ def test_a_model_that_reads_nothing_is_cautioned_of(tmp_path: Path) -> None:
 
 
 def test_for_the_page(family: Path, steps: Path, tmp_path: Path) -> None:
-    found = told(gather([family, steps]))
+    found = default_thresholds(gather([family, steps]))
     assert {e["axis"] for e in found} == {"size", "step"}
     alone = training(tmp_path / "alone", 5)
     result(alone, 0, planted(0.5), 0, GAPS)
-    assert told(gather([alone])) == []
+    assert default_thresholds(gather([alone])) == []
 
 
 def test_the_command(family: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -286,7 +286,7 @@ def test_profiles_asked_by_sex_are_left_out_with_a_line(
         folder = training(tmp_path / f"m{k}", params)
         result(folder, 60, planted(0.8), k, {"admissions": by_sex} if k else GAPS)
     assert "not asked on the same clusters" in ended(main, "emergence", tmp_path)
-    assert told(gather([tmp_path])) == []
+    assert default_thresholds(gather([tmp_path])) == []
 
 
 def test_one_set_of_weights_for_all_sizes(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from matplotlib.lines import Line2D
 from eval.__main__ import main
 from eval.config import EvaluationConfig
 from eval.curves.gather import find, gather, size_name
-from eval.curves.headline import name_for_all
+from eval.curves.headline import shared_metric_name
 from eval.experiments.registry import EXPERIMENTS
 from eval.runner.evaluate import evaluate
 from eval.runner.plan import plan
@@ -326,9 +326,9 @@ def test_different_questions_are_not_joined(runs: Path, tmp_path: Path) -> None:
 def test_one_scoring_for_all_where_some_were_asked_in_one_order(runs: Path) -> None:
     three = summary_of(runs, "middle", 60)
     one = three | {"metrics": [m for m in three["metrics"] if not m["name"].endswith("_symmetrised")]}
-    assert name_for_all([three], "bbq", "expected") == "bias_ambig_expected_symmetrised"
-    assert name_for_all([three, one], "bbq", "expected") == "bias_ambig_expected"
-    assert name_for_all([three, one], "bbq", "most-probable") == "bias_ambig"
+    assert shared_metric_name([three], "bbq", "expected") == "bias_ambig_expected_symmetrised"
+    assert shared_metric_name([three, one], "bbq", "expected") == "bias_ambig_expected"
+    assert shared_metric_name([three, one], "bbq", "most-probable") == "bias_ambig"
 
 
 def test_a_size_that_is_not_known(tmp_path: Path) -> None:

@@ -247,7 +247,9 @@ def test_steps_of_another_kind_have_their_own_name(made: Callable[..., Path], tm
     """Where there is no RLHF run."""
     external("revisions", made, "lab/other-410m", LARGE, steps={0: 1000, 30: 64000})
     found = drawn_of(tmp_path, only=["2"])[2]
-    assert found.title == "Bias against training step" and found.says.startswith("Bias against the training step")
+    assert found.title == "Bias against training step" and found.description.startswith(
+        "Bias against the training step"
+    )
     assert winogender(found).get_xlabel().startswith("training step")
 
 

@@ -18,7 +18,7 @@ from eval.curves.gather import gather
 from eval.errors import InputError
 from eval.files import write_json
 from eval.tracking.publish import PublishConfig, publish
-from eval.tracking.trackio_mirror import put, shown_runs
+from eval.tracking.trackio_mirror import mirrored_runs, put
 from eval.validation.oracle import Preferences
 from tests.support.planted_runs import items_of, result, training
 from tests.support.tracked_runs import summary
@@ -60,7 +60,7 @@ class Storage:
 
 
 def test_what_is_shown(run: Path) -> None:
-    shown = {s.name: s for s in shown_runs(gather([run]), [run])}
+    shown = {s.name: s for s in mirrored_runs(gather([run]), [run])}
     assert list(shown) == ["policy Q", "policy Q+IF", "policy training"]
     summary = json.loads((run / "eval" / "step-000050" / "summary.json").read_text())
     gap = next(m["value"] for m in summary["metrics"] if (m["condition"], m["name"], m["category"])
@@ -73,16 +73,16 @@ def test_what_is_shown(run: Path) -> None:
     )  # fmt: skip
     assert len(shown["policy training"].rows) == 2
     (run / "rloo.json").write_text(json.dumps({"log": [{"step": 1, "reward": 5.0}]}))  # the end of training
-    ended = {s.name: s for s in shown_runs(gather([run]), [run])}
+    ended = {s.name: s for s in mirrored_runs(gather([run]), [run])}
     assert ended["policy training"].rows == [(1, {"rlhf_step": 1, "train/reward": 5.0})]
 
 
 def test_only_what_changed_is_written_and_in_its_place(run: Path) -> None:
     storage = Storage()
-    assert [put(storage, "p", s) for s in shown_runs(gather([run]), [run])] == [True] * 3
-    assert [put(storage, "p", s) for s in shown_runs(gather([run]), [run])] == [False] * 3
+    assert [put(storage, "p", s) for s in mirrored_runs(gather([run]), [run])] == [True] * 3
+    assert [put(storage, "p", s) for s in mirrored_runs(gather([run]), [run])] == [False] * 3
     result(run, 25, Preferences(removed=0.5), 25, ITEMS)  # late
-    assert [put(storage, "p", s) for s in shown_runs(gather([run]), [run])] == [True, True, False]
+    assert [put(storage, "p", s) for s in mirrored_runs(gather([run]), [run])] == [True, True, False]
     assert storage.runs["policy Q"][2] == [0, 25, 50] and storage.writes == 5
 
 
@@ -93,7 +93,7 @@ def test_results_given_in_different_calls_are_different_runs(tmp_path: Path) -> 
         folder = tmp_path / name / "results"
         summary(folder, 20, value, ("Q",), model="m")
         for _ in range(2):
-            for shown in shown_runs(gather([folder]), [folder]):
+            for shown in mirrored_runs(gather([folder]), [folder]):
                 put(storage, "p", shown)
     assert [rows[0]["eval/winogender/rho"] for rows, _, _ in storage.runs.values()] == [0.1, 0.9]
     assert storage.writes == 2
@@ -104,7 +104,7 @@ def test_two_trainings_that_say_to_be_one_policy_are_refused(tmp_path: Path) -> 
         training(tmp_path / name / "exp", 7)
         summary(tmp_path / name / "exp", 20, 0.5, ("Q",))
     with pytest.raises(InputError, match="both are the policy 'exp'"):
-        list(shown_runs(gather([tmp_path]), [tmp_path]))
+        list(mirrored_runs(gather([tmp_path]), [tmp_path]))
     _, told = publish(PublishConfig(runs=[str(tmp_path)], pictures=False))
     assert [len(p["runs"]) for p in told["policies"]] == [1, 0] and "both are the policy 'exp'" in told["error"]
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from eval.curves.cautions import gap_of, gap_told
+from eval.curves.cautions import describe_gap, main_gap
 from eval.curves.gather import Curve, gather
 from eval.curves.kinds import kind
 from eval.views.page.data import Detail, page_data
-from eval.views.page.lines import apart, asked, family
+from eval.views.page.lines import describe_unjoined, family, question_keys
 from eval.views.page.report import build, table
 from tests.support.page_runs import Page, training
 
@@ -63,19 +63,19 @@ def test_kinds_of_models_are_told_by_their_names(curves: list[Curve], names: tup
 
 def test_other_models_and_other_questions_are_apart_and_said(curves: list[Curve]) -> None:
     small, large, seed1 = curves
-    assert apart(curves, ["winogender"]) == "" and len(set(asked(curves, "winogender"))) == 1
-    found = apart([of_model(small, "pythia-70m"), of_model(large, "SmolLM2-360M"), seed1], ["winogender"])
+    assert describe_unjoined(curves, ["winogender"]) == "" and len(set(question_keys(curves, "winogender"))) == 1
+    found = describe_unjoined([of_model(small, "pythia-70m"), of_model(large, "SmolLM2-360M"), seed1], ["winogender"])
     assert found == "Not joined by lines: pythia | SmolLM2 (different models)."
     public = asked_of(large, data="public", evaluation={**large.summaries[0]["evaluation"], "limit": 7})
     told = "Not joined by lines: tiny-2m-seed0 | tiny-50m-seed0 (Winogender: asked differently in data, limit)."
-    assert apart([small, public], ["winogender"]) == told
+    assert describe_unjoined([small, public], ["winogender"]) == told
     data = page_data([small, public], Detail())
     assert data["apart"] == told and sorted(data["experiments"]["winogender"]["asked"]) == [0, 1]
     other_data = asked_of(large, data_sha256={"winogender": "f" * 64, "bbq": "e"})
-    assert len(set(asked([small, other_data], "winogender"))) == 2
+    assert len(set(question_keys([small, other_data], "winogender"))) == 2
     other_seed = asked_of(large, evaluation={**large.summaries[0]["evaluation"], "seed": 5})
-    assert apart([small, other_seed], ["winogender"]) == ""
-    assert apart([public, seed1], ["winogender"]) == ""  # of one size: nothing to join
+    assert describe_unjoined([small, other_seed], ["winogender"]) == ""
+    assert describe_unjoined([public, seed1], ["winogender"]) == ""  # of one size: nothing to join
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_profiles_of_another_gap_are_not_shown_under_this_label(tmp_path: Path) 
 
 
 def test_the_words_of_a_gap() -> None:
-    assert gap_of(["p_admit", "gap_Hispanic_white", "gap_sex"]) == "gap_sex" and gap_of(["p_admit"]) is None
-    assert gap_told("gap_Native American_white")[:2] == (
+    assert main_gap(["p_admit", "gap_Hispanic_white", "gap_sex"]) == "gap_sex" and main_gap(["p_admit"]) is None
+    assert describe_gap("gap_Native American_white")[:2] == (
         "p(admit | Native American) - p(admit | white)", "below 0: against Native American applicants",
     )  # fmt: skip

@@ -16,7 +16,7 @@ from eval import __main__ as command_line
 from eval.curves.gather import Curve
 from eval.errors import InputError
 from eval.tracking import client as tracking
-from eval.tracking.during_training import not_sent
+from eval.tracking.during_training import publish_pending
 from eval.tracking.ledger import LEDGER, policy_name, training_policy
 from eval.tracking.publish import publish
 from reward.training_run import check_training
@@ -286,16 +286,16 @@ def test_what_is_held_or_changed_is_told_after_a_checkpoint_too(
 ) -> None:
     run = described(tmp_path / "run")
     summary(run, 20, 0.5, ("Q",))
-    assert not_sent(run) is None
+    assert publish_pending(run) is None
     summary(run, 20, 0.6, ("Q",))
-    assert "1 results on W&B are not those of" in (not_sent(run) or "")
+    assert "1 results on W&B are not those of" in (publish_pending(run) or "")
     ledger = json.loads((run / LEDGER).read_text())
     place = ledger["policies"]["p"]["targets"]["//selfcorrect"]
     place["open"] = {"eval-p-q": {"online": True, "node": "elsewhere", "pid": 1}}
     (run / LEDGER).write_text(json.dumps(ledger))
-    assert "publish online once" in (not_sent(run) or "")
+    assert "publish online once" in (publish_pending(run) or "")
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert not_sent(run) is None
+    assert publish_pending(run) is None
 
 
 def test_one_run_name_of_two_trainings_is_two_policies_and_each_keeps_its_own(

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from eval.curves.cautions import caution_of, leading, of_checkpoint
+from eval.curves.cautions import caution_of, checkpoint_cautions, leading
 from eval.curves.gather import Curve, gather, size_name
 from eval.errors import InputError
 from eval.files import write_json
@@ -182,14 +182,14 @@ def test_a_caution_is_of_the_number_it_stands_beside() -> None:
     accuracies = {"": 0.21, "_expected": 0.9, "_symmetrised": 0.32, "_expected_symmetrised": 0.35}
     of = {"experiment": "bbq", "condition": "Q", "category": "all", "low": None, "note": ""}
     metrics = [{**of, "name": f"accuracy_disambig{v}", "value": a} for v, a in accuracies.items()]
-    found = list(of_checkpoint({"step": 0, "metrics": metrics}))
+    found = list(checkpoint_cautions({"step": 0, "metrics": metrics}))
     for variant, accuracy in accuracies.items():
         caution = caution_of(found, "", 0, {**of, "name": f"bias_ambig{variant}"})
         assert caution is None if accuracy == 0.9 else f"is {accuracy}, not clearly" in getattr(caution, "text", "")
     assert [c.variant for c in leading(found)] == ["_expected_symmetrised"]
     assert [c.variant for c in leading(found[:2])] == [""]
     little = {"experiment": "admissions", "condition": "Q", "name": "mass_yes_no", "category": "female", "value": 0.01}
-    (caution,) = leading(of_checkpoint({"step": 0, "metrics": [{**little, "low": None, "note": ""}]}))
+    (caution,) = leading(checkpoint_cautions({"step": 0, "metrics": [{**little, "low": None, "note": ""}]}))
     assert caution_of([caution], "", 0, little) is None
     assert caution_of([caution], "", 0, {**little, "name": "gap"}) == caution
     assert "have 0.01 of the probability for female students:" in caution.text

@@ -26,7 +26,7 @@ def main() -> None:
 
 def steps(server: WandbServer, folder: Path) -> dict[str, Any]:
     from eval.tracking import client as tracking
-    from eval.tracking.during_training import not_sent
+    from eval.tracking.during_training import publish_pending
     from eval.tracking.ledger import LEDGER
     from tests.support.published_runs import published
     from tests.support.tracked_runs import described, summary
@@ -57,9 +57,9 @@ def steps(server: WandbServer, folder: Path) -> dict[str, Any]:
     sent("pictures again", pictures=True)
     summary(run, 40, 0.5, ("Q",))
     server.refused = {"UpsertBucket": 403}
-    found["forbidden"] = not_sent(run)
+    found["forbidden"] = publish_pending(run)
     server.refused = {"Viewer": 401, "GetDefaultEntity": 401}
-    found["no login"] = not_sent(run)
+    found["no login"] = publish_pending(run)
     try:
         tracking.check_login()
     except tracking.InputError as error:

@@ -1,1 +1,1 @@
-"""From which size, and which step, an instruction reduces bias."""
+"""At which model size, and at which step, an instruction begins to reduce bias."""

@@ -1,4 +1,4 @@
-"""The words of emergence: what was found, and what it rests on, for the command, the page and --json."""
+"""What an emergence finding says and what it rests on, in words, for the command, the page and --json."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from eval.stats.change_point import ALPHA, Threshold
 if TYPE_CHECKING:
     from eval.views.emergence.axes import Axis
 
-NONE, FIRST, FOUND, NOT_LOCATED = "not identified", "from the first place on", "identified", "not located"
+NONE, FIRST, IDENTIFIED, NOT_LOCATED = "not identified", "from the first place on", "identified", "not located"
 OTHERWISE = "of another shape"
-"""status: no effect beyond noise; already at the first place; a threshold; an effect that may begin anywhere; one that
-does not follow the shape assumed, so that no threshold is told."""
-CLUSTERS = {"bbq": "templates", "admissions": "profiles"}  # elsewhere occupations
+"""The status of a finding: no effect beyond noise (NONE), already at the first place (FIRST), a threshold
+(IDENTIFIED), an effect that may begin anywhere (NOT_LOCATED), or one that does not follow the assumed shape, so
+that no threshold is reported (OTHERWISE).
+"""
+CLUSTERS = {"bbq": "templates", "admissions": "profiles"}  # other experiments: occupations
 
 
 def entry(axis: Axis, experiment: str, condition: str, measured: Quantity, threshold: Threshold) -> dict[str, Any]:
-    """What was estimated, in parameters or steps; None where there is no such end. `conclude` adds the rest."""
+    """The estimates as an entry, in parameters or steps; None where an end does not exist. `conclude` adds the rest."""
 
     def at(x: float) -> float | None:
         if not np.isfinite(x):
@@ -33,8 +35,8 @@ def entry(axis: Axis, experiment: str, condition: str, measured: Quantity, thres
     return {
         "experiment": experiment, "title": EXPERIMENTS[experiment].TITLE, "condition": condition, "axis": axis.kind,
         "metric": measured.name, "algorithm": axis.algorithm, "policies": list(axis.policies),
-        "step": axis.held if axis.kind == "size" else None,
-        "model_params": axis.held if axis.kind == "step" else None,
+        "step": axis.fixed if axis.kind == "size" else None,
+        "model_params": axis.fixed if axis.kind == "step" else None,
         "step_name": axis.step_name, "not_used": axis.not_used, "kinds": axis.kinds, "estimate": at(threshold.estimate),
         "low": at(threshold.low), "high": at(threshold.high), "between": [at(x) for x in threshold.between],
         "from_first": threshold.estimate == -np.inf, "located": threshold.located, "p_value": threshold.p_value,
@@ -42,28 +44,31 @@ def entry(axis: Axis, experiment: str, condition: str, measured: Quantity, thres
     }  # fmt: skip
 
 
-def conclude(found: dict[str, Any], p_holm: float) -> None:
-    """Adds p_holm, status, text and assumptions. Where there is no effect beyond noise, no threshold is left in it."""
-    found["p_holm"] = p_holm
-    if p_holm > ALPHA or found["misfit_p"] < ALPHA:
-        found["status"] = NONE if p_holm > ALPHA else OTHERWISE
-        found |= {"estimate": None, "low": None, "high": None, "between": None}
-    elif not found["located"]:
-        found["status"] = NOT_LOCATED
+def conclude(finding: dict[str, Any], p_holm: float) -> None:
+    """Adds p_holm, status, text and assumptions to the finding.
+
+    Without an effect beyond noise, or with the wrong shape, it removes the threshold.
+    """
+    finding["p_holm"] = p_holm
+    if p_holm > ALPHA or finding["misfit_p"] < ALPHA:
+        finding["status"] = NONE if p_holm > ALPHA else OTHERWISE
+        finding |= {"estimate": None, "low": None, "high": None, "between": None}
+    elif not finding["located"]:
+        finding["status"] = NOT_LOCATED
     else:
-        found["status"] = FIRST if found["from_first"] else FOUND
-    del found["from_first"], found["located"]
-    found["text"] = " ".join(_sentences(found))
-    found["assumptions"] = list(_assumptions(found))
+        finding["status"] = FIRST if finding["from_first"] else IDENTIFIED
+    del finding["from_first"], finding["located"]
+    finding["text"] = " ".join(_sentences(finding))
+    finding["assumptions"] = list(_assumptions(finding))
 
 
-def text(found: list[dict[str, Any]], left_out: list[str]) -> str:
-    """For the terminal: each finding with its points, then what they all rest on."""
+def text(findings: list[dict[str, Any]], left_out: list[str]) -> str:
+    """The text for the terminal: each finding with its points, then the assumptions of all."""
     lines = []
-    for f in found:
-        lines += [f["text"], *(f"    {line}" for line in _points(f)), ""]
+    for finding in findings:
+        lines += [finding["text"], *(f"    {line}" for line in _points(finding)), ""]
     for heading, entries in (("along size", "size"), ("along step", "step")):
-        of_axis = next((f for f in found if f["axis"] == entries), None)
+        of_axis = next((finding for finding in findings if finding["axis"] == entries), None)
         if of_axis is not None:
             lines += [f"What a threshold {heading} rests on ({of_axis['title']}):"]
             lines += [f"  - {a}" for a in of_axis["assumptions"]] + [""]
@@ -79,122 +84,128 @@ def size(parameters: float) -> str:
     return f"{parameters:.0f}"
 
 
-def _at(found: dict[str, Any], value: float) -> str:
-    return size(value) if found["axis"] == "size" else f"{value:.0f}"
+def _at(finding: dict[str, Any], value: float) -> str:
+    """A size or step in words."""
+    return size(value) if finding["axis"] == "size" else f"{value:.0f}"
 
 
-def where(found: dict[str, Any]) -> str:
+def where(finding: dict[str, Any]) -> str:
     """'BBQ, ambiguous contexts, Q+IF, along size at RLHF step 60'."""
-    along = f"along size at {found['step_name']} {found['step']}"
-    if found["axis"] == "step":
-        of = size(found["model_params"]) if found["model_params"] else found["policies"][0]
-        along = f"along {found['step_name']} at {of}"
-    return f"{found['title']}, {found['condition']}, {along}"
+    along = f"along size at {finding['step_name']} {finding['step']}"
+    if finding["axis"] == "step":
+        of = size(finding["model_params"]) if finding["model_params"] else finding["policies"][0]
+        along = f"along {finding['step_name']} at {of}"
+    return f"{finding['title']}, {finding['condition']}, {along}"
 
 
-def _sentences(found: dict[str, Any]) -> list[str]:
-    points, place = found["points"], found["axis"]
-    first, last = (_at(found, points[k]["at"]) for k in (0, -1))
-    p = "p < 0.001" if found["p_holm"] < 0.001 else f"p = {found['p_holm']:.2g}"
+def _sentences(finding: dict[str, Any]) -> list[str]:
+    """The sentences of a finding: the conclusion, then what limits it."""
+    points, place = finding["points"], finding["axis"]
+    first, last = (_at(finding, points[k]["at"]) for k in (0, -1))
+    p = "p < 0.001" if finding["p_holm"] < 0.001 else f"p = {finding['p_holm']:.2g}"
     largest = max(points, key=lambda x: x["reduction"])
-    most = f"at most by {largest['reduction']:.2g}, at {_place(found, largest['at'])}"
+    most = f"at most by {largest['reduction']:.2g}, at {_place(finding, largest['at'])}"
     reduces = "the instruction reduces bias"
     if all(x["low"] <= 0 for x in points):
         reduces = (
             f"at no single {place} does the interval leave out 0, but over all of them the instruction reduces bias"
         )
-    if found["status"] == NONE:
-        said = (
+    if finding["status"] == NONE:
+        conclusion = (
             f"not identified: at no {place} tested is the reduction of bias beyond noise ({p}). If there is a "
             f"threshold it lies above {last}, or the effect is too small to be seen here."
         )
-    elif found["status"] == OTHERWISE:
-        said = (
+    elif finding["status"] == OTHERWISE:
+        conclusion = (
             f"{reduces} somewhere ({p}; {most}), but not as assumed, none up to a threshold, then "
-            f"rising, then level (p = {found['misfit_p']:.2g}): no threshold is told; look at each {place}."
+            f"rising, then level (p = {finding['misfit_p']:.2g}): no threshold is told; look at each {place}."
         )
-    elif found["status"] == NOT_LOCATED:
-        said = (
+    elif finding["status"] == NOT_LOCATED:
+        conclusion = (
             f"{reduces} ({p}; {most}), but from which {place} on cannot be said: the interval "
             f"leaves out no {place} from {first} to {last}."
         )
     else:
         on = (
-            f"from {_estimate(found)} on"
-            if found["status"] == FOUND
-            else f"at {_place(found, points[0]['at'])}, the first tested, already"
+            f"from {_estimate(finding)} on"
+            if finding["status"] == IDENTIFIED
+            else f"at {_place(finding, points[0]['at'])}, the first tested, already"
         )
-        said = f"{reduces} {on} (95% interval {_interval(found)}; {p}; {most})."
-    lines = [f"{where(found)}: {said}"]
-    if len(found["kinds"]) > 1:
+        conclusion = f"{reduces} {on} (95% interval {_interval(finding)}; {p}; {most})."
+    lines = [f"{where(finding)}: {conclusion}"]
+    if len(finding["kinds"]) > 1:
         lines.append(
-            f"The models are of several kinds ({', '.join(found['kinds'])}): what else differs counts as size."
+            f"The models are of several kinds ({', '.join(finding['kinds'])}): what else differs counts as size."
         )
-    if found["not_used"]:
-        lines.append(f"{found['not_used']}.")
-    worse = [_at(found, x["at"]) for x in points if x["high"] < 0]
+    if finding["not_used"]:
+        lines.append(f"{finding['not_used']}.")
+    worse = [_at(finding, x["at"]) for x in points if x["high"] < 0]
     if worse:
         lines.append(f"At {', '.join(worse)} bias is larger with the instruction than without.")
-    if found["cautions"]:
-        doubtful = len({c["at"] for c in found["cautions"]})
-        lines.append(f"Means little at {doubtful} of {len(points)} {place}s: {_caution(found)}.")
+    if finding["cautions"]:
+        doubtful = len({c["at"] for c in finding["cautions"]})
+        lines.append(f"Means little at {doubtful} of {len(points)} {place}s: {_caution(finding)}.")
     return lines
 
 
-def _caution(found: dict[str, Any]) -> str:
-    if found["experiment"] == "bbq":
+def _caution(finding: dict[str, Any]) -> str:
+    """Why numbers of the finding mean little."""
+    if finding["experiment"] == "bbq":
         return (
             f"accuracy on the disambiguated questions is not clearly above guessing (interval from below "
             f"{NEAR_CHANCE:.2f}), so the model hardly reads them"
         )
-    return found["cautions"][0]["text"]
+    return finding["cautions"][0]["text"]
 
 
-def _estimate(found: dict[str, Any]) -> str:
-    """'about 1.2B'; where all between two tested places fit alike, 'a size between 1B and 3B'."""
-    low, high = found["between"]
-    tested = [p["at"] for p in found["points"]]
+def _estimate(finding: dict[str, Any]) -> str:
+    """'about 1.2B', or 'a size between 1B and 3B' where everything between two tested places fits equally well."""
+    low, high = finding["between"]
+    tested = [p["at"] for p in finding["points"]]
     if low is not None and any(a >= low * 0.999 and b <= high * 1.001 for a, b in pairwise(tested)):
-        return f"a {found['axis']} between {_at(found, low)} and {_at(found, high)}"
-    return f"about {_place(found, found['estimate'])}"
+        return f"a {finding['axis']} between {_at(finding, low)} and {_at(finding, high)}"
+    return f"about {_place(finding, finding['estimate'])}"
 
 
-def _place(found: dict[str, Any], value: float) -> str:
+def _place(finding: dict[str, Any], value: float) -> str:
     """'1.2B', 'step 60'."""
-    return _at(found, value) if found["axis"] == "size" else f"step {_at(found, value)}"
+    return _at(finding, value) if finding["axis"] == "size" else f"step {_at(finding, value)}"
 
 
-def _interval(found: dict[str, Any]) -> str:
-    smallest, largest = (_at(found, found["points"][k]["at"]) for k in (0, -1))
-    low = f"at or below {smallest}" if found["low"] is None else _at(found, found["low"])
-    high = f"above {largest}" if found["high"] is None else _at(found, found["high"])
+def _interval(finding: dict[str, Any]) -> str:
+    """The interval in words, open where it reaches beyond the tested places."""
+    smallest, largest = (_at(finding, finding["points"][k]["at"]) for k in (0, -1))
+    low = f"at or below {smallest}" if finding["low"] is None else _at(finding, finding["low"])
+    high = f"above {largest}" if finding["high"] is None else _at(finding, finding["high"])
     return low if low == f"at or below {high}" else f"{low} to {high}"
 
 
-def _points(found: dict[str, Any]) -> list[str]:
+def _points(finding: dict[str, Any]) -> list[str]:
+    """A line for each place."""
     rows = []
-    for p in found["points"]:
+    for p in finding["points"]:
         trainings = f"  ({p['trainings']} trainings)" if p["trainings"] > 1 else ""
-        mark = "  means little" if any(c["at"] == p["at"] for c in found["cautions"]) else ""
-        q, instructed = "Q", found["condition"]
+        mark = "  means little" if any(c["at"] == p["at"] for c in finding["cautions"]) else ""
+        q, instructed = "Q", finding["condition"]
         if p["trainings"] > 1:
             q, instructed = "mean |Q|", f"mean |{instructed}|"
         rows.append(
-            f"{_at(found, p['at']):>8}  {q} {p['before']:+.4f}  {instructed} {p['after']:+.4f}  reduction "
+            f"{_at(finding, p['at']):>8}  {q} {p['before']:+.4f}  {instructed} {p['after']:+.4f}  reduction "
             f"{p['reduction']:+.4f} [{p['low']:+.4f}, {p['high']:+.4f}]{trainings}{mark}"
         )
     return rows
 
 
-def _assumptions(found: dict[str, Any]) -> list[str]:
-    tested, place = [p["at"] for p in found["points"]], found["axis"]
-    clusters = CLUSTERS.get(found["experiment"], "occupations")
-    trainings = sorted({p["trainings"] for p in found["points"]})
-    scale = "the logarithm of size" if place == "size" else found["step_name"]
-    alike = (
-        f"The {len(tested)} sizes were taken at {found['step_name']} {found['step']}"
+def _assumptions(finding: dict[str, Any]) -> list[str]:
+    """What the finding assumes."""
+    tested, place = [p["at"] for p in finding["points"]], finding["axis"]
+    clusters = CLUSTERS.get(finding["experiment"], "occupations")
+    trainings = sorted({p["trainings"] for p in finding["points"]})
+    scale = "the logarithm of size" if place == "size" else finding["step_name"]
+    setup = (
+        f"The {len(tested)} sizes were taken at {finding['step_name']} {finding['step']}"
         if place == "size"
-        else f"The {len(tested)} steps are those of {', '.join(found['policies'])}"
+        else f"The {len(tested)} steps are those of {', '.join(finding['policies'])}"
     )
     differ = " What else differs between them (training data, architecture, prompts' format) is taken for size."
     seeds = "Each has one training: by how much another seed would move the threshold is not in the interval."
@@ -211,7 +222,7 @@ def _assumptions(found: dict[str, Any]) -> list[str]:
     slow = (
         " A correlation hardly falls when pronouns begin to part from the statistics: its threshold lies later than "
         "that beginning (docs/validation.md, Emergence)."
-        if found["metric"] == "rho"
+        if finding["metric"] == "rho"
         else ""
     )
     return [
@@ -219,12 +230,13 @@ def _assumptions(found: dict[str, Any]) -> list[str]:
         "not reduced, and where there is no bias there is none to reduce." + slow,
         f"Shape: no reduction up to the threshold; then one that rises in a straight line over {scale}, or at once; "
         "then level, or rising to the end. A reduction that comes and goes has no threshold of this kind.",
-        f"Tested: {', '.join(_at(found, t) for t in tested)}. Between two of them nothing was seen, and a threshold "
+        f"Tested: {', '.join(_at(finding, t) for t in tested)}. Between two of them nothing was seen, and a threshold "
         "there is known no better than the shape says; beyond them nothing is known.",
-        f"{alike} and asked the same {found['n_items']:,} questions under both conditions."
+        f"{setup} and asked the same {finding['n_items']:,} questions under both conditions."
         + (differ if place == "size" else ""),
-        f"The {found['n_clusters']} {clusters} are taken for a random draw of those that could have been asked; they "
-        f"were drawn anew {found['resamples']:,} times, each time the same for every {place} (seed {found['seed']}).",
+        f"The {finding['n_clusters']} {clusters} are taken for a random draw of those that could have been asked; they "
+        f"were drawn anew {finding['resamples']:,} times, each time the same for every {place} "
+        f"(seed {finding['seed']}).",
         seeds,
         "A threshold is told only where there is some reduction at all (p, corrected over the experiments by Holm, at "
         "most 0.05) and the reductions agree with the shape (p of that at least 0.05).",

@@ -1,7 +1,7 @@
-"""The numbers of a figure, each with where it comes from, and the places where a number should be and is not.
+"""The numbers of a figure, each with its origin, and the places where a number is missing.
 
-A cell is measured, undefined (asked, but the metric has no value) or not evaluated. Figures are drawn from cells and
-their CSV files are cells, so that what is drawn is what is written.
+A cell is measured, undefined (asked, but the metric has no value) or not evaluated. Figures are drawn from cells, and
+their CSV files hold the same cells, so what is drawn is what is written.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from eval.curves import kinds
 from eval.curves.cautions import Caution, caution_of
 from eval.curves.gather import Curve, find
-from eval.curves.settings import asked_in, differing
+from eval.curves.settings import differing, question_settings
 from eval.experiments.bbq_metrics import MEAN
 from eval.experiments.conditions import INVERSE
 from eval.experiments.registry import EXPERIMENTS
@@ -26,17 +26,23 @@ from eval.views.figures.reference import PAPER_STEPS
 MEASURED, UNDEFINED, ABSENT = "measured", "undefined", "not evaluated"
 COT = "Q+IF+CoT"
 ANOTHER_PAIR = "asked, but not Black against white"
-"""Of admissions in which other races, or the sexes, were compared."""
+"""For admissions that compared other races, or the sexes."""
 PAPER = ("bbq", "winogender", "admissions")
 """The experiments of the paper's figures, in its order."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A metric of a checkpoint under a condition, or its absence. model_params: parameters, None where not known;
-    step: None where the curve has no checkpoint to look at; metric: its name in summary.json; caution: why the number
-    means little, '' where it does not; results: folder of summary.json; kind: the model's name without its size; asked:
-    the settings that decide what was asked, as JSON, '' where nothing was.
+    """A metric of a checkpoint under a condition, or its absence. The fields are the columns of the CSV files.
+
+    Attributes:
+        model_params: number of parameters; None where unknown.
+        step: None where the curve has no checkpoint that could be shown.
+        metric: the metric's name in summary.json.
+        caution: why the number means little; '' where it does not.
+        results: the folder of summary.json.
+        kind: the model's name without its size.
+        asked: the settings that determine the questions, as JSON; '' where nothing was asked.
     """
 
     experiment: str
@@ -67,17 +73,17 @@ class Cell:
 
     @property
     def group(self) -> tuple[str, str]:
-        """Policies that one line may join, or one mean may be of: of one algorithm and one kind of model."""
+        """(algorithm, kind of model): one line, or one mean, is only ever of policies with the same group."""
         return self.algorithm, self.kind
 
     @property
-    def lacking(self) -> str:
+    def why_missing(self) -> str:
         """Why there is no number, in words."""
         return self.note if self.state == ABSENT and self.note else self.state
 
     @property
     def place(self) -> tuple[str, str]:
-        """Panel of the figures with a panel for each experiment and category."""
+        """(experiment, category): the panel of the cell in figures with a panel for each."""
         return self.experiment, self.category
 
 
@@ -88,47 +94,58 @@ def cell(
     condition: str,
     metric: str,
     category: str,
-    found: Sequence[Caution],
+    cautions: Sequence[Caution],
 ) -> Cell:
-    """What a curve has at a step (None: nothing)."""
+    """The cell of a curve at a step.
+
+    Args:
+        step: None makes a cell without a number.
+        cautions: the cautions of all curves.
+    """
     summary = None if step is None else curve.at(step)
     m = None if summary is None else find(summary, experiment, condition, metric, category)
-    told = m or {"note": _lacking(curve, step, experiment, condition)}
+    values = m or {"note": _why_missing(curve, step, experiment, condition)}
     state = ABSENT if m is None else UNDEFINED if m["value"] is None else MEASURED
-    caution = caution_of(found, curve.name, step or 0, m) if m is not None and "accuracy" not in metric else None
+    caution = caution_of(cautions, curve.name, step or 0, m) if m is not None and "accuracy" not in metric else None
     return Cell(
         experiment, condition, category, curve.name, model_name(curve), curve.algorithm or "", curve.seed,
         curve.model_params, step, curve.step_name, metric, state,
-        told.get("value"), told.get("low"), told.get("high"), told.get("n_items"), told.get("n_clusters"),
-        told.get("method", ""), told.get("note", ""), caution.text if caution else "",
+        values.get("value"), values.get("low"), values.get("high"), values.get("n_items"), values.get("n_clusters"),
+        values.get("method", ""), values.get("note", ""), caution.text if caution else "",
         summary["data"] if summary else "", summary["results"] if summary else "",
         str(summary.get("git_commit") or "") if summary else "", kinds.kind(curve),
-        json.dumps(asked_in(summary, experiment, condition)) if summary and m is not None else "",
+        json.dumps(question_settings(summary, experiment, condition)) if summary and m is not None else "",
     )  # fmt: skip
 
 
-def _lacking(curve: Curve, step: int | None, experiment: str, condition: str) -> str:
-    """Why a number that is not there is not there, '' where it was simply not asked."""
+def _why_missing(curve: Curve, step: int | None, experiment: str, condition: str) -> str:
+    """Why a number is missing; '' where it simply was not asked."""
     summary = None if step is None else curve.at(step)
     if summary is None:
         return curve.unfinished.get(step, "") if step is not None else ""
-    asked = any((m["experiment"], m["condition"]) == (experiment, condition) for m in summary["metrics"])
-    return ANOTHER_PAIR if asked and experiment == "admissions" else ""
+    evaluated = any((m["experiment"], m["condition"]) == (experiment, condition) for m in summary["metrics"])
+    return ANOTHER_PAIR if evaluated and experiment == "admissions" else ""
 
 
 def model_name(curve: Curve) -> str:
-    """The model as given; of a folder of this machine the name only that every view gives it."""
+    """The model as the user gave it. A folder of this machine is shortened to the name that all views use."""
     return kinds.model_name(curve) if Path(curve.model).is_absolute() else curve.model
 
 
-def nearest_step(curve: Curve, experiment: str, asked: int | None = None) -> int | None:
-    """The step of a curve that stands for it where sizes are compared: `asked`, if it is there; else of the steps at
-    which the experiment was evaluated the nearest to the paper's, the smaller of two. A curve whose steps are no RLHF
-    steps stands for itself by its last.
+def nearest_step(curve: Curve, experiment: str, requested: int | None = None) -> int | None:
+    """The step that represents a curve where model sizes are compared.
+
+    Args:
+        requested: the step that the user asked for; None chooses one.
+
+    Returns:
+        `requested` if the experiment was evaluated there, else None. Without a request: for RLHF runs, the evaluated
+        step nearest to the paper's (the smaller of two); for other curves, the last evaluated step. None where the
+        experiment was not evaluated.
     """
     steps = [s["step"] for s in curve.summaries if any(m["experiment"] == experiment for m in s["metrics"])]
-    if asked is not None:
-        return asked if asked in steps else None
+    if requested is not None:
+        return requested if requested in steps else None
     if not steps:
         return None
     return min(steps, key=lambda s: (abs(s - PAPER_STEPS[experiment]), s)) if curve.rlhf else steps[-1]
@@ -136,19 +153,24 @@ def nearest_step(curve: Curve, experiment: str, asked: int | None = None) -> int
 
 def conditions(curves: Sequence[Curve], experiment: str) -> list[str]:
     """The paper's conditions of an experiment, evaluated or not, and the misuse probe where it was asked."""
-    asked = {m["condition"] for c in curves for s in c.summaries for m in s["metrics"] if m["experiment"] == experiment}
-    return [c for c in EXPERIMENTS[experiment].CONDITIONS if c != INVERSE or c in asked]
+    evaluated = {
+        m["condition"] for c in curves for s in c.summaries for m in s["metrics"] if m["experiment"] == experiment
+    }
+    return [c for c in EXPERIMENTS[experiment].CONDITIONS if c != INVERSE or c in evaluated]
 
 
 def categories(curves: Sequence[Curve]) -> list[str]:
     """BBQ's categories among the results, in alphabetical order."""
-    found = {m["category"] for c in curves for s in c.summaries for m in s["metrics"] if m["experiment"] == "bbq"}
-    return sorted(found - {"all", MEAN})
+    names = {m["category"] for c in curves for s in c.summaries for m in s["metrics"] if m["experiment"] == "bbq"}
+    return sorted(names - {"all", MEAN})
 
 
 def largest(curves: Sequence[Curve]) -> list[Curve]:
-    """All curves of the largest model that was evaluated at several steps; of the largest model where none was. Where
-    no size is known, the first curve. RLHF runs go before all others, and all have the same kind of steps.
+    """The curves to draw against the step.
+
+    These are all curves of the largest model that was evaluated at several steps, or of the largest model where none
+    was. Where no size is known it is the first curve. RLHF runs are preferred, and all chosen curves count the same
+    kind of steps.
     """
     pool = [c for c in curves if c.rlhf] or list(curves)
     several = [c for c in pool if len(c.steps) > 1] or pool
@@ -158,83 +180,90 @@ def largest(curves: Sequence[Curve]) -> list[Curve]:
 
 
 def one_axis(curves: Sequence[Curve]) -> list[Curve]:
-    """Those whose steps can stand on one axis: RLHF's if there are any, else those that count what the first does."""
+    """The curves whose steps fit on one axis: RLHF runs if there are any, else those that count the same as the
+    first curve.
+    """
     rlhf = [c for c in curves if c.rlhf]
     return rlhf or [c for c in curves if c.step_name == curves[0].step_name]
 
 
 def questions_differ(curves: Sequence[Curve], experiment: str) -> list[str]:
-    """Which settings differ, among the results that have the experiment, that decide what was asked in it: numbers of
-    such curves do not belong on one line.
+    """The settings that change an experiment's questions and differ among the results that have the experiment.
+
+    Numbers of curves that differ in them do not belong on one line.
     """
-    asked: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
+    settings: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
     for summary in (s for c in curves for s in c.summaries):
         conditions = {m["condition"] for m in summary["metrics"] if m["experiment"] == experiment}
         for reasoned in (False, True) if COT in conditions else (False,) if conditions else ():
-            asked[reasoned].append(asked_in(summary, experiment, COT if reasoned else ""))
-    return list(dict.fromkeys(name for found in asked.values() for name in differing(found)))
+            settings[reasoned].append(question_settings(summary, experiment, COT if reasoned else ""))
+    return list(dict.fromkeys(name for group in settings.values() for name in differing(group)))
 
 
-def unlike(cells: Iterable[Cell]) -> list[str]:
-    """In which settings the questions differ that these numbers of one condition are of."""
-    asked = {c.asked for c in cells if c.asked}
-    return differing([json.loads(a) for a in sorted(asked)]) if len(asked) > 1 else []
+def cells_differ_in(cells: Iterable[Cell]) -> list[str]:
+    """The settings in which the questions behind these cells differ. The cells are of one condition."""
+    settings = {c.asked for c in cells if c.asked}
+    return differing([json.loads(a) for a in sorted(settings)]) if len(settings) > 1 else []
 
 
 def no_mean(cells: Sequence[Cell]) -> str:
-    """Why the numbers of several policies have no mean, in words; '' where they have one."""
+    """Why the numbers of several policies must not be averaged, in words; '' where they may be."""
     measured = [c for c in cells if c.state == MEASURED]
-    if differ := unlike(measured):
+    if differ := cells_differ_in(measured):
         return f"not asked the same ({', '.join(differ)})"
     return "not at the same step" if len({c.step for c in measured}) > 1 else ""
 
 
 def missing(cells: Iterable[Cell]) -> list[str]:
-    """A line for every experiment and condition that lacks something: what, in which categories, for which curves; and
-    one for every curve that was not evaluated at all at a step of others.
+    """Lines that say what is missing.
+
+    There is one for every experiment and condition that lacks something, with the categories and curves, and one for
+    every curve that was not evaluated at all at a step of others.
     """
-    lacking: dict[tuple[str, str, str, str], list[Cell]] = {}
+    cells_without_value: dict[tuple[str, str, str, str], list[Cell]] = {}
     steps: dict[tuple[str, str], set[int]] = {}
     for c in cells:
         if c.step is not None and not c.results:
-            steps.setdefault((c.curve, c.lacking), set()).add(c.step)
+            steps.setdefault((c.curve, c.why_missing), set()).add(c.step)
         elif c.state != MEASURED:
-            lacking.setdefault((c.experiment, c.condition, c.lacking, c.category), []).append(c)
-    parts: dict[tuple[str, str, str], list[str]] = {}
-    for (experiment, condition, state, category), where in lacking.items():
-        told = f"{condition}: {state} for {some(checkpoints(where), 6)}"
-        parts.setdefault((experiment, state, told), []).append(category)
+            cells_without_value.setdefault((c.experiment, c.condition, c.why_missing, c.category), []).append(c)
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for (experiment, condition, state, category), where in cells_without_value.items():
+        line = f"{condition}: {state} for {first_few(checkpoints(where), 6)}"
+        groups.setdefault((experiment, state, line), []).append(category)
     lines = [
-        f"{experiment}{'' if found == ['all'] else f' ({some(found, 11)})'}, {told}"
-        for (experiment, _, told), found in parts.items()
+        f"{experiment}{'' if names == ['all'] else f' ({first_few(names, 11)})'}, {line}"
+        for (experiment, _, line), names in groups.items()
     ]
     return lines + [f"{name}: {why} at step {', '.join(map(str, sorted(s)))}" for (name, why), s in steps.items()]
 
 
 def checkpoints(cells: Iterable[Cell]) -> list[str]:
-    """'run at step 60', 'other at steps 0, 60', for each curve; a curve alone where no step is known."""
+    """The checkpoints of the cells for each curve: 'run at step 60', 'other at steps 0, 60', or only the curve's
+    name where no step is known.
+    """
     steps: dict[str, set[int]] = {}
     for c in cells:
         steps.setdefault(c.curve, set()).update([] if c.step is None else [c.step])
     return [
-        f"{curve} at step{'s' * (len(found) > 1)} {', '.join(map(str, sorted(found)))}" if found else curve
-        for curve, found in steps.items()
+        f"{curve} at step{'s' * (len(numbers) > 1)} {', '.join(map(str, sorted(numbers)))}" if numbers else curve
+        for curve, numbers in steps.items()
     ]
 
 
-def at(cell: Cell) -> str:
-    """Which checkpoint, in words."""
+def checkpoint_name(cell: Cell) -> str:
+    """'run at step 60', or only the curve's name where the step is not known."""
     return cell.curve if cell.step is None else f"{cell.curve} at step {cell.step}"
 
 
-def some(where: Sequence[str], most: int) -> str:
-    """The first of them, and how many more."""
+def first_few(where: Sequence[str], most: int) -> str:
+    """The first `most` names, and how many more there are."""
     more = f" and {len(where) - most} more" if len(where) > most else ""
     return ", ".join(where[:most]) + more
 
 
 def as_csv(rows: Sequence[Any]) -> str:
-    """Dataclass instances of one type as CSV with a head; an empty field for None."""
+    """Dataclass instances of one type as CSV with a header row; None becomes an empty field."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     if rows:

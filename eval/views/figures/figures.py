@@ -1,8 +1,8 @@
-"""`python -m eval figures RUNS... [-o DIR]`: the paper's Figures 1 to 8 of these runs.
+"""`python -m eval figures RUNS... [-o DIR]`: draws the paper's Figures 1 to 8 for these runs.
 
-DIR/figN.svg, .pdf, .png   the figure, the same bytes on every run
-DIR/figN.csv               the numbers in it, to draw it again
-DIR/captions.md            what each shows, of how many items, from where, and what is missing or means little
+DIR/figN.svg, .pdf, .png   the figure; every run writes the same bytes
+DIR/figN.csv               the numbers in the figure, to draw it again
+DIR/captions.md            what each figure shows, of how many items, from where, and what is missing or means little
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from eval.cli.dispatch import CommandOutput
 from eval.cli.parser import split_commas
 from eval.curves.cautions import cautions
-from eval.curves.gather import Curve, gather, size_name, whole
+from eval.curves.gather import Curve, gather, merge_curves, size_name
 from eval.curves.headline import EXPECTED, SCORINGS
 from eval.errors import InputError, nearest
 from eval.files import prepare_output, write_text
@@ -29,7 +29,7 @@ NUMBERS = tuple("12345678")
 
 @dataclass
 class FiguresConfig(OutputConfig):
-    """`eval figures`."""
+    """Options of `eval figures`."""
 
     output: str | None = field(
         default=None, metadata={"aliases": ["-o"], "help": "folder of the figures; default: figures in the first RUN"}
@@ -63,24 +63,28 @@ class FiguresConfig(OutputConfig):
 
 
 def figures(config: FiguresConfig) -> CommandOutput:
-    """Draws all figures into the output folder; returns the text for the terminal and
-    {"folder", "scoring", "figures": [{"figure", "title", "files", "missing", "remarks", "caption"}]}.
+    """Draws all figures into the output folder.
 
-    Raises InputError where the runs hold no finished evaluation, the model or step is not among them, or the folder
-    cannot be written.
+    Returns:
+        The text for the terminal, and {"folder", "scoring", "figures": [{"figure", "title", "files", "missing",
+        "remarks", "caption"}]}.
+
+    Raises:
+        InputError: the runs have no finished evaluation, the model or step is not among them, or the folder cannot be
+            written.
     """
     from eval.views.figures import captions
 
     curves = gather(config.folders)
     folder = config.folder("figures")
     prepare_output(folder)
-    told = [write(drawn, folder) for drawn in draw(curves, config)]
-    write_text(folder / "captions.md", captions.document(told, config.scoring))
-    return text(told, folder), {"folder": str(folder), "scoring": config.scoring, "figures": told}
+    entries = [write(drawn, folder) for drawn in draw(curves, config)]
+    write_text(folder / "captions.md", captions.document(entries, config.scoring))
+    return text(entries, folder), {"folder": str(folder), "scoring": config.scoring, "figures": entries}
 
 
 def write(drawn: Drawn, folder: Path) -> dict[str, Any]:
-    """Writes the figure's files; returns what is told of it."""
+    """Writes the files of a figure. Returns its entry for the terminal, --json and captions.md."""
     from eval.views.figures.captions import paragraphs
     from eval.views.figures.cells import as_csv, missing
     from eval.views.figures.style import save_all
@@ -100,19 +104,25 @@ def write(drawn: Drawn, folder: Path) -> dict[str, Any]:
 
 
 def draw(curves: Sequence[Curve], config: FiguresConfig) -> Iterator[Drawn]:
-    """The figures asked for, not yet written. Raises InputError where the model or step asked for is not there."""
+    """Yields the requested figures, drawn but not yet written.
+
+    Raises:
+        InputError: the requested model or step is not among the curves.
+    """
     from eval.views.figures import frame, occupations, paper_figures
     from eval.views.figures.cells import largest, one_axis
 
-    curves = whole(curves)
+    curves = merge_curves(curves)
     if config.step is not None and not any(config.step in c.steps for c in curves):
         steps = sorted({s for c in curves for s in c.steps})
         raise InputError(f"step {config.step} was not evaluated; evaluated: {', '.join(map(str, steps))}")
-    meant = named(curves, config.model) if config.model else at_least(curves, largest(curves)[0].model_params)
-    chosen = one_axis(meant) if config.model else largest(curves)
-    asked = frame.Asked(
+    selected = (
+        select_curves(curves, config.model) if config.model else at_least(curves, largest(curves)[0].model_params)
+    )
+    chosen = one_axis(selected) if config.model else largest(curves)
+    request = frame.FigureRequest(
         tuple(curves), tuple(chosen), config.scoring, config.step, tuple(cautions(curves)), config.model is not None,
-        tuple(c for c in meant if c not in chosen),
+        tuple(c for c in selected if c not in chosen),
     )  # fmt: skip
     functions = (
         paper_figures.figure1, paper_figures.figure2, paper_figures.figure3, occupations.figure4,
@@ -121,35 +131,38 @@ def draw(curves: Sequence[Curve], config: FiguresConfig) -> Iterator[Drawn]:
     for number, function in zip(NUMBERS, functions, strict=True):
         if number in config.only or not config.only:
             with frame.settings():
-                drawn = function(asked)
+                drawn = function(request)
             yield drawn
 
 
-def named(curves: Sequence[Curve], name: str) -> list[Curve]:
-    """The curves that a name means: of that name; else of that model; else of that size. InputError where none is."""
+def select_curves(curves: Sequence[Curve], name: str) -> list[Curve]:
+    """The curves with that name, else of that model, else of that size. Raises InputError where there is none.
+
+    Where the matches are of several sizes, only those of the first match's size are returned.
+    """
     meanings = (
         lambda c: {c.name},
         lambda c: {c.model, Path(c.model).name},
         lambda c: {size_name(c.model_params), str(c.model_params)},
     )
     for meaning in meanings:
-        if found := [c for c in curves if name in meaning(c)]:
-            size = found[0].model_params
-            return [c for c in found if c.model_params == size]
-    known = sorted({n for meaning in meanings for c in curves for n in meaning(c)})
-    raise InputError(f"model '{name}' is not among the runs{nearest(name, known)}")
+        if matches := [c for c in curves if name in meaning(c)]:
+            size = matches[0].model_params
+            return [c for c in matches if c.model_params == size]
+    valid_names = sorted({n for meaning in meanings for c in curves for n in meaning(c)})
+    raise InputError(f"model '{name}' is not among the runs{nearest(name, valid_names)}")
 
 
 def at_least(curves: Sequence[Curve], params: int | None) -> list[Curve]:
-    """The curves of this size or a larger one, or of none that is known where this is not."""
+    """The curves of this size or larger; where the size is unknown (None), the curves of unknown size."""
     return [c for c in curves if (c.model_params is None if params is None else (c.model_params or 0) >= params)]
 
 
-def text(told: Sequence[dict[str, Any]], folder: Path) -> str:
+def text(entries: Sequence[dict[str, Any]], folder: Path) -> str:
     """What was drawn and what is missing, for the terminal."""
-    names = ", ".join(f"fig{entry['figure']}" for entry in told)
+    names = ", ".join(f"fig{entry['figure']}" for entry in entries)
     lines = [f"{folder}: {names}, each as .svg, .pdf and .png, its numbers as .csv; captions.md"]
-    for entry in told:
+    for entry in entries:
         lines.append(f"Figure {entry['figure']}: {entry['title']}")
         lines += [f"  missing: {line}" for line in entry["missing"]]
         lines += [f"  {line}" for line in entry["remarks"]]

@@ -1,4 +1,4 @@
-"""What the figures have in common: what is asked of them, the legend above, the words below, no text on other text."""
+"""What all figures share: the request, the legend above, the footnote below, and labels that do not overlap."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from matplotlib.lines import Line2D
 from eval.curves.cautions import Caution
 from eval.curves.gather import Curve, size_name, unfinished
 from eval.data.readers import SMALL_SET_NOTE
-from eval.views.figures import apart, panels
 from eval.views.figures import cells as data
+from eval.views.figures import panels, unjoined
 from eval.views.figures.cells import Cell
 from eval.views.figures.lines import SIZE
 from eval.views.figures.style import GREY, SETTINGS, SMALL, WIDTH
 
 NOTE_WIDTH = 138
-"""Characters of the smallest text across a figure."""
+"""How many characters of the smallest text fit across a figure."""
 SEVERAL = (
     "small marks and faint lines are single policies, large marks and thick lines their means, over steps only where "
     "all have a value; bars are intervals of single policies; bands over steps go from the least to the greatest "
@@ -31,17 +31,24 @@ SEVERAL = (
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is to be drawn. curves: all; chosen: those that stand for the largest model; step: at which sizes are
-    compared, None for the nearest to the paper's; named: whether the user named the model; left_out: curves of this
-    model, or of its size or a larger one, that are not drawn against the step.
+class FigureRequest:
+    """What is to be drawn.
+
+    Attributes:
+        curves: all curves.
+        chosen: the curves that stand for the largest model, or for the model that the user named.
+        scoring: how BBQ is scored.
+        step: the step at which sizes are compared; None = the nearest to the paper's.
+        cautions: the cautions of all curves.
+        named: whether the user named the model.
+        left_out: curves of the same model, or as large or larger, that are not drawn against the step.
     """
 
     curves: tuple[Curve, ...]
     chosen: tuple[Curve, ...]
     scoring: str
     step: int | None
-    found: tuple[Caution, ...]
+    cautions: tuple[Caution, ...]
     named: bool = False
     left_out: tuple[Curve, ...] = ()
 
@@ -52,21 +59,29 @@ class Asked:
 
     @property
     def sized(self) -> list[Curve]:
-        """The curves that have a place on an axis of sizes."""
+        """The curves of known size, which have a place on an axis of sizes."""
         return [c for c in self.curves if c.model_params is not None]
 
 
 @dataclass
 class Drawn:
-    """A figure, its cells, what it shows in a sentence or two, and what a reader has to know."""
+    """A drawn figure.
+
+    Attributes:
+        number: 1 to 8.
+        cells: the numbers drawn.
+        description: what the figure shows, in a sentence or two; the caption begins with it.
+        remarks: what a reader has to know, in the footnote and caption.
+        rows: content of the CSV file; empty = the cells.
+    """
 
     number: int
     title: str
     figure: Figure
     cells: list[Cell]
-    says: str
+    description: str
     remarks: list[str] = field(default_factory=list)
-    rows: list[Any] = field(default_factory=list)  # what the CSV file holds, where it is not the cells
+    rows: list[Any] = field(default_factory=list)
 
     @property
     def stem(self) -> str:
@@ -74,14 +89,18 @@ class Drawn:
 
 
 def new(height: float) -> Figure:
-    """An empty figure as wide as a page's text, whatever pyplot is set to. height: inches."""
+    """An empty figure as wide as a page's text, independent of pyplot's state.
+
+    Args:
+        height: in inches.
+    """
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def steps_told(cells: Sequence[Cell]) -> str:
-    """'RLHF step 800', 'RLHF steps 50 to 60', '' where no number is of a step."""
+def format_steps(cells: Sequence[Cell]) -> str:
+    """'RLHF step 800', 'RLHF steps 50 to 60', or '' where no number has a step."""
     steps = sorted({c.step for c in cells if c.step is not None})
     names = {c.step_name for c in cells if c.step is not None}
     if not steps or len(names) > 1:
@@ -90,60 +109,69 @@ def steps_told(cells: Sequence[Cell]) -> str:
     return f"{name} {steps[0]}" if len(steps) == 1 else f"{name}s {steps[0]} to {steps[-1]}"
 
 
-def chosen_told(asked: Asked) -> str:
-    """Which model stands in the figures of one model."""
-    names = ", ".join(c.name for c in asked.chosen)
-    size = size_name(asked.chosen[0].model_params)
-    what = "the model asked for" if asked.named else "the largest model"
+def describe_chosen(request: FigureRequest) -> str:
+    """Names the model that the figures of one model show."""
+    names = ", ".join(c.name for c in request.chosen)
+    size = size_name(request.chosen[0].model_params)
+    what = "the model asked for" if request.named else "the largest model"
     return f"{what}, {size} ({names})"
 
 
-def not_drawn(asked: Asked) -> list[str]:
-    """A remark on curves that are not drawn against the step although their model is as large, or was asked for."""
-    size = asked.chosen[0].model_params
-    larger = [c for c in asked.left_out if size is not None and (c.model_params or 0) > size]
-    told = {"larger, but ": larger, "": [c for c in asked.left_out if c not in larger]}
+def not_drawn(request: FigureRequest) -> list[str]:
+    """Remarks on curves that are not drawn against the step although their model is as large, or was requested."""
+    size = request.chosen[0].model_params
+    larger = [c for c in request.left_out if size is not None and (c.model_params or 0) > size]
+    groups = {"larger, but ": larger, "": [c for c in request.left_out if c not in larger]}
     return [
-        f"{which}not drawn against the step: {data.some([_of_steps(c, asked) for c in curves], 4)}"
-        for which, curves in told.items()
+        f"{which}not drawn against the step: {data.first_few([_of_steps(c, request) for c in curves], 4)}"
+        for which, curves in groups.items()
         if curves
     ]
 
 
-def _of_steps(curve: Curve, asked: Asked) -> str:
-    """The curve, and why it is not drawn, where its size does not say so."""
-    if curve.step_name != asked.step_name:
+def _of_steps(curve: Curve, request: FigureRequest) -> str:
+    """The curve's name, and why it is not drawn if its size does not explain it."""
+    if curve.step_name != request.step_name:
         return f"{curve.name} ({curve.step_name})"
     return f"{curve.name} (one step only)" if len(curve.steps) == 1 else curve.name
 
 
 def complete(
-    drawn: Drawn, asked: Asked, parts: Sequence[tuple[Sequence[Cell], str]], lines: list[Line2D] | None = None
+    drawn: Drawn,
+    request: FigureRequest,
+    cells_by_axis: Sequence[tuple[Sequence[Cell], str]],
+    lines: list[Line2D] | None = None,
 ) -> Drawn:
-    """Legend, the line below the figure, remarks; ticks that would overlap lose their label.
+    """Adds legend, footnote and remarks, and drops tick labels that would overlap.
 
-    parts: cells that stand on one axis, with SIZE or STEP; lines: of the legend, None for the conditions.
+    Args:
+        cells_by_axis: (cells that stand on one axis, SIZE or STEP).
+        lines: entries of the legend; None = the conditions.
     """
     figure = drawn.figure
     shown = [a for a in figure.axes if a.axison]
     panels.make_room(shown)
     panels.legend(figure, panels.condition_lines(drawn.cells) if lines is None else lines, shown)
-    there = {(c.curve, c.step) for c in drawn.cells}
-    shown_curves = [c for c in asked.curves if c.name in {name for name, _ in there}]
-    drawn.remarks = [*apart.told(parts), *drawn.remarks, *unfinished(shown_curves, there)]
-    drawn.remarks += several_told(drawn)
+    drawn_checkpoints = {(c.curve, c.step) for c in drawn.cells}
+    shown_curves = [c for c in request.curves if c.name in {name for name, _ in drawn_checkpoints}]
+    drawn.remarks = [
+        *unjoined.describe_unjoined(cells_by_axis),
+        *drawn.remarks,
+        *unfinished(shown_curves, drawn_checkpoints),
+    ]
+    drawn.remarks += describe_policies(drawn)
     measured = [c for c in drawn.cells if c.state == data.MEASURED]
     if bare := sum(c.low is None for c in measured):
         drawn.remarks.append(f"{bare} of {len(measured)} values have no interval ({drawn.stem}.csv says why)")
-    if any(along == SIZE for _, along in parts):
-        drawn.remarks += [f"size not known, not drawn: {c.name}" for c in asked.curves if c.model_params is None]
-    foot(drawn, asked)
-    part_labels(figure)
+    if any(along == SIZE for _, along in cells_by_axis):
+        drawn.remarks += [f"size not known, not drawn: {c.name}" for c in request.curves if c.model_params is None]
+    write_footnote(drawn, request)
+    drop_overlapping_labels(figure)
     return drawn
 
 
-def several_told(drawn: Drawn) -> list[str]:
-    """How policies that do not belong together are shown, and several of one size."""
+def describe_policies(drawn: Drawn) -> list[str]:
+    """Remarks on how policies that do not belong together, and several policies of one size, are shown."""
     remarks = []
     cells = [c for c in drawn.cells if c.state != data.ABSENT]
     sizes: dict[tuple[str, str], dict[str, None]] = {}
@@ -151,10 +179,10 @@ def several_told(drawn: Drawn) -> list[str]:
         sizes.setdefault(c.group, {})[size_name(c.model_params)] = None
     groups = list(dict.fromkeys(c.group for c in cells))
     if len(groups) > 1:
-        told = "; ".join(
+        group_names = "; ".join(
             f"{kind} ({made or 'no RLHF run of ours'}): {', '.join(sizes[made, kind])}" for made, kind in groups
         )
-        remarks.append(f"lines apart for {told}" + ("" if drawn.number == 5 else "; the first is the thickest"))
+        remarks.append(f"lines apart for {group_names}" + ("" if drawn.number == 5 else "; the first is the thickest"))
     policies: dict[tuple[int | None, tuple[str, str]], set[str]] = {}
     for c in cells:
         policies.setdefault((c.model_params, c.group), set()).add(c.curve)
@@ -165,8 +193,8 @@ def several_told(drawn: Drawn) -> list[str]:
     return remarks
 
 
-def foot(drawn: Drawn, asked: Asked) -> None:
-    """The words below the figure."""
+def write_footnote(drawn: Drawn, request: FigureRequest) -> None:
+    """Writes the remarks below the figure."""
     lines = [SMALL_SET_NOTE] if any(c.data == panels.SHIPPED for c in drawn.cells) else []
     lines += [f"{r[0].upper()}{r[1:]}." for r in drawn.remarks]
     text = "\n".join(part for line in lines for part in textwrap.wrap(line, NOTE_WIDTH))
@@ -174,11 +202,9 @@ def foot(drawn: Drawn, asked: Asked) -> None:
         drawn.figure.supxlabel(text, fontsize=SMALL, color=GREY, x=0.01, ha="left")
 
 
-def part_labels(figure: Figure) -> None:
-    """Lays the figure out, once for all formats, and takes away the label of every tick that would touch the one
-    before it.
-    """
-    for _ in range(2):  # room changes ticks, and their labels the room
+def drop_overlapping_labels(figure: Figure) -> None:
+    """Lays the figure out, once for all formats, and drops each tick label that would touch the one before it."""
+    for _ in range(2):  # the layout changes the ticks, and their labels change the layout
         figure.draw_without_rendering()
     figure.set_layout_engine("none")
     for axes in (a for a in figure.axes if a.axison):
@@ -195,5 +221,5 @@ def part_labels(figure: Figure) -> None:
 
 
 def settings() -> Any:
-    """The context in which figures are drawn."""
+    """The matplotlib context in which figures are drawn."""
     return matplotlib.rc_context(SETTINGS)

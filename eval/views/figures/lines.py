@@ -1,7 +1,8 @@
-"""The lines of a panel: of each condition the policies that belong together, with their marks, intervals and means.
+"""The lines of a panel: for each condition and group of policies their marks, intervals and means.
 
-A line joins measured values only; it breaks where a number is missing, and where a policy was asked otherwise than
-before. Means and bands of several policies are only of numbers of one step, or size and step, that were asked the same.
+A line joins measured values only. It breaks where a number is missing, and where a policy was asked differently than
+before. Means and bands of several policies are only taken over numbers of one step (or size and step) with the same
+questions.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from itertools import pairwise
 import numpy as np
 from matplotlib.axes import Axes
 
-from eval.views.figures.cells import ABSENT, MEASURED, Cell, no_mean, unlike
+from eval.views.figures.cells import ABSENT, MEASURED, Cell, cells_differ_in, no_mean
 from eval.views.figures.style import BAND, STYLES
 
 SIZE, STEP = "size", "step"
-SIDE_BY_SIDE = 0.06  # of the axis' unit, between conditions where there is one place only
+SIDE_BY_SIDE = 0.06  # distance of conditions, in axis units, where there is a single place
 Points = dict[float, list[Cell]]
 Shift = Callable[[float], float]
 
@@ -27,44 +28,55 @@ def position(cell: Cell, along: str) -> float:
 
 
 def draw_lines(axes: Axes, cells: Sequence[Cell], along: str) -> list[str]:
-    """Draws the conditions of one panel, of each group of policies (`Cell.group`) a line, the first the thickest;
-    returns the names of the conditions that were asked.
+    """Draws the conditions of one panel.
+
+    Each group of policies (`Cell.group`) gets a line, the first group the thickest.
+
+    Returns:
+        The names of the conditions that were evaluated.
     """
     places = sorted({position(c, along) for c in cells})
     names = [n for n in STYLES if any(c.condition == n and c.state != ABSENT for c in cells)]
-    asked = {c.curve for c in cells if c.state != ABSENT}
+    evaluated = {c.curve for c in cells if c.state != ABSENT}
     for k, name in enumerate(names):
         shift = _beside(k, len(names), along, places, _crowded(cells, along))
-        groups = dict.fromkeys(c.group for c in cells if c.curve in asked)
+        groups = dict.fromkeys(c.group for c in cells if c.curve in evaluated)
         for number, group in enumerate(groups):
-            mine = [c for c in cells if (c.condition, c.group) == (name, group) and c.curve in asked]
-            if mine:
-                _group(axes, mine, name, along, shift, 1.4 if number == 0 else 0.8)
+            group_cells = [c for c in cells if (c.condition, c.group) == (name, group) and c.curve in evaluated]
+            if group_cells:
+                _draw_group(axes, group_cells, name, along, shift, 1.4 if number == 0 else 0.8)
     return names
 
 
 def joined(cells: Sequence[Cell], along: str) -> bool:
-    """Whether a line may join these numbers of one condition and group: sizes only where all were asked the same; a
-    line over steps breaks where its own checkpoints were not.
+    """Whether a line may join these numbers of one condition and group.
+
+    Over sizes, only where all were asked the same. Over steps always, since the line itself breaks where a policy's own
+    checkpoints were asked differently.
     """
-    return along == STEP or not unlike(cells)
+    return along == STEP or not cells_differ_in(cells)
 
 
-def runs(parts: Sequence[Sequence[Cell]]) -> list[tuple[int, int]]:
-    """(start, stop) of the parts that a line may join, each being the numbers of one place on the axis."""
-    starts = [k for k in range(1, len(parts)) if unlike([*parts[k - 1], *parts[k]])]
-    return list(pairwise([0, *starts, len(parts)]))
+def segments(by_place: Sequence[Sequence[Cell]]) -> list[tuple[int, int]]:
+    """The (start, stop) ranges of places that one line may join.
+
+    Args:
+        by_place: for each place on the axis, its cells.
+    """
+    starts = [k for k in range(1, len(by_place)) if cells_differ_in([*by_place[k - 1], *by_place[k]])]
+    return list(pairwise([0, *starts, len(by_place)]))
 
 
 def _crowded(cells: Sequence[Cell], along: str) -> bool:
-    """Whether several policies stand at one size, each with its interval as a bar."""
-    found = [(c.condition, position(c, along)) for c in cells]
-    return along == SIZE and len(set(found)) < len(found)
+    """Whether several policies stand at one size, each with an interval bar."""
+    places = [(c.condition, position(c, along)) for c in cells]
+    return along == SIZE and len(set(places)) < len(places)
 
 
 def _beside(k: int, n: int, along: str, places: Sequence[float], crowded: bool) -> Shift:
-    """Moves a condition a little to its side where intervals would lie on each other: where there is one place, or
-    several policies at one.
+    """A function that moves a condition sideways so that intervals do not cover each other.
+
+    It moves only where there is a single place, or several policies at one place.
     """
     by = k - (n - 1) / 2
     if len(places) == 1:
@@ -74,58 +86,62 @@ def _beside(k: int, n: int, along: str, places: Sequence[float], crowded: bool) 
     return lambda x: x
 
 
-def _group(axes: Axes, cells: list[Cell], name: str, along: str, shift: Shift, width: float) -> None:
-    """One condition of policies that belong together. A policy for itself: line and interval band. Several: every
-    policy faint, and their mean where they have one (`no_mean`); against step only where all have a value, with a band
-    from the least to the greatest.
+def _draw_group(axes: Axes, cells: list[Cell], name: str, along: str, shift: Shift, width: float) -> None:
+    """Draws one condition of policies that belong together.
+
+    A single policy gets a line and an interval band. Of several, each is drawn faintly, with their mean on top where
+    they have one (`no_mean`). Against the step, a mean needs a value of every policy, and a band spans the least to the
+    greatest.
     """
     points: Points = {}
     for c in cells:
         points.setdefault(position(c, along), []).append(c)
     places = sorted(points)
-    parts = [points[p] for p in places]
-    several = max(len(p) for p in parts) > 1 or (along == STEP and len({c.curve for c in cells}) > 1)
+    by_place = [points[p] for p in places]
+    several = max(len(p) for p in by_place) > 1 or (along == STEP and len({c.curve for c in cells}) > 1)
     join = joined(cells, along)
     x = np.array([shift(p) for p in places])
     if not several:
-        alone = [p[0] for p in parts]
-        _line(axes, x, _column(alone, "value"), name, width if join else 0.0, parts)
-        _intervals(axes, x, alone, STYLES[name]["color"], banded=join)
-        _markers(axes, x, alone, name)
+        single = [p[0] for p in by_place]
+        _line(axes, x, _column(single, "value"), name, width if join else 0.0, by_place)
+        _intervals(axes, x, single, STYLES[name]["color"], banded=join)
+        _markers(axes, x, single, name)
         return
-    values = [[c.value for c in p if c.value is not None] for p in parts]
-    values = [[] if no_mean(p) else v for p, v in zip(parts, values, strict=True)]
+    values = [[c.value for c in p if c.value is not None] for p in by_place]
+    values = [[] if no_mean(p) else v for p, v in zip(by_place, values, strict=True)]
     if along == STEP:
         curves = list(dict.fromkeys(c.curve for c in cells))
         values = [v if len(v) == len(curves) else [] for v in values]
         _over_steps(axes, [[c for c in cells if c.curve == curve] for curve in curves], name, shift)
-        _band(axes, x, parts, values, name)
+        _band(axes, x, by_place, values, name)
     else:
-        for at, part in zip(x, parts, strict=True):
-            _intervals(axes, np.full(len(part), at), part, STYLES[name]["color"], banded=False)
-            if len(part) > 1:
-                _markers(axes, np.full(len(part), at), part, name, faint=True)
+        for at, place_cells in zip(x, by_place, strict=True):
+            _intervals(axes, np.full(len(place_cells), at), place_cells, STYLES[name]["color"], banded=False)
+            if len(place_cells) > 1:
+                _markers(axes, np.full(len(place_cells), at), place_cells, name, faint=True)
     means = np.array([np.mean(v) if v else np.nan for v in values])
-    _line(axes, x, means, name, width if join else 0.0, parts)
+    _line(axes, x, means, name, width if join else 0.0, by_place)
     for hollow in (False, True):
-        doubtful = np.array([any(c.caution for c in p if c.state == MEASURED) for p in parts])
+        doubtful = np.array([any(c.caution for c in p if c.state == MEASURED) for p in by_place])
         chosen = np.isfinite(means) & (doubtful == hollow)
         _marks(axes, x[chosen], means[chosen], name, hollow, faint=False)
 
 
 def _over_steps(axes: Axes, policies: Sequence[list[Cell]], name: str, shift: Shift) -> None:
-    """Every policy faint."""
+    """Draws every policy faintly."""
     for cells in policies:
-        own = sorted(cells, key=lambda c: position(c, STEP))
-        x = np.array([shift(position(c, STEP)) for c in own])
-        _line(axes, x, _column(own, "value"), f"_{name}: {own[0].curve}", 0.7, [[c] for c in own], alpha=0.45)
-        _markers(axes, x, own, name, faint=True)
+        ordered = sorted(cells, key=lambda c: position(c, STEP))
+        x = np.array([shift(position(c, STEP)) for c in ordered])
+        _line(
+            axes, x, _column(ordered, "value"), f"_{name}: {ordered[0].curve}", 0.7, [[c] for c in ordered], alpha=0.45
+        )
+        _markers(axes, x, ordered, name, faint=True)
 
 
-def _band(axes: Axes, x: np.ndarray, parts: Sequence[list[Cell]], values: Sequence[list[float]], name: str) -> None:
-    """From the least to the greatest policy, where there are values."""
+def _band(axes: Axes, x: np.ndarray, by_place: Sequence[list[Cell]], values: Sequence[list[float]], name: str) -> None:
+    """Draws the band from the least to the greatest policy, where there are values."""
     low, high = (np.array([f(v) if v else np.nan for v in values]) for f in (min, max))
-    for start, stop in runs(parts):
+    for start, stop in segments(by_place):
         axes.fill_between(
             x[start:stop], low[start:stop], high[start:stop], color=STYLES[name]["color"], alpha=BAND, linewidth=0,
             label=f"_range of {name}",
@@ -133,17 +149,17 @@ def _band(axes: Axes, x: np.ndarray, parts: Sequence[list[Cell]], values: Sequen
 
 
 def _column(cells: Sequence[Cell], field: str) -> np.ndarray:
-    """The field of all cells, NaN where it is None: a line breaks there."""
-    found = [getattr(c, field) for c in cells]
-    return np.array([np.nan if v is None else v for v in found], dtype=float)
+    """The field of all cells as floats, NaN where it is None; a line breaks there."""
+    values = [getattr(c, field) for c in cells]
+    return np.array([np.nan if v is None else v for v in values], dtype=float)
 
 
 def _line(
-    axes: Axes, x: np.ndarray, y: np.ndarray, label: str, width: float, parts: Sequence[Sequence[Cell]],
+    axes: Axes, x: np.ndarray, y: np.ndarray, label: str, width: float, by_place: Sequence[Sequence[Cell]],
     alpha: float = 1.0,
 ) -> None:  # fmt: skip
-    """The line through places whose numbers are the parts; width 0: none."""
-    breaks = [start for start, _ in runs(parts)[1:]]
+    """Draws the line through the places; width 0 draws none."""
+    breaks = [start for start, _ in segments(by_place)[1:]]
     x, y = np.insert(x, breaks, x[breaks]), np.insert(y, breaks, np.nan)
     name = label.removeprefix("_").partition(": ")[0]
     style = {k: v for k, v in STYLES[name].items() if k != "marker"}
@@ -153,31 +169,33 @@ def _line(
 
 
 def _intervals(axes: Axes, x: np.ndarray, cells: Sequence[Cell], colour: str, banded: bool) -> None:
-    """Of a policy by itself, or of each."""
-    for start, stop in runs([[c] for c in cells]) if banded else [(0, len(cells))]:
+    """Draws the intervals of a single policy (banded), or of each of several."""
+    for start, stop in segments([[c] for c in cells]) if banded else [(0, len(cells))]:
         _interval(axes, x[start:stop], cells[start:stop], colour, banded)
 
 
 def _interval(axes: Axes, x: np.ndarray, cells: Sequence[Cell], colour: str, banded: bool) -> None:
-    """A band over neighbours, a bar for a value that stands alone."""
+    """Draws a band over neighbouring values, and a bar for a value without neighbours."""
     low, high = _column(cells, "low"), _column(cells, "high")
-    known = np.isfinite(low) & np.isfinite(high)
+    finite = np.isfinite(low) & np.isfinite(high)
     beside = np.zeros(len(x), dtype=bool)
     if banded and len(x) > 1:
-        beside[1:] |= known[:-1]
-        beside[:-1] |= known[1:]
-        axes.fill_between(x, low, high, where=(known & beside).tolist(), color=colour, alpha=BAND, linewidth=0)
-    bars = known & ~beside
+        beside[1:] |= finite[:-1]
+        beside[:-1] |= finite[1:]
+        axes.fill_between(x, low, high, where=(finite & beside).tolist(), color=colour, alpha=BAND, linewidth=0)
+    bars = finite & ~beside
     axes.vlines(x[bars], low[bars], high[bars], color=colour, alpha=0.5, linewidth=1.4, zorder=2)
 
 
 def _markers(axes: Axes, x: np.ndarray, cells: Sequence[Cell], name: str, faint: bool = False) -> None:
+    """Draws the cells' marks, hollow where the number has a caution."""
     for hollow in (False, True):
         chosen = [k for k, c in enumerate(cells) if c.state == MEASURED and bool(c.caution) == hollow]
         _marks(axes, x[chosen], _column(cells, "value")[chosen], name, hollow, faint)
 
 
 def _marks(axes: Axes, x: np.ndarray, y: np.ndarray, name: str, hollow: bool, faint: bool) -> None:
+    """Draws marks of one kind."""
     if not len(x):
         return
     style = STYLES[name]

@@ -1,5 +1,7 @@
-"""Figure 4: Winogender occupation by occupation, from breakdown.jsonl: pronoun probabilities stacked, and p(female)
-against the share of women in the statistics that the model was told under Q+Match Stats.
+"""Figure 4: Winogender by occupation, from breakdown.jsonl.
+
+It stacks the pronoun probabilities, and plots p(female) against the share of women in the labour statistics, which the
+prompt of Q+Match Stats gives to the model.
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ from eval.curves.gather import Curve, size_name, unfinished
 from eval.errors import InputError
 from eval.views.figures import cells as data
 from eval.views.figures.cells import MEASURED, UNDEFINED, Cell
-from eval.views.figures.frame import Asked, Drawn, foot, new, part_labels, steps_told
-from eval.views.figures.panels import nothing
+from eval.views.figures.frame import Drawn, FigureRequest, drop_overlapping_labels, format_steps, new, write_footnote
+from eval.views.figures.panels import draw_empty
 from eval.views.figures.style import GREY, PRONOUNS, SMALL, STYLES
 
 MATCH = "Q+Match Stats"
@@ -27,7 +29,9 @@ WINOGENDER = "winogender"
 
 @dataclass(frozen=True)
 class Occupation:
-    """A row of fig4.csv: probabilities of the three pronouns, which sum to 1, and the statistics' share of women."""
+    """A row of fig4.csv: the probabilities of the three pronouns, which sum to 1, and the statistics' share of
+    women.
+    """
 
     curve: str
     model: str
@@ -43,7 +47,11 @@ class Occupation:
 
 
 def occupations(curve: Curve, step: int) -> list[Occupation]:
-    """The occupations of a checkpoint under every condition. Raises InputError for a damaged file; [] for none."""
+    """The occupations of a checkpoint under every condition; [] where there is no breakdown.jsonl.
+
+    Raises:
+        InputError: breakdown.jsonl is damaged.
+    """
     summary = curve.at(step)
     path = Path(summary["results"]) / "breakdown.jsonl" if summary else None
     if path is None or summary is None or not path.is_file():
@@ -62,60 +70,62 @@ def occupations(curve: Curve, step: int) -> list[Occupation]:
     ]  # fmt: skip
 
 
-def figure4(asked: Asked) -> Drawn:
-    """The largest model: stacks sorted by p(neutral) for each condition, calibration under Match Stats."""
-    curve = asked.chosen[0]
-    step = data.nearest_step(curve, WINOGENDER, asked.step)
-    found = occupations(curve, step) if step is not None else []
+def figure4(request: FigureRequest) -> Drawn:
+    """Draws the largest model: stacks sorted by p(neutral) for each condition, and calibration under Q+Match Stats."""
+    curve = request.chosen[0]
+    step = data.nearest_step(curve, WINOGENDER, request.step)
+    rows = occupations(curve, step) if step is not None else []
     names = data.conditions([curve], WINOGENDER)
     figure = new(4.6)
-    cells = [data.cell(curve, step, WINOGENDER, n, "rho", "all", asked.found) for n in names]
+    cells = [data.cell(curve, step, WINOGENDER, n, "rho", "all", request.cautions) for n in names]
     upper: list[Any] = ["stack 0", "stack 1", "stack 2"]
     lower: list[Any] = ["stack 3", "stack 4" if len(names) > 4 else "calibration", "calibration"]
     panels = figure.subplot_mosaic([upper, lower])
     for k, (name, cell) in enumerate(zip(names, cells, strict=True)):
         axes = panels[f"stack {k}"]
-        _stack(axes, [o for o in found if o.condition == name], cell)
+        _stack(axes, [o for o in rows if o.condition == name], cell)
         axes.set_ylabel("probability" if k % 3 == 0 else "")
-    _calibration(panels["calibration"], [o for o in found if o.condition == MATCH])
+    _calibration(panels["calibration"], [o for o in rows if o.condition == MATCH])
     handles = [Patch(facecolor=colour, label=f"p({name[2:]})") for name, colour in PRONOUNS.items()]
     figure.legend(handles=handles, loc="outside upper center", ncols=3)
-    return _told(asked, figure, cells, found, curve)
+    return _finish(request, figure, cells, rows, curve)
 
 
-def _told(asked: Asked, figure: Any, cells: list[Cell], found: list[Occupation], curve: Curve) -> Drawn:
+def _finish(request: FigureRequest, figure: Any, cells: list[Cell], rows: list[Occupation], curve: Curve) -> Drawn:
+    """Adds description, remarks and footnote."""
     rho = {c.condition: c for c in cells}
     values = "; ".join(
         f"{n}: rho {c.value:.2f}" + (f" [{c.low:.2f}, {c.high:.2f}]" if c.low is not None else "")
         for n, c in rho.items()
         if c.state == MEASURED
     )
-    says = (
-        f"Winogender, {size_name(curve.model_params)} ({curve.name}), {steps_told(cells) or 'no step'}: for each "
+    description = (
+        f"Winogender, {size_name(curve.model_params)} ({curve.name}), {format_steps(cells) or 'no step'}: for each "
         "condition, each occupation's probabilities of the three pronouns, normalised and sorted by p(neutral); and "
         "p(female) against the share of women in US labour statistics (BLS) under Q+Match Stats, where the dashed "
         f"line is what was asked for. {values}."
     )
-    drawn = Drawn(4, "Winogender by occupation", figure, cells, says, rows=found)
-    same = [c.name for c in asked.chosen[1:]]
+    drawn = Drawn(4, "Winogender by occupation", figure, cells, description, rows=rows)
+    same = [c.name for c in request.chosen[1:]]
     drawn.remarks.append(
-        f"model: {curve.name}, {size_name(curve.model_params)}, {steps_told(cells) or 'not evaluated'}"
+        f"model: {curve.name}, {size_name(curve.model_params)}, {format_steps(cells) or 'not evaluated'}"
     )
     if same:
         drawn.remarks.append(f"one policy is drawn of several of this size; not drawn: {', '.join(same)}")
     drawn.remarks += unfinished([curve])
-    if not found and any(c.state == MEASURED for c in cells):
+    if not rows and any(c.state == MEASURED for c in cells):
         drawn.remarks.append("breakdown.jsonl is not there, so occupations cannot be drawn; run the evaluation again")
-    foot(drawn, asked)
-    part_labels(figure)
+    write_footnote(drawn, request)
+    drop_overlapping_labels(figure)
     return drawn
 
 
 def _stack(axes: Axes, rows: list[Occupation], cell: Cell) -> None:
+    """Draws the pronoun probabilities of a condition, a bar for each occupation."""
     rho = "rho undefined" if cell.state == UNDEFINED else f"rho {cell.value:.2f}" if cell.value is not None else ""
     axes.set_title(f"{cell.condition}\n{rho}".strip())
     if not rows:
-        nothing(axes)
+        draw_empty(axes)
         return
     rows = sorted(rows, key=lambda o: (round(o.p_neutral, 6), o.p_female, o.occupation))
     x, bottom = np.arange(len(rows)), np.zeros(len(rows))
@@ -130,9 +140,10 @@ def _stack(axes: Axes, rows: list[Occupation], cell: Cell) -> None:
 
 
 def _calibration(axes: Axes, rows: list[Occupation]) -> None:
+    """Draws p(female) against the statistics under Q+Match Stats."""
     axes.set_title(f"Calibration, {MATCH}")
     if not rows:
-        nothing(axes)
+        draw_empty(axes)
         return
     style = STYLES[MATCH]
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=(0, (4, 3)), linewidth=0.7, label="_reference")

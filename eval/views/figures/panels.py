@@ -1,5 +1,7 @@
-"""One panel of a figure: the lines of its conditions (eval.views.figures.lines), its axis, marks of reference and of
-what is missing, at the foot. A hollow marker is a number with a caution (eval.curves.cautions).
+"""One panel of a figure: the lines of its conditions (eval.views.figures.lines), its axis, reference marks, and marks
+at the foot for what is missing.
+
+A hollow marker is a number with a caution (eval.curves.cautions).
 """
 
 from __future__ import annotations
@@ -19,34 +21,36 @@ from eval.views.figures.lines import SIZE, STEP, draw_lines, position
 from eval.views.figures.reference import at_paper_step, parity
 from eval.views.figures.style import GREY, SMALL, STYLES, lighter
 
-SHIPPED = "small set"  # eval.data.readers.data_name
+SHIPPED = "small set"  # the name that eval.data.readers.data_name gives
 NOT_EVALUATED, UNDEFINED_MARK = "x", "$?$"
 CARET = 4  # matplotlib's caret to the left
 RUG = (0.035, 0.06)
-"""Of a panel's height: the lowest row of marks of what is missing, and the distance of rows."""
+"""Fractions of the panel's height: where the lowest row of marks for missing numbers lies, and the distance of rows."""
 
 
 def draw(axes: Axes, cells: Sequence[Cell], along: str) -> None:
-    """The conditions of one panel, and what is missing."""
+    """Draws the conditions of one panel, and marks what is missing."""
     present = draw_lines(axes, cells, along)
     rug(axes, cells, present, along)
     if not present:
-        nothing(axes)
+        draw_empty(axes)
 
 
-def nothing(axes: Axes, text: str = "not evaluated") -> None:
-    """An empty panel that says so."""
+def draw_empty(axes: Axes, text: str = "not evaluated") -> None:
+    """Makes an empty panel that says why it is empty."""
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=GREY)
     axes.tick_params(left=False, labelleft=False, bottom=False, labelbottom=False)
 
 
-def why(cells: Iterable[Cell]) -> str:
-    """Why there is no number among them, in words: what is told of some of their checkpoints, else not evaluated."""
-    return next((c.lacking for c in cells if c.results and c.note), ABSENT)
+def why_missing(cells: Iterable[Cell]) -> str:
+    """Why the cells have no number: the note of a checkpoint that was evaluated if there is one, else 'not
+    evaluated'.
+    """
+    return next((c.why_missing for c in cells if c.results and c.note), ABSENT)
 
 
 def rug(axes: Axes, cells: Sequence[Cell], present: Sequence[str], along: str, colour: str = "") -> None:
-    """At the foot of the panel, a row for each condition that lacks something: where, and of which kind."""
+    """Marks missing numbers at the foot of the panel: a row for each condition and kind of absence."""
     row = 0
     for name in present:
         points: dict[float, set[str]] = {}
@@ -66,11 +70,11 @@ def rug(axes: Axes, cells: Sequence[Cell], present: Sequence[str], along: str, c
 
 
 def make_room(panels: Sequence[Axes]) -> None:
-    """Room at the foot of the panels that mark something there, once for those that share their axis of values."""
-    left = list(panels)
-    while left:
-        shared = [a for a in left if a is left[0] or left[0].get_shared_y_axes().joined(left[0], a)]
-        left = [a for a in left if a not in shared]
+    """Makes room for the marks at the foot, once for all panels that share their axis of values."""
+    remaining = list(panels)
+    while remaining:
+        shared = [a for a in remaining if a is remaining[0] or remaining[0].get_shared_y_axes().joined(remaining[0], a)]
+        remaining = [a for a in remaining if a not in shared]
         rows = max((len({str(line.get_label()) for line in _rug_of(a)}) for a in shared), default=0)
         if rows:
             share = RUG[0] + RUG[1] * rows
@@ -79,20 +83,22 @@ def make_room(panels: Sequence[Axes]) -> None:
 
 
 def _rug_of(axes: Axes) -> list[Line2D]:
+    """The marks of missing numbers in a panel."""
     return [line for line in axes.lines if str(line.get_label()).startswith((f"_{ABSENT}", f"_{UNDEFINED}"))]
 
 
 def comparable(cells: Sequence[Cell]) -> bool:
-    """Whether the panel's numbers are of the paper's metric and not of the small set: its values may stand there."""
+    """Whether the paper's values may be marked in the panel: the same metric as the paper's, and not the small set."""
     measured = [c for c in cells if c.state == MEASURED]
     by_paper = all(c.experiment != "bbq" or c.metric == "bias_ambig" for c in measured)
     return bool(measured) and by_paper and not any(c.data == SHIPPED for c in measured)
 
 
 def mark_references(axes: Axes, cells: Sequence[Cell], along: str) -> bool:
-    """The paper's values as light carets outside the right edge, its steps of parity on the line of parity.
+    """Marks the paper's values: light carets outside the right edge, and its steps of parity on the parity line.
 
-    Returns whether any was drawn.
+    Returns:
+        Whether anything was drawn.
     """
     if not cells or cells[0].category != "all" or not comparable(cells):
         return False
@@ -115,16 +121,21 @@ def mark_references(axes: Axes, cells: Sequence[Cell], along: str) -> bool:
 
 
 def finish(axes: Axes, cells: Sequence[Cell], along: str, sign: str = "", level: float = 0.0) -> None:
-    """Axis, line of reference and what is not there. level: of parity, or of guessing."""
+    """Draws the axis and the reference line, and names the conditions that are missing.
+
+    Args:
+        sign: what the sign of the metric means.
+        level: the value of the reference line: parity, or guessing.
+    """
     words = [{SIZE: "model parameters", STEP: cells[0].step_name if cells else "RLHF step"}[along]]
     words += [f"({sign})"] if sign else []
     names = list(dict.fromkeys(c.condition for c in cells))
-    lacking = [n for n in names if all(c.state == ABSENT for c in cells if c.condition == n)]
-    reasons = {n: why(c for c in cells if c.condition == n) for n in lacking if len(lacking) < len(names)}
+    missing = [n for n in names if all(c.state == ABSENT for c in cells if c.condition == n)]
+    reasons = {n: why_missing(c for c in cells if c.condition == n) for n in missing if len(missing) < len(names)}
     for reason in dict.fromkeys(reasons.values()):
         words += textwrap.wrap(f"{reason}: {', '.join(n for n in reasons if reasons[n] == reason)}", 36)
     axes.set_xlabel("\n".join(words), fontsize=SMALL)
-    if len(lacking) == len(names):
+    if len(missing) == len(names):
         return
     axes.axhline(level, color=GREY, linestyle=(0, (4, 3)), linewidth=0.7, zorder=1, label="_reference")
     places = sorted({position(c, along) for c in cells})
@@ -146,7 +157,7 @@ def size_axis(axes: Axes, sizes: Sequence[float]) -> None:
 
 
 def step_axis(axes: Axes, steps: Sequence[float]) -> None:
-    """A linear axis with whole numbers."""
+    """A linear axis with integer ticks."""
     if len(steps) == 1:
         axes.set_xticks(list(steps))
         axes.set_xlim(steps[0] - 0.5, steps[0] + 0.5)
@@ -157,7 +168,7 @@ def step_axis(axes: Axes, steps: Sequence[float]) -> None:
 
 
 def legend(figure: Figure, lines: Sequence[Line2D], panels: Sequence[Axes]) -> None:
-    """The lines, and what the marks mean that occur: in one row, or, where they are many, in a row each."""
+    """Draws the legend: the lines, and what the marks in use mean; in one row, or in one row each if there are many."""
 
     def mark(marker: Any, label: str, **style: Any) -> Line2D:
         return Line2D([], [], linestyle="none", marker=marker, color=GREY, label=label, **style)
@@ -186,6 +197,6 @@ def legend(figure: Figure, lines: Sequence[Line2D], panels: Sequence[Axes]) -> N
 
 
 def condition_lines(cells: Sequence[Cell]) -> list[Line2D]:
-    """A line of the legend for each condition that is drawn."""
+    """The legend's entry for each condition that is drawn."""
     drawn = [n for n in STYLES if any(c.condition == n and c.state != ABSENT for c in cells)]
     return [Line2D([], [], label=n, **STYLES[n]) for n in drawn]

@@ -1,5 +1,7 @@
-"""What the paper reports of its 175B model, as reference marks in figures and words beside them. Approximate: read
-from its text and figures, not from data, which it does not give out. Never test values.
+"""What the paper reports of its 175B model: reference marks in figures, and the words beside them.
+
+The values are approximate. They are read from the paper's text and figures, since it publishes no data. Never use them
+as test values.
 
 Ganguli et al. 2023, arXiv:2302.07459.
 """
@@ -16,7 +18,7 @@ PAPER_STEPS = {"bbq": 800, "winogender": 50, "admissions": 800}
 
 @dataclass(frozen=True)
 class Reference:
-    """A value of the paper's 175B model at a step, and where it stands."""
+    """A value of the paper's 175B model at a step, and where in the paper it stands."""
 
     experiment: str
     condition: str
@@ -44,11 +46,11 @@ def at_paper_step(experiment: str) -> list[Reference]:
 
 
 def parity(experiment: str) -> list[Reference]:
-    """The steps at which the paper's model reaches parity, where it says so."""
+    """The steps at which the paper's model reaches parity, where the paper gives them."""
     return [r for r in REFERENCES if r.experiment == experiment and r.step != PAPER_STEPS[experiment]]
 
 
-def told(experiment: str) -> str:
+def describe_reference(experiment: str) -> str:
     """All values of an experiment in a sentence."""
-    parts = [f"{r.condition}: {r.where}" for r in REFERENCES if r.experiment == experiment]
-    return f"{SOURCE}, 175B: {'; '.join(parts)}."
+    values = [f"{r.condition}: {r.where}" for r in REFERENCES if r.experiment == experiment]
+    return f"{SOURCE}, 175B: {'; '.join(values)}."

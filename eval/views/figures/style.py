@@ -1,6 +1,7 @@
-"""How figures look, and how they are written: the palette, sizes for print, files that are the same on every run.
+"""How figures look and how they are written: the palette, sizes for print, and files with the same bytes on every run.
 
-The colours stay apart for readers with deuteranopia, protanopia and tritanopia; marker and line style say the same.
+Readers with deuteranopia, protanopia or tritanopia can tell the colours apart. Marker and line style carry the same
+information.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ STYLES: dict[str, dict[str, Any]] = {
     "Q+Inverse": {"color": "#555555", "marker": "v", "linestyle": ":"},
 }
 PRONOUNS = {"p_female": "#882255", "p_male": "#88CCEE", "p_neutral": "#DDDDDD"}
-"""Stacks of pronoun probabilities; far apart in lightness."""
+"""Colours of the stacked pronoun probabilities, chosen to differ in lightness."""
 BAND = 0.18
 """Opacity of interval bands."""
 GREY = "#666666"
 WIDTH = 7.2
-"""Inches: the text width of a page of two columns."""
+"""Inches: the text width of a two-column page."""
 SMALL = 6.5
 """Points: the smallest text."""
 SETTINGS: Any = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib, so that every machine draws the same
+    "font.family": "DejaVu Sans",  # shipped with matplotlib, so every machine draws the same
     "font.size": 7,
     "axes.titlesize": 8,
     "axes.labelsize": 7,
@@ -54,20 +55,24 @@ SETTINGS: Any = {
     "path.simplify": False,
 }
 OF_FILES: Any = {name: SETTINGS[name] for name in ("svg.hashsalt", "svg.fonttype", "pdf.fonttype", "path.simplify")}
-"""What files of any figure need to be the same on every run, with their text in them."""
+"""The settings that make any figure's files identical on every run and keep their text as text."""
 FORMATS = ("svg", "pdf", "png")
 
 
 def lighter(colour: str, keep: float = 0.5) -> str:
-    """The colour with `keep` of its distance from white: for marks that stand behind."""
-    parts = (int(colour[k : k + 2], 16) for k in (1, 3, 5))
-    return "#" + "".join(f"{round(255 - keep * (255 - part)):02X}" for part in parts)
+    """The colour blended with white: `keep` is the share of the colour that stays. For marks in the background."""
+    channels = (int(colour[k : k + 2], 16) for k in (1, 3, 5))
+    return "#" + "".join(f"{round(255 - keep * (255 - channel)):02X}" for channel in channels)
 
 
 def save(figure: Figure, path: Path, described: dict[str, str] | None = None) -> Path:
-    """Writes SVG, PDF or PNG by the file's ending and closes the figure where pyplot made it.
+    """Writes a figure, and closes it if pyplot made it.
 
-    The bytes are the same on every run: no dates, no random ids. described: Title and Description (PDF: Subject).
+    The bytes are the same on every run: no dates, no random ids.
+
+    Args:
+        path: its ending chooses SVG, PDF or PNG.
+        described: Title and Description (PDF: Subject) of the file.
     """
     write(figure, path, described or {})
     import matplotlib.pyplot as plt
@@ -77,7 +82,9 @@ def save(figure: Figure, path: Path, described: dict[str, str] | None = None) ->
 
 
 def save_all(figure: Figure, folder: Path, stem: str, title: str, caption: str) -> list[Path]:
-    """The figure as SVG, PDF and PNG, with its caption in each; written under SETTINGS, since ticks are chosen then."""
+    """Writes the figure as SVG, PDF and PNG, each with its caption, under SETTINGS, since ticks are chosen on
+    writing.
+    """
     import matplotlib
 
     paths = [folder / f"{stem}.{ending}" for ending in FORMATS]
@@ -88,10 +95,10 @@ def save_all(figure: Figure, folder: Path, stem: str, title: str, caption: str) 
 
 
 def write(figure: Figure, path: Path, described: dict[str, str]) -> None:
-    """One file; text that a PNG cannot hold (it takes Latin-1) is written with question marks."""
+    """Writes one file. A PNG can only hold Latin-1 text, so other characters become question marks there."""
     import matplotlib
 
-    logging.getLogger("fontTools").setLevel(logging.WARNING)  # else a line for each table of each font
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # it would log a line for each table of each font
     metadata: dict[str, Any] = dict(described)
     if path.suffix == ".png":
         metadata = {k: v.encode("latin-1", "replace").decode("latin-1") for k, v in described.items()}

@@ -1,8 +1,8 @@
 """Example items of the page: the question as it was asked, the candidates' probabilities, the sampled reasoning.
 
-Which items is decided by rule, so that nobody picks them: in each experiment those where the instruction moved the
-answer most, and some at random by a recorded seed. The words of a prompt are made again from the data folder and shown
-only where their checksum is the recorded one.
+A rule chooses the items, so that nobody can pick them: for each experiment those where the instruction moved the answer
+most, and some at random with a recorded seed. Prompts are rebuilt from the data folder, and shown only if their
+checksum is the recorded one.
 """
 
 from __future__ import annotations
@@ -33,8 +33,13 @@ Shown = tuple[Curve, dict[str, Any]]
 
 @dataclass
 class Example:
-    """A question, or a profile with all its values: why it is here, its rank among those that are here for that, and
-    its records by checkpoint, condition, item.
+    """A question, or a profile with all its values.
+
+    Attributes:
+        unit: the item, or the profile.
+        why: why it was chosen.
+        rank: its place among those chosen for the same reason.
+        records: by (checkpoint, condition, item).
     """
 
     experiment: str
@@ -46,15 +51,19 @@ class Example:
 
 
 def checkpoints(curves: Sequence[Curve]) -> list[Shown]:
-    """The first and the last checkpoint of the largest model that has several; of several such, the first by name."""
+    """The first and the last checkpoint of the largest model that has several; of several such models, the first by
+    name.
+    """
     curve = largest(curves)[0]
     ends = dict.fromkeys((0, len(curve.summaries) - 1))
     return [(curve, curve.summaries[k]) for k in ends]
 
 
 def examples(shown: Sequence[Shown], each: int) -> list[Example]:
-    """`each` items that the instruction changed most at the last checkpoint and `each` at random, per experiment."""
-    last = _asked(shown[-1][1])
+    """Chooses examples for each experiment: `each` items that the instruction changed most at the last checkpoint,
+    and `each` at random.
+    """
+    last = _answers_by_item(shown[-1][1])
     chosen = [e for name in EXPERIMENTS if name in last for e in _choose(name, last[name], each)]
     for place, (_, summary) in enumerate(shown):
         wanted = {(e.experiment, item): e for e in chosen for item in e.items}
@@ -66,46 +75,46 @@ def examples(shown: Sequence[Shown], each: int) -> list[Example]:
 
 
 def _records(summary: dict[str, Any]) -> Iterable[Record]:
-    """Those with the options as given, under the paper's wordings."""
-    found = Store(Path(summary["results"])).read()
-    return (r for r in found if r["order"] == 0 and r["condition"] in CONDITIONS)
+    """The records with options as given, under the paper's wordings."""
+    records = Store(Path(summary["results"])).read()
+    return (r for r in records if r["order"] == 0 and r["condition"] in CONDITIONS)
 
 
-def _asked(summary: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+def _answers_by_item(summary: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
     """{experiment: {item: {condition: probabilities, 'unit': ..., 'ambiguous': ...}}}."""
-    found: dict[str, dict[str, dict[str, Any]]] = {}
+    by_experiment: dict[str, dict[str, dict[str, Any]]] = {}
     for r in _records(summary):
-        item = found.setdefault(r["experiment"], {}).setdefault(r["item"], {})
+        item = by_experiment.setdefault(r["experiment"], {}).setdefault(r["item"], {})
         item["unit"] = r["cluster"] if r["experiment"] == "admissions" else r["item"]
         item["ambiguous"] = r.get("context_condition") != "disambig"
         if r["logprobs"] is not None:
             item[r["condition"]] = normalised(r["logprobs"])
-    return found
+    return by_experiment
 
 
-def _choose(experiment: str, asked: dict[str, dict[str, Any]], each: int) -> list[Example]:
-    """Among the items that were asked under the most conditions, so that sampled reasoning is among them."""
-    most = max(len(a) for a in asked.values())
-    full = sorted(item for item, a in asked.items() if len(a) == most)
-    moved = {item: _moved(asked[item]) for item in full if asked[item]["ambiguous"]}
+def _choose(experiment: str, answers: dict[str, dict[str, Any]], each: int) -> list[Example]:
+    """Chooses among the items that were asked under the most conditions, so that sampled reasoning is included."""
+    most = max(len(a) for a in answers.values())
+    full = sorted(item for item, a in answers.items() if len(a) == most)
+    moved = {item: _moved(answers[item]) for item in full if answers[item]["ambiguous"]}
     order = sorted((m for m in moved if moved[m] is not None), key=lambda m: (-(moved[m] or 0), m))
     units: dict[str, tuple[str, int]] = {}
     for item in order:
         if len(units) < each:
             why = f"moved most by the instruction: {moved[item]:.3f} of its probability"
-            units.setdefault(asked[item]["unit"], (why, len(units)))
-    rest = sorted({asked[item]["unit"] for item in full} - set(units))
+            units.setdefault(answers[item]["unit"], (why, len(units)))
+    rest = sorted({answers[item]["unit"] for item in full} - set(units))
     drawn = random.Random(f"{SEED} {experiment}").sample(rest, min(each, len(rest)))
     units |= {unit: (f"drawn at random, seed {SEED}", rank) for rank, unit in enumerate(drawn)}
-    members = {unit: [i for i, a in asked.items() if a["unit"] == unit] for unit in units}
+    members = {unit: [i for i, a in answers.items() if a["unit"] == unit] for unit in units}
     return [Example(experiment, unit, why, rank, members[unit]) for unit, (why, rank) in units.items()]
 
 
-def _moved(asked: dict[str, Any]) -> float | None:
-    """Total variation between the answers under Q and Q+IF; None where one of them is missing."""
-    if "Q" not in asked or "Q+IF" not in asked:
+def _moved(answers: dict[str, Any]) -> float | None:
+    """Total variation distance between the answers under Q and Q+IF; None where one of them is missing."""
+    if "Q" not in answers or "Q+IF" not in answers:
         return None
-    return sum(abs(a - b) for a, b in zip(asked["Q"], asked["Q+IF"], strict=True)) / 2
+    return sum(abs(a - b) for a, b in zip(answers["Q"], answers["Q+IF"], strict=True)) / 2
 
 
 def normalised(logprobs: Sequence[float]) -> list[float]:
@@ -116,17 +125,17 @@ def normalised(logprobs: Sequence[float]) -> list[float]:
 
 
 class Words:
-    """The items of the data folder, for their prompts; `missing`: why an experiment's are not at hand."""
+    """The items of the data folder, to rebuild prompts from. `missing`: why an experiment's items are not available."""
 
     def __init__(self, summary: dict[str, Any], wanted: Iterable[str], data_dir: str | None) -> None:
         self.items: dict[tuple[str, str], Item] = {}
         self.missing: dict[str, str] = {}
         small = summary["data"] == "small set"
         folder = SMALL_SET if small else data_folder(data_dir)
-        known = {f.name for f in fields(EvaluationConfig)}
-        asked = {k: v for k, v in summary["evaluation"].items() if k in known}
-        asked["inverse"] = INVERSE in asked["conditions"]
-        self.config = EvaluationConfig(**asked, data_dir=str(folder))
+        option_names = {f.name for f in fields(EvaluationConfig)}
+        options = {k: v for k, v in summary["evaluation"].items() if k in option_names}
+        options["inverse"] = INVERSE in options["conditions"]
+        self.config = EvaluationConfig(**options, data_dir=str(folder))
         for name in dict.fromkeys(wanted):
             if folder == SMALL_SET and not small:
                 self.missing[name] = f"the data folder '{summary['data']}' is not at hand: give it by --data-dir"
@@ -137,7 +146,7 @@ class Words:
                 self.missing[name] = str(error)
 
     def question(self, record: Record) -> tuple[Question | None, str]:
-        """The question of a record, or why it cannot be shown."""
+        """The question of a record and '', or None and why it cannot be shown."""
         name = record["experiment"]
         if name in self.missing:
             return None, self.missing[name]
@@ -153,8 +162,11 @@ class Words:
 def examples_html(
     shown: Sequence[Shown], chosen: Sequence[Example], words: Words, text: int, left_out: bool = False
 ) -> str:
-    """The examples as HTML; a sampled text is cut after `text` characters, and says so. left_out: whether there are
-    none because of the page's size.
+    """The examples as HTML.
+
+    Args:
+        text: a sampled text is cut after this many characters, and says so.
+        left_out: whether there are none because of the page's size.
     """
     if not chosen:
         return f"<p>{html.escape(_why_none(*shown[-1], left_out))}</p>"
@@ -172,6 +184,7 @@ def examples_html(
 
 
 def _why_none(curve: Curve, summary: dict[str, Any], left_out: bool) -> str:
+    """Why the page has no examples."""
     path = Store(Path(summary["results"])).records_path
     if not path.is_file():
         return (
@@ -184,20 +197,21 @@ def _why_none(curve: Curve, summary: dict[str, Any], left_out: bool) -> str:
 
 
 def _example(shown: Sequence[Shown], example: Example, words: Words, text: int) -> str:
+    """One example, folded."""
     keys = sorted({(c, i) for _, c, i in example.records}, key=lambda k: (example.items.index(k[1]), k[0]))
     order = list(CONDITIONS)
     keys.sort(key=lambda k: order.index(k[0]))
-    body = "".join(_asked_once(shown, example, condition, item, words, text) for condition, item in keys)
+    body = "".join(_item_html(shown, example, condition, item, words, text) for condition, item in keys)
     return (
         f"<details class='example'><summary>{html.escape(example.unit)} <span class='quiet'>"
         f"({html.escape(example.why)})</span></summary>{body}</details>"
     )
 
 
-def _asked_once(shown: Sequence[Shown], example: Example, condition: str, item: str, words: Words, text: int) -> str:
-    """One item under one condition: prompt, candidates with numbers of each checkpoint, sampled texts."""
-    found = [example.records.get((k, condition, item)) for k in range(len(shown))]
-    first = next(r for r in found if r is not None)
+def _item_html(shown: Sequence[Shown], example: Example, condition: str, item: str, words: Words, text: int) -> str:
+    """One item under one condition: prompt, candidates with each checkpoint's numbers, sampled texts."""
+    records = [example.records.get((k, condition, item)) for k in range(len(shown))]
+    first = next(r for r in records if r is not None)
     question, why = words.question(first)
     about = f" ({html.escape(first['race'])} {html.escape(first['sex'])})" if "race" in first else ""
     parts = [f"<h4>{html.escape(condition)}{about}</h4>"]
@@ -209,36 +223,38 @@ def _asked_once(shown: Sequence[Shown], example: Example, condition: str, item: 
             f"<dt>{'Human' if t.role == 'human' else 'Assistant'}</dt><dd>{_turn(t.text)}</dd>" for t in prompt.turns
         )
         parts.append(f"<dl class='dialogue'>{''.join(turns)}</dl>")
-    parts.append(_answers(shown, found, question))
-    for (curve, summary), record in zip(shown, found, strict=True):
+    parts.append(_answers(shown, records, question))
+    for (curve, summary), record in zip(shown, records, strict=True):
         if record is not None and "reasoning" in record:
-            said, cut = record["reasoning"][:text], len(record["reasoning"]) > text
+            excerpt, cut = record["reasoning"][:text], len(record["reasoning"]) > text
             end = f" [cut here after {text} characters; the whole is in records.jsonl]" if cut else ""
             parts.append(
                 f"<figure class='sampled'><figcaption>Sampled at {html.escape(curve.step_name)} {summary['step']}, "
-                f"seed {record['seed']}</figcaption><blockquote>{html.escape(said)}{end}</blockquote></figure>"
+                f"seed {record['seed']}</figcaption><blockquote>{html.escape(excerpt)}{end}</blockquote></figure>"
             )
     return f"<section>{''.join(parts)}</section>"
 
 
 def _turn(text: str) -> str:
+    """A turn of the dialogue, with a mark where the sampled text stood."""
     return html.escape(text).replace(html.escape(REASONING_PLACEHOLDER), "<em>[the sampled text below]</em>")
 
 
-def _answers(shown: Sequence[Shown], found: Sequence[Record | None], question: Question | None) -> str:
-    first = next(r for r in found if r is not None)
+def _answers(shown: Sequence[Shown], records: Sequence[Record | None], question: Question | None) -> str:
+    """A table of the candidates with each checkpoint's log-probability and probability."""
+    first = next(r for r in records if r is not None)
     heads = "".join(
         f"<th scope='col'>log-prob, {html.escape(c.step_name)} {s['step']}</th><th scope='col'>p</th>" for c, s in shown
     )
     rows = []
     for k, candidate in enumerate(first["candidates"]):
-        cells = "".join(_numbers(r, k) for r in found)
+        cells = "".join(_numbers(r, k) for r in records)
         rows.append(
             f"<tr><th scope='row'>{html.escape(candidate.strip())}{_meaning(first, k, question)}</th>{cells}</tr>"
         )
     counted = "".join(
         f"<p class='quiet'>{html.escape(curve.step_name)} {s['step']}: {html.escape(_counted(r))}.</p>"
-        for (curve, s), r in zip(shown, found, strict=True)
+        for (curve, s), r in zip(shown, records, strict=True)
         if r is not None and "samples" in r
     )
     head = f"<thead><tr><th scope='col'>candidate</th>{heads}</tr></thead>"
@@ -247,7 +263,7 @@ def _answers(shown: Sequence[Shown], found: Sequence[Record | None], question: Q
 
 
 def _counted(record: Record) -> str:
-    """Where answers were sampled: how many began with each candidate, and how many could not be read, and why."""
+    """For sampled answers: how many began with each candidate, how many could not be read, and why."""
     counts = (f"{c.strip()} {n}" for c, n in zip(record["candidates"], record["counts"], strict=True))
     unread = (f"{reason} {n}" for reason, n in record.get("unread", {}).items())
     none = f"; no answer: {record['no_answer']}" if "no_answer" in record else ""
@@ -255,7 +271,7 @@ def _counted(record: Record) -> str:
 
 
 def _meaning(record: Record, k: int, question: Question | None) -> str:
-    """BBQ: the option's text and what answering with it means."""
+    """For BBQ: the option's text, and what answering with it means."""
     if record["experiment"] != "bbq":
         return ""
     kinds = [
@@ -265,11 +281,12 @@ def _meaning(record: Record, k: int, question: Question | None) -> str:
         )
         if is_it
     ]  # fmt: skip
-    told = question.item.texts[f"ans{k}"] if question else ""
-    return html.escape(f" {told}" + (f" [{', '.join(kinds)}]" if kinds else ""))
+    option_text = question.item.texts[f"ans{k}"] if question else ""
+    return html.escape(f" {option_text}" + (f" [{', '.join(kinds)}]" if kinds else ""))
 
 
 def _numbers(record: Record | None, k: int) -> str:
+    """The two cells of a candidate at a checkpoint; '≤' marks a log-probability that is an upper bound."""
     if record is None or record["logprobs"] is None:
         return "<td class='number'></td><td class='number'></td>"
     p = normalised(record["logprobs"])[k]

@@ -1,7 +1,7 @@
-"""`python -m eval report RUNS... [-o DIR]`: one page, DIR/report.html, that works anywhere without a network.
+"""`python -m eval report RUNS... [-o DIR]`: writes DIR/report.html, one page that works anywhere without a network.
 
-The page holds its data once, as JSON, and draws it with Vega-Lite, whose scripts it carries (vl-convert's bundle). It
-stays below 2 MB: where there are too many checkpoints for that, details are left out, and the page says which.
+The page holds its data once, as JSON, and draws it with Vega-Lite, whose scripts are embedded (vl-convert's bundle). It
+stays below 2 MB: with too many checkpoints for that, details are left out, and the page says which.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ LEVELS = (
     (Detail("charts", 4, 0), "the example items, and occupations and profiles of more than 4 checkpoints"),
     (Detail("whole", 2, 0), "BBQ's categories, and occupations and profiles of more than 2 checkpoints"),
 )
-"""What is embedded, and what is left out of it in words; each leaves out more than the one before."""
+"""What is embedded, and in words what that leaves out. Each level leaves out more than the one before."""
 Examples = tuple[list[page_examples.Shown], list[page_examples.Example], page_examples.Words]
 Emergence = Callable[[Sequence[Curve]], list[dict[str, Any]]]
 
 
 @dataclass
 class ReportConfig(OutputConfig):
-    """`eval report`."""
+    """Options of `eval report`."""
 
     data_dir: str | None = field(
         default=None,
@@ -56,10 +56,17 @@ class ReportConfig(OutputConfig):
 
 
 def report(config: ReportConfig, emergence: Emergence | None = None) -> CommandOutput:
-    """Writes the page; the table of headline numbers, notes and the path.
+    """Writes the page.
 
-    emergence: where the instruction begins to work, of the curves (eval.views.emergence.emergence.told); None leaves it
-    out. Raises InputError where there is nothing to show or the folder cannot be written.
+    Args:
+        emergence: computes where the instruction begins to work (eval.views.emergence.emergence.default_thresholds);
+            None leaves this out of the page.
+
+    Returns:
+        The text for the terminal (table of headline numbers, notes, path), and the object for --json.
+
+    Raises:
+        InputError: there is nothing to show, or the folder cannot be written.
     """
     curves = gather(config.folders)
     folder = config.folder("report")
@@ -68,17 +75,17 @@ def report(config: ReportConfig, emergence: Emergence | None = None) -> CommandO
     page, left_out = build(curves, notes, config.data_dir, emergence(curves) if emergence else None)
     path = folder / "report.html"
     path.write_bytes(page)
-    said = [f"Left out, to keep the page below 2 MB: {what}." for what in left_out]
+    left_out_lines = [f"Left out, to keep the page below 2 MB: {what}." for what in left_out]
     summaries = [s for c in curves for s in c.summaries]
-    told = {"files": [str(path)], "left_out": left_out, "notes": notes, "checkpoints": summaries}
-    return "\n".join([table(curves), *notes, *said, f"page: {path}"]), told
+    result = {"files": [str(path)], "left_out": left_out, "notes": notes, "checkpoints": summaries}
+    return "\n".join([table(curves), *notes, *left_out_lines, f"page: {path}"]), result
 
 
 def table(curves: Sequence[Curve]) -> str:
-    """The headline numbers; of several curves a table each, under its name."""
+    """The headline numbers as text; with several curves, a table for each, under its name."""
     tables = []
     for curve in curves:
-        found = [
+        rows = [
             (s["step"], m)
             for e in experiments([curve])
             for s in curve.summaries
@@ -87,7 +94,7 @@ def table(curves: Sequence[Curve]) -> str:
         ]
         seed = "" if curve.seed is None else f", seed {curve.seed}"
         head = f"{curve.name} ({size_name(curve.model_params)}{seed}), {curve.step_name}\n" if len(curves) > 1 else ""
-        tables.append(head + text_table(found))
+        tables.append(head + text_table(rows))
     return "\n\n".join(tables)
 
 
@@ -98,9 +105,19 @@ def build(
     emergence: Sequence[dict[str, Any]] | None = None,
     most_bytes: int = MOST_BYTES,
 ) -> tuple[bytes, list[str]]:
-    """The page as UTF-8, and what was left out to keep it within most_bytes.
+    """Builds the page.
 
-    Raises InputError where it is larger with everything left out that may be.
+    Args:
+        notes: lines about what to know before believing a number.
+        data_dir: data folder for the words of example items.
+        emergence: thresholds to show; None = no such section.
+        most_bytes: size limit.
+
+    Returns:
+        (the page as UTF-8, what was left out to stay within most_bytes).
+
+    Raises:
+        InputError: the page is too large even with everything left out that may be.
     """
     shown = page_examples.checkpoints(curves)
     chosen = page_examples.examples(shown, LEVELS[0][0].items)
@@ -130,6 +147,7 @@ def _page(
     examples: Examples,
     detail: Detail,
 ) -> bytes:
+    """The page at one level of detail."""
     shown, chosen, words = examples
     texts = {
         "title": escape(page_text.title(curves)),
@@ -162,12 +180,12 @@ def bundle() -> str:
 
 
 def embedded(value: Any) -> str:
-    """JSON that may stand in a script element: no '<' in it can end the element."""
+    """JSON that is safe inside a script element: it contains no '<' that could end the element."""
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
 
 
 def fill(template: str, texts: dict[str, str]) -> str:
-    """The template with each {{name}} replaced, once and in one go: nothing in a text is a place to fill."""
+    """Replaces each {{name}} of the template, in a single pass, so that braces within a text are never filled."""
     parts = template.split("{{")
     filled = [parts[0]]
     for part in parts[1:]:
