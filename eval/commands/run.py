@@ -199,4 +199,6 @@ def _cautions(named: list[tuple[str, dict[str, Any]]]) -> list[str]:
     for name, summary in named:
         for line in [*remarks(headlines(summary)), *headline_notes(summary)]:
             by_wording.setdefault(NUMBER.sub("#", line), []).append(f"{name}: {line}")
-    return [lines[-1] + (f" (and {len(lines) - 1} more like it)" if len(lines) > 1 else "") for lines in by_wording.values()]
+    return [
+        lines[-1] + (f" (and {len(lines) - 1} more like it)" if len(lines) > 1 else "") for lines in by_wording.values()
+    ]

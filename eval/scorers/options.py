@@ -214,7 +214,7 @@ class ScorerConfig(EvaluationConfig, VllmOptions, EndpointOptions):
             raise InputError(f"--{changed[0]} belongs to --scorer vllm, and the scorer is {self.scorer}")
         if self.scorer not in SCORERS:
             raise InputError(
-                f"scorer must be one of {', '.join(SCORERS)}, not '{self.scorer}'{nearest(self.scorer, SCORERS)}"
+                f"scorer must be one of {', '.join(SCORERS)}, not '{self.scorer}'{nearest(self.scorer, list(SCORERS))}"
             )
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise InputError(f"dtype must be auto, float32, bfloat16 or float16, not '{self.dtype}'")

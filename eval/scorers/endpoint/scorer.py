@@ -133,7 +133,8 @@ class EndpointScorer:
     def reason(
         self, prompts: Sequence[Prompt], seeds: Sequence[int], max_new_tokens: int, then: Callable[[int, str], Prompt]
     ) -> Iterator[tuple[int, str, Answer]]:
-        """Implements eval.types.IndependentScorer: samples from each prompt, then scores the prompt that `then` returns.
+        """Implements eval.types.IndependentScorer: samples from each prompt, then scores the prompt that `then`
+        returns.
 
         A question without reasoning is not scored, since that would be another condition: Answer.extra holds the
         reason.

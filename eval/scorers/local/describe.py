@@ -42,7 +42,7 @@ def describe(target: Target, config: ScorerConfig) -> tuple[DescribedCheckpoint,
     return described, style, provenance
 
 
-def check(described: Described, style: Format, target: Target, config: ScorerConfig, plan: Plan) -> None:
+def check(described: DescribedCheckpoint, style: Format, target: Target, config: ScorerConfig, plan: Plan) -> None:
     """Checks, before weights are read, that every question can be encoded.
 
     Raises:
