@@ -15,7 +15,7 @@ import torch
 from eval.scorers.local.portable import ROW_TOKENS
 
 ON_CPU = 2048
-"""Beyond it a CPU gains nothing (docs/scoring.md), and the activations stay small beside the weights."""
+"""Beyond it a CPU gains nothing (docs/speed.md), and the activations stay small beside the weights."""
 LEAST, MOST = 256, 65536
 USED = 0.5  # of the free memory: the rest for what the count leaves out
 WANTED = 0.25  # of the positions have logits, at most
