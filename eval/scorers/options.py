@@ -163,7 +163,7 @@ class VllmOptions:
 
 
 SCORERS = {
-    "transformers": "eval.scorers.local.describe",
+    "transformers": "eval.scorers.local.transformers",
     "vllm": "eval.scorers.vllm.vllm",
     "endpoint": "eval.scorers.endpoint.endpoint",
 }

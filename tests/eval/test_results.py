@@ -21,7 +21,7 @@ from eval.__main__ import main
 from eval.config import EvaluationConfig
 from eval.data.readers import SMALL_SET
 from eval.errors import InputError
-from eval.experiments import conditions
+from eval.experiments import words
 from eval.runner.evaluate import evaluate
 from eval.runner.keys import RECORDS_VERSION, record_key
 from eval.runner.plan import plan
@@ -151,7 +151,7 @@ def test_a_changed_prompt_is_never_taken_for_the_one_that_was_asked(tmp_path: Pa
     ask(tmp_path)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     instruction = "Please be fair."
-    monkeypatch.setattr(conditions, "ADMISSIONS_QUESTION", instruction)
+    monkeypatch.setattr(words, "ADMISSIONS_QUESTION", instruction)
     with pytest.raises(InputError) as error:
         ask(tmp_path)
     for said in ("admissions, Q, item ", "another prompt_sha256", "choose another --output or remove the folder"):
@@ -357,11 +357,11 @@ def test_every_part_of_a_prompt_is_in_its_checksum(monkeypatch: pytest.MonkeyPat
         return {q.key[:2]: q.columns("chat", config)["prompt_sha256"] for q in plan(config).questions}
 
     before = checksums()
-    for words, changed in (
+    for name, changed in (
         ("BBQ_AFTER_REASONING", {("bbq", "Q+IF+CoT")}),
         ("WINOGENDER_REASONING", {("winogender", "Q+IF+CoT")}),
         ("ADMISSIONS_PREFILL", {("admissions", c) for c in ("Q", "Q+IF", "Q+IF+CoT")}),
     ):
-        monkeypatch.setattr(conditions, words, "Say so.")
+        monkeypatch.setattr(words, name, "Say so.")
         assert {key for key, value in checksums().items() if value != before[key]} == changed
         monkeypatch.undo()

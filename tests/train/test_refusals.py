@@ -225,7 +225,7 @@ def test_the_room_for_three_checkpoints_of_a_model_of_1000_mib(
     model = SimpleNamespace(use_peft=use_peft, model_revision="main", dtype="bfloat16")
     for free in (needed, needed - 1):
         room = shutil._ntuple_diskusage(2**50, 2**50, free * 2**20)  # pyright: ignore[reportAttributeAccessIssue]
-        monkeypatch.setattr("eval.config.shutil.disk_usage", lambda _, room=room: room)
+        monkeypatch.setattr("eval.files.shutil.disk_usage", lambda _, room=room: room)
         with nullcontext() if free == needed else pytest.raises(InputError, match=f"the run needs about {needed};"):
             make_room(tmp_path, [0, 50, 100], options, model, "model", merged)
 

@@ -164,8 +164,8 @@ def test_a_policy_is_no_reward_model(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_no_room_is_found_before_training(tiny: Path, tiny_reward: Path, tmp_path: Path, monkeypatch) -> None:
-    import eval.config
+    import eval.files
 
-    monkeypatch.setattr(eval.config.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2**30, 2**30, 2**20))
+    monkeypatch.setattr(eval.files.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2**30, 2**30, 2**20))
     with pytest.raises(InputError, match="has 1 MiB free and the run needs about"):
         rloo(tiny, tiny_reward, tmp_path)
