@@ -1,7 +1,7 @@
 """The documented commands, and a shell that runs them.
 
-A command for users stands in a bash block of README.md or docs/*.md, and a test runs it. The commands that gave the
-numbers of a table stand in indented blocks.
+A command for users stands in a bash block of README.md or docs/*.md, and a test runs it, or parses it where it needs GPUs
+or an hour. The commands that gave the numbers of a table stand in indented blocks.
 """
 
 from __future__ import annotations
