@@ -1,6 +1,6 @@
 """The documented commands, and a shell that runs them.
 
-A command for users stands in a bash block of README.md or docs/*.md, and a test runs it, or parses it where it needs GPUs
+A command for users stands in a bash block of README.md or docs/*.md. A test runs it, or parses it where it needs GPUs
 or an hour. The commands that gave the numbers of a table stand in indented blocks.
 """
 
