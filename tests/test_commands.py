@@ -1,4 +1,4 @@
-"""The README's commands, run as they stand there on the tiny model; and bad input through accelerate."""
+"""The commands of README.md and docs/, run as they stand there on the tiny model; and bad input through accelerate."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_every_command_is_covered() -> None:
     assert [c for c in COMMANDS if not c.startswith(known)] == []
     assert {c.split()[3] for c in COMMANDS if c.startswith("python -m eval")} == {
         "run", "watch", "list", "compare", "report", "figures", "emergence", "publish", "dashboard", "live", "score",
-        "oracle", "data"
+        "oracle", "data", "measure"
     }  # fmt: skip
 
 
@@ -95,6 +95,7 @@ def test_the_chain_as_the_readme_says_it(tiny: Path, tmp_path: Path) -> None:
     assert "2 of 2 checkpoints done" in execute(curve, tmp_path, *few)
     assert "done already" in execute(curve, tmp_path, *few)
     assert "nothing new" in execute(documented("python -m eval publish"), tmp_path)
+    assert execute(documented("python -m eval measure"), tmp_path).count("up to date") == 2
     shown_at_a_glance(tmp_path)
 
 
@@ -117,8 +118,8 @@ def test_a_reward_model_as_the_readme_says_it(tiny: Path, tmp_path: Path, real_d
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "smollm2-135m-instruct").symlink_to(tiny)
+    (tmp_path / "data").symlink_to(real_data.resolve())
     (train,) = [c for c in COMMANDS if "configs/reward/harmless-base.yaml" in c and "--prompt_share" not in c]
-    train = train.replace("../shared/data", str(real_data.resolve()))
     small = ("--lora_top_layers", "1", "--use_cpu", "--disable_tqdm", "true", "--max_steps", "2", "--max_pairs", "50")
     out = execute(train, tmp_path, *small, "--max_length", "600", "--save_strategy", "no")
     assert "held-out pairwise accuracy, hh-harmless-base-test: 0." in out
@@ -136,13 +137,13 @@ def test_rlhf_as_the_readme_says_it(tiny: Path, tmp_path: Path, real_data: Path)
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "smollm2-135m-instruct").symlink_to(tiny)
     small = ("--lora_top_layers", "1", "--use_cpu", "--disable_tqdm", "true", "--max_steps", "2")
-    commands = [c.replace("../shared/data", str(real_data.resolve())) for c in COMMANDS]
-    models = [c for c in commands if "--prompt_share" in c]
+    (tmp_path / "data").symlink_to(real_data.resolve())
+    models = [c for c in COMMANDS if "--prompt_share" in c]
     assert len(models) == 2
     for command in models:
         execute(command, tmp_path, *small, "--max_pairs", "40", "--max_length", "600", "--save_strategy", "no")
     (tmp_path / "eval.yaml").write_text("limit: 4\nexperiments: [winogender]\nconditions: [Q]\n")
-    (train,) = [c for c in commands if "configs/rloo/smollm2-135m.yaml" in c]
+    (train,) = [c for c in COMMANDS if "configs/rloo/smollm2-135m.yaml" in c]
     more = ("--checkpoint_steps", "0", "2", "--max_prompt_tokens", "300", "--evaluation", "eval.yaml")
     out = execute(train, tmp_path, *small, *more)
     assert "does not say which prompts" not in out and "a reward model was trained on them" not in out
@@ -162,7 +163,7 @@ def test_plain_evaluation_with_a_data_folder(tiny: Path, tmp_path: Path, real_da
     (run,) = [c for c in COMMANDS if c.startswith("python -m eval run") and "--data-dir" in c]
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "smollm2-135m-instruct").symlink_to(tiny)
-    run = run.replace("../shared/data", str(real_data.resolve()))
+    (tmp_path / "data").symlink_to(real_data.resolve())
     assert "gap" in execute(run, tmp_path, "--limit", "4", "--cot_limit", "4", "--cot_max_new_tokens", "2")
 
 
@@ -177,8 +178,8 @@ def test_vllm_as_the_readme_says_it(tmp_path: Path) -> None:
 
 @pytest.mark.real_data
 def test_scoring_published_answers(tmp_path: Path, real_data: Path) -> None:
-    command = documented("python -m eval score").replace("../shared/data", str(real_data.resolve()))
-    assert "29.8" in execute(command, tmp_path)
+    (tmp_path / "data").symlink_to(real_data.resolve())
+    assert "29.8" in execute(documented("python -m eval score"), tmp_path)
 
 
 def test_listing_the_public_data(tmp_path: Path) -> None:

@@ -1,4 +1,8 @@
-"""The README's commands, and a shell that runs them."""
+"""The documented commands, and a shell that runs them.
+
+A command for users stands in a bash block of README.md or docs/*.md. A test runs it, or parses it where it needs GPUs
+or an hour. The commands that gave the numbers of a table stand in indented blocks.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +14,18 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-COMMANDS = [
-    line.strip()
-    for block in re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    for line in block.splitlines()
-    if line.strip() and not line.startswith("#")
-]
+def commands(document: Path) -> list[str]:
+    """The lines of a document's bash blocks, without comments."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", document.read_text(), re.S | re.M)
+    lines = [re.sub(r"(^|\s+)#.*", "", line).strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+COMMANDS = list(dict.fromkeys(command for document in DOCUMENTS for command in commands(document)))
+"""Each once, whichever documents it stands in."""
 
 
 BIN = Path(sys.executable).parent

@@ -15,7 +15,7 @@ import torch
 from eval.scorers.local.portable import ROW_TOKENS
 
 CPU_TOKENS = 2048
-"""More gains nothing on a CPU (docs/scoring.md), and the activations stay small compared with the weights."""
+"""More gains nothing on a CPU (docs/speed.md), and the activations stay small compared with the weights."""
 MIN_TOKENS, MAX_TOKENS = 256, 65536
 MEMORY_SHARE = 0.5  # of the free memory; the rest is for what the count leaves out
 LOGIT_SHARE = 0.25  # at most so many of the positions have logits
