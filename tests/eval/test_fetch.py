@@ -41,7 +41,7 @@ FEW = 1000  # fewer than a buffered file holds back
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import json, sys
-from eval.config import run_main
+from eval.errors import run_main
 from eval.data.fetch import FetchConfig, fetch
 from eval.data.catalog import Pinned
 def main():

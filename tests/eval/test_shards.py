@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from eval import files
 from eval.config import EvaluationConfig
 from eval.errors import InputError
 from eval.runner import evaluate as evaluating
@@ -62,7 +63,8 @@ def test_killed_at_any_moment_while_the_shards_are_put_together(
         folder, calls = tmp_path / str(moment), 0
         shutil.copytree(tmp_path / "asked", folder)
         with monkeypatch.context() as patch:
-            patch.setattr(results, "write_text", lambda *a: (counted(), write(*a)))
+            for module in (files, results):  # records and provenance
+                patch.setattr(module, "write_text", lambda *a: (counted(), write(*a)))
             patch.setattr(Path, "unlink", lambda *a, **b: (counted(), unlink(*a, **b)))
             (end,) = ask(folder)[1]
         if not isinstance(end, Killed):
