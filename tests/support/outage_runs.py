@@ -87,6 +87,7 @@ def once(name: str, do: Callable[[], Any]) -> Callable[[str], None]:
 
 
 def train_rows(server: WandbServer) -> list[dict[str, Any]]:
-    """The rows of the one training run."""
-    (run,) = [name for name in server.runs if name.startswith("train-")]
+    """The rows of the training's run, which is the only one: transformers' callback makes none of its own."""
+    (run,) = server.runs
+    assert run.startswith("train-")
     return server.rows(run)
