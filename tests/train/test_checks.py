@@ -155,7 +155,7 @@ def test_a_result_is_written_whatever_its_numbers(tmp_path: Path, caplog: pytest
     from reward.stage import Stage
     from train.sft import summary
 
-    known = {"exact_match": 0.5, "n": 4}
+    known = {"exact_match": 0.5, "n": 4, "finished": 0.25, "answers": 4, "answer_tokens": 8}
     held_out = {"before": {**known, "loss": 2.0}, "after": {**known, "loss": float("nan")}}
     Stage(tmp_path, "sft.json", {}).finish(
         {"steps": 9, "examples": 5, "held_out": held_out, "log": [{"step": 3, "entropy": float("inf")}]}
