@@ -48,7 +48,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for k, (params, removed) in enumerate(zip(SIZES, (0, 0, 0.3, 0.6, 0.9), strict=True)):
         folder = training(root / f"m{k}", params)
         for step in (0, 60):
-            result(folder, step, planted(removed if step else 0.0), 10 * k + step, ITEMS)
+            result(folder, step, planted(removed if step else 0.0), 10 * k + (step or 500), ITEMS)
     return root
 
 

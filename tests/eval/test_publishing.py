@@ -226,7 +226,8 @@ def test_a_disk_that_is_full_is_told_and_nothing_is_taken_for_sent(tmp_path: Pat
     for step in range(20):
         summary(run, step, 0.5, ("Q",), parts=1000)
     code = (
-        "from tests.support.published_runs import *; tracking.ARRIVAL_SECONDS = 0.5; "
+        "from pathlib import Path; from eval.tracking import client as tracking; "
+        "from tests.support.published_runs import published; tracking.ARRIVAL_SECONDS = 0.5; "
         f"print(published(Path({str(run)!r}), pictures=False)[0])"
     )
     limited = ["bash", "-c", 'ulimit -f 300; exec "$@"', "-", sys.executable, "-c", code]
