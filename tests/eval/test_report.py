@@ -34,7 +34,7 @@ class Nasty(Oracle):
 
     def score(self, prompts: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         known = {q.prompt(NASTY if q.condition.reasoning else None): q for q in self.questions}
-        self.__dict__["_known"] = known
+        self.__dict__["_question_of"] = known
         return super().score(prompts)
 
 
