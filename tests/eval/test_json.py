@@ -62,6 +62,7 @@ def test_every_command(tiny: Path, tmp_path: Path, monkeypatch, capfd) -> None:
     (tmp_path / "p.jsonl").write_text("".join(lines))
     told["score"] = printed(monkeypatch, capfd, "score", "--experiment", "bbq", "--predictions", tmp_path / "p.jsonl",
                             "--data-dir", SMALL_SET)  # fmt: skip
+    told["measure"] = printed(monkeypatch, capfd, "measure", tmp_path)
     oracle = ("--experiments", "winogender", "--conditions", "Q", "--trials", "2")
     told["oracle"] = printed(monkeypatch, capfd, "oracle", *oracle)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -74,6 +75,7 @@ def test_every_command(tiny: Path, tmp_path: Path, monkeypatch, capfd) -> None:
         printed(monkeypatch, capfd, "data", "fetch", *folder, "--mirror", empty.address)
     told["data fetch"] = json.loads(capfd.readouterr().out)
     assert set(told) | {"emergence", "live"} == set(COMMANDS)
+    assert told["measure"]["current"] and not told["measure"]["failed"]
     assert [f["state"] for f in told["data list"]["files"]] == ["missing"]
     assert told["data verify"]["files"] == told["data list"]["files"]
     assert "404" in told["data fetch"]["files"][0]["problem"]

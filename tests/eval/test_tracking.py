@@ -114,7 +114,8 @@ def test_mode_of_the_settings_file(tmp_path: Path) -> None:
     """What `wandb offline` and `wandb disabled` write in the folder that is worked in, though the user is logged in."""
     (tmp_path / "wandb").mkdir()
     code = (
-        f"import os; from eval import tracking; os.chdir({str(tmp_path)!r}); os.environ.pop('WANDB_MODE')\n"
+        "import os; from eval.tracking import client as tracking\n"
+        f"os.chdir({str(tmp_path)!r}); os.environ.pop('WANDB_MODE')\n"
         "for mode in ('offline', 'disabled', 'online'):\n"
         "    open('wandb/settings', 'w').write(f'[default]\\nmode = {mode}\\n'); print(tracking.mode())\n"
         "open('wandb/settings', 'w').write('[default]\\nmode = disabled\\n')\n"
