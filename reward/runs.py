@@ -106,10 +106,12 @@ def limitations(run: dict[str, Any], probe: dict[str, Any] | None) -> list[str]:
     everything, length = run["accuracy"]["all"], run["length_bias"]
     sentences = []
     if everything["low"] is None or everything["low"] <= 0.5:
-        sentences.append("Its held-out accuracy cannot be told from guessing (0.5 lies in the interval or below it).")
+        sentences.append(
+            "Its held-out accuracy cannot be distinguished from guessing (0.5 lies in the interval or below it)."
+        )
     unsure = [s for s, e in run["accuracy"]["by_subset"].items() if e["low"] is None or e["low"] <= 0.5]
     if unsure and len(run["accuracy"]["by_subset"]) > 1:
-        sentences.append(f"On these subsets it cannot be told from guessing: {', '.join(unsure)}.")
+        sentences.append(f"On these subsets it cannot be distinguished from guessing: {', '.join(unsure)}.")
     rule = length["always_shorter"]["value"]
     if rule is not None and everything["value"] is not None:
         best, name = max((rule, "shorter"), (1 - rule, "longer"))

@@ -85,7 +85,7 @@ def choose_format(wanted: str, tokenizer: PreTrainedTokenizerBase, system_turn: 
     if not begin:
         if system_turn == "drop":
             raise InputError(
-                "system_turn drop: this chat template's opening cannot be told apart from the first turn; use "
+                "system_turn drop: this chat template's opening cannot be separated from the first turn; use "
                 "--system_turn keep or --format paper"
             )
         return Format("chat", unclear=head)

@@ -82,5 +82,5 @@ def _check_candidates(
     if len(set(candidates)) < len(candidates):
         raise InputError(
             f"model {model}: its tokenizer writes some of the answers {list(prompt.candidates)} with the same tokens, "
-            "so they cannot be told apart"
+            "so they cannot be distinguished"
         )

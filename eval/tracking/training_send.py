@@ -58,7 +58,10 @@ def send_training(
         part = Part(folder, done)
         if ended is None and not part.pending() and done.get(SUMMARY) == digest(about[SUMMARY]):
             return sent
-        write = lambda run: part.write(run, ended or (lambda: True))  # noqa: E731
+
+        def write(run: Any) -> list[dict[str, Any]]:
+            return part.write(run, ended or (lambda: True))
+
         channel.write(run_id, "train", about["config"], "", write, settings or tracking.QUIET)
         done |= part.keys
         ledger.write()

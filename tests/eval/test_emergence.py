@@ -141,7 +141,7 @@ def test_no_threshold_is_told_of_what_comes_and_goes(tmp_path: Path) -> None:
     (entry,), _ = entries(tmp_path)
     assert entry["status"] == "of another shape" and entry["misfit_p"] < 0.05
     assert (entry["estimate"], entry["low"], entry["high"]) == (None, None, None)
-    assert "no threshold is told; look at each size" in entry["text"]
+    assert "no threshold is given; look at each size" in entry["text"]
 
 
 def test_other_data_are_not_mixed(tmp_path: Path, steps: Path) -> None:

@@ -68,7 +68,7 @@ def test_one_run_without_a_probe(tmp_path: Path, monkeypatch, capfd) -> None:
     text = (tmp_path / "card" / "README.md").read_text()
     assert ModelCard(text).data.to_dict()["base_model"] == "someone/base"
     assert f"python -m reward probe --model {run / 'model'}" in text and "## Learning curve" not in text
-    assert any("cannot be told from guessing" in s for s in told["limitations"])
+    assert any("cannot be distinguished from guessing" in s for s in told["limitations"])
     assert not (run / "model" / "README.md").exists()
 
 

@@ -234,7 +234,7 @@ def _multiply(steps: list[list[tuple[TopTokens, str]]], prompt_tokens: int, boun
         for listed, token in candidate_steps:
             if token in listed.ambiguous:
                 raise InputError(
-                    f"the server lists two tokens as {token!r}, so which is the answer's cannot be told; use "
+                    f"the server lists two tokens as {token!r}, so which one belongs to the answer is unknown; use "
                     "--answer_method sampling"
                 )
         if any(token not in listed.logprobs for listed, token in candidate_steps):

@@ -148,7 +148,7 @@ class Probe:
         scorer = self._longest_list(route)
         self._check_tokenizer(route)
         if not any(text.startswith(" ") for text in self.run(scorer.request(OPEN_ENDED)).logprobs):
-            raise UnsupportedError("the listed tokens have no white space, so they cannot be told apart")
+            raise UnsupportedError("the listed tokens have no white space, so some of them look the same")
         if route.name != "ids":
             paths = {
                 candidates: self._paths(scorer, prompts) for candidates, prompts in self.prompts_by_candidates.items()

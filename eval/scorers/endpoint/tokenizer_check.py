@@ -66,7 +66,11 @@ def check_by_completions(served: ServedModel, name: str, run: Run) -> None:
         compare = _same_greedy_text
     matches = [compare(served, name, text, run) for text in TEXTS]
     if not (decided := [match for match in matches if match is not None]):
-        log.warning("whether --tokenizer %s is that of '%s' cannot be told: be sure of it", name, served.model)
+        log.warning(
+            "--tokenizer %s may not be that of '%s', the server gives no way to check; make sure that it is",
+            name,
+            served.model,
+        )
     elif 2 * sum(decided) < len(decided):
         raise InputError(f"{_mismatch(served, name)} goes on otherwise from its token ids than from their text")
 

@@ -118,7 +118,7 @@ def _sentences(finding: dict[str, Any]) -> list[str]:
     elif finding["status"] == OTHERWISE:
         conclusion = (
             f"{reduces} somewhere ({p}; {most}), but not as assumed, none up to a threshold, then "
-            f"rising, then level (p = {finding['misfit_p']:.2g}): no threshold is told; look at each {place}."
+            f"rising, then level (p = {finding['misfit_p']:.2g}): no threshold is given; look at each {place}."
         )
     elif finding["status"] == NOT_LOCATED:
         conclusion = (
@@ -214,7 +214,7 @@ def _assumptions(finding: dict[str, Any]) -> list[str]:
         seeds = (
             f"Each has {' to '.join(map(str, trainings))} trainings, which are drawn too, {same}and their spread is "
             "widened for being so few: in simulations 95% intervals of 2, 3 and 5 trainings held their mean in 100, 98 "
-            "and 95% of trials (docs/validation.md, Emergence). Where there are several, the bias told is the mean of "
+            "and 95% of trials (docs/validation.md, Emergence). Where there are several, the bias shown is the mean of "
             "its absolute values, since reduction is of those."
         )
         if 1 in trainings:
