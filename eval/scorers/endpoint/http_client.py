@@ -282,7 +282,7 @@ class Client:
 
 
 def _key_pattern(key: str) -> re.Pattern[str]:
-    """Matches a printable key. Each character may be escaped as \\uXXXX, behind any number of backslashes."""
+    """Matches a printable key. Each character may be a JSON escape of four digits, behind any number of backslashes."""
     return re.compile("".join(rf"\\*(?:{re.escape(c)}|u(?i:{ord(c):04x}))" for c in key))
 
 
