@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -40,6 +38,7 @@ from tests.support.oracle_processes import (
     writers,
 )
 from tests.support.readme import documented, execute
+from tests.support.torchrun import torchrun
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = [
@@ -49,19 +48,7 @@ OPTIONS = [
 
 def start(grief: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Two processes, of which the second comes to grief."""
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        "2",
-        "-m",
-        "tests.support.one_of_several",
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GRIEF": grief}
-    return subprocess.run(
-        [*launcher, *map(str, arguments)], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300
-    )
+    return torchrun("tests.support.one_of_several", *arguments, GRIEF=grief)
 
 
 @pytest.fixture(scope="module", autouse=True)

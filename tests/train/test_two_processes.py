@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
+from tests.support.torchrun import torchrun
 from tests.support.two_processes import CASES, GROUP, answer, run
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -26,18 +22,7 @@ def one(tiny: Path, tiny_reward: Path, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="module")
 def two(tiny: Path, tiny_reward: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("two")
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        "2",
-        "-m",
-        "tests.support.two_processes",
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [*launcher, str(tiny), str(tiny_reward), str(output)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
+    done = torchrun("tests.support.two_processes", tiny, tiny_reward, output)
     assert done.returncode == 0, done.stderr[-3000:]
     return output
 
