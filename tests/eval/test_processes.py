@@ -40,7 +40,6 @@ from tests.support.oracle_processes import (
 from tests.support.readme import documented, execute
 from tests.support.torchrun import torchrun
 
-ROOT = Path(__file__).parents[2]
 OPTIONS = [
     word for name, value in SMALL.items() for word in (f"--{name}", value[0] if isinstance(value, list) else value)
 ]
