@@ -44,17 +44,17 @@ FIRST_PAUSE = 60.0
 def check_training(report_to: Sequence[str], run_name: str | None) -> None:
     """Checks, before a training's work begins, that its run on W&B can be made; does nothing if report_to lacks wandb.
 
-    Raises:
-        InputError: W&B refuses run_name, $WANDB_PROJECT, $WANDB_ENTITY or, online, the login.
+    Raises: InputError: W&B refuses run_name, $WANDB_PROJECT, $WANDB_ENTITY or, online, the login; or the limit of its
+        time is no number.
     """
     if "wandb" not in report_to:
         return
     if run_name is not None and (not run_name.strip() or len(run_name) > LONGEST_NAME):
         raise InputError(f"run_name must have 1 to {LONGEST_NAME} characters, not '{run_name}'")
     check_destination(os.environ.get("WANDB_PROJECT") or None, os.environ.get("WANDB_ENTITY") or None)
+    seconds = LOGIN_SHARE * limit_seconds()
     if os.environ.get("WANDB_MODE") in NOT_ONLINE or not _is_main():
         return
-    seconds = LOGIN_SHARE * limit_seconds()
     process = _start_module("eval.tracking.client", stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         _, error_output = process.communicate(timeout=seconds)

@@ -2,8 +2,9 @@
 
 Every summary.json below RUNS that another version of the metrics made (METRICS_VERSION) is replaced, with its
 breakdown.jsonl. The new summary keeps its provenance and records under `remeasured` when and by which code it was
-recomputed. The data folder is read only if the records alone do not show which of them a summary used: if the folder
-holds more than its summary used, and for the half widths of a BBQ evaluation that stopped early.
+recomputed. The model card of a checkpoint beside it is written anew. The data folder is read only if the records alone
+do not show which of them a summary used: if the folder holds more than its summary used, and for the half widths of a
+BBQ evaluation that stopped early.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ from eval.metrics.measure import Cell
 from eval.metrics.sequential import Stop
 from eval.metrics.summarise import summarise
 from eval.metrics.version import METRICS_VERSION, version_of
+from eval.models.target import Target
 from eval.runner.keys import record_key
 from eval.runner.plan import Plan, plan
 from eval.runner.provenance import command, git_commit, versions
 from eval.runner.store import Store
 from eval.types import Record
+from eval.views.model_card import write_card
 
 log = logging.getLogger(__name__)
 
@@ -64,18 +67,18 @@ def remeasure(config: MeasureConfig) -> CommandOutput:
     for run in map(Path, config.runs):
         if not run.is_dir():
             raise InputError(f"run folder {run} is not there; give the folder of a training run or of `eval run`")
-        paths |= dict.fromkeys(path for path in sorted(run.rglob("summary.json")) if _is_evaluation(path))
-    if not paths:
+        paths |= dict.fromkeys(sorted(run.rglob("summary.json")))
+    for path in paths:
+        try:
+            if state := _remeasured(Store(path.parent), config.data_dir):
+                result[state].append(str(path.parent))
+        except (InputError, OSError) as error:
+            log.warning("%s", error)
+            result["failed"][str(path.parent)] = str(error)
+    if not any(result.values()):
         raise InputError(
             f"{', '.join(config.runs)}: no finished evaluation (no summary.json); give folders with results"
         )
-    for path in paths:
-        try:
-            state = "measured" if _remeasured(Store(path.parent), config.data_dir) else "current"
-            result[state].append(str(path.parent))
-        except InputError as error:
-            log.warning("%s", error)
-            result["failed"][str(path.parent)] = str(error)
     lines = [f"{folder}: recomputed from its records" for folder in result["measured"]]
     lines += [f"{folder}: up to date" for folder in result["current"]]
     if result["failed"]:
@@ -84,22 +87,28 @@ def remeasure(config: MeasureConfig) -> CommandOutput:
     return "\n".join(lines), result
 
 
-def _is_evaluation(path: Path) -> bool:
-    return "metrics" in (read_json(path) or {})
+def _remeasured(store: Store, data_dir: str | None) -> str:
+    """Replaces the summary if it is outdated, and the model card that shows it.
 
-
-def _remeasured(store: Store, data_dir: str | None) -> bool:
-    """Replaces the summary if it is outdated. Returns True if it was."""
+    Returns:
+        'measured'; 'current' if it was up to date, or '' if the file is not an evaluation's.
+    """
+    summary = read_json(store.summary_path) or {}
+    if "metrics" not in summary:  # a training's samples have a summary too
+        return ""
     with store.locked():
-        summary = read_json(store.summary_path) or {}
         if (before := version_of(summary)) == METRICS_VERSION:
-            return False
+            return "current"
         store.check_version(summary)
         earlier = EarlierResults(store, summary, data_dir)
         measured, fields = summarise(earlier.cells(), summary["evaluation"]["seed"], earlier.stops())
         about = {"from_version": before, "when": now(), "command": command(), "git_commit": git_commit()}
         store.write_measured(measured, summary | fields | {"remeasured": about | {"versions": versions()}})
-        return True
+    names = ("model", "adapter", "revision", "step", "step_name")
+    target = Target(**{name: summary.get(name) for name in names}, folder=store.folder)  # pyright: ignore[reportArgumentType]
+    if checkpoint := target.training_checkpoint:
+        write_card(checkpoint, store.summary() or {})
+    return "measured"
 
 
 class EarlierResults:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.errors import InputError
 from eval.tracking.names import digest, plain
 
 RUN, ROWS = "training-run.json", "training-log.jsonl"
@@ -27,8 +28,19 @@ LIMIT = "SELFCORRECT_WANDB_SECONDS"
 
 
 def limit_seconds() -> float:
-    """How long W&B may delay a training in total: $SELFCORRECT_WANDB_SECONDS, or 120 seconds."""
-    return float(os.environ.get(LIMIT) or 120)
+    """How long W&B may delay a training in total: $SELFCORRECT_WANDB_SECONDS, or 120 seconds.
+
+    Raises:
+        InputError: the variable is not a number above 0.
+    """
+    text = os.environ.get(LIMIT) or "120"
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise InputError(f"${LIMIT} must be a number of seconds above 0, not '{text}'; unset it for 120")
+    return seconds
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,31 @@ def test_a_summary_of_some_of_the_records_keeps_to_them(tmp_path: Path) -> None:
     assert list(result["failed"]) == [str(other)] and text == f"{folder}: recomputed from its records"
 
 
+def test_a_damaged_summary_does_not_keep_the_others_back(tmp_path: Path) -> None:
+    folder = evaluated(tmp_path / "b")
+    current, _ = outdated(folder)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "summary.json").write_text("{")
+    _, result = remeasure(MeasureConfig([str(tmp_path)]))
+    assert result["measured"] == [str(folder)] and "is damaged" in result["failed"][str(tmp_path / "a")]
+    assert json.loads((folder / "summary.json").read_text())["metrics"] == current["metrics"]
+
+
+def test_the_model_card_shows_the_recomputed_numbers(tmp_path: Path) -> None:
+    """Results in OUTPUT/eval/step-N beside the checkpoint of one of our trainings."""
+    checkpoint = tmp_path / "checkpoint-7"
+    checkpoint.mkdir()
+    policy = {"policy": "p", "algorithm": "rloo", "model": "oracle", "rlhf_step": 7, "model_params": 0}
+    (checkpoint / "policy.json").write_text(json.dumps(policy))
+    folder = evaluated(tmp_path / "eval" / "step-000007")
+    current, _ = outdated(folder)
+    old = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps(old | {"adapter": str(checkpoint)}))
+    remeasure(MeasureConfig([str(tmp_path)]))
+    headline = next(m for m in current["metrics"] if m["name"] == "bias_ambig_expected_symmetrised")
+    assert f"{headline['value']:.4f}" in (checkpoint / "README.md").read_text()
+
+
 def test_folders_without_results_are_refused(tmp_path: Path) -> None:
     for runs, message in (([], "no run folder"), ([tmp_path / "x"], "is not there"), ([tmp_path], "no finished")):
         with pytest.raises(InputError, match=message):

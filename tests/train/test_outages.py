@@ -18,11 +18,12 @@ from typing import Any
 import psutil
 import pytest
 
+from eval.errors import InputError
 from eval.files import read_json
 from eval.tracking.client import Destination
 from eval.tracking.training_log import ROWS, RUN, STEP, Reader, as_line, read_rows, row_key
 from eval.tracking.training_send import send_training
-from reward.training_run import TrainingRun
+from reward.training_run import TrainingRun, check_training
 from tests.support.outage_runs import SECONDS, Training, again, close, environment, once, serve, train_rows
 from tests.support.reward_training import LORA, options, trained
 from tests.support.rl_runs import learned, rloo, rloo_arguments
@@ -228,6 +229,13 @@ def test_offline_pieces_of_a_training_that_was_killed_hold_each_row_once(tmp_pat
     assert entry["summary"]["train_loss"] == 0.25
     assert (entry["run"]["run_group"], entry["run"]["job_type"]) == ("p", "train")
     assert send_training(tmp_path, Destination()).runs == []
+
+
+def test_a_limit_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for text in ("soon", "0", "-3", "inf"):
+        monkeypatch.setenv("SELFCORRECT_WANDB_SECONDS", text)
+        with pytest.raises(InputError, match=f"must be a number of seconds above 0, not '{text}'"):
+            check_training(["wandb"], None)
 
 
 def test_a_row_is_read_as_it_was_logged(tmp_path: Path) -> None:
