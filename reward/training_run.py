@@ -44,8 +44,9 @@ FIRST_PAUSE = 60.0
 def check_training(report_to: Sequence[str], run_name: str | None) -> None:
     """Checks, before a training's work begins, that its run on W&B can be made; does nothing if report_to lacks wandb.
 
-    Raises: InputError: W&B refuses run_name, $WANDB_PROJECT, $WANDB_ENTITY or, online, the login; or the limit of its
-        time is no number.
+    Raises:
+        InputError: W&B refuses run_name, $WANDB_PROJECT, $WANDB_ENTITY or, online, the login; or the limit of its time
+            is no number.
     """
     if "wandb" not in report_to:
         return
